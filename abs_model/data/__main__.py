@@ -1,0 +1,43 @@
+"""Prepares a data set and says what there is: `python -m abs_model.data --name=mnist`."""
+
+import sys
+
+from absl import app, flags
+
+from abs_model.data.datasets import load_dataset, resolve_data_dir
+from abs_model.data.errors import DataError
+
+_NAME = flags.DEFINE_string("name", "mnist", "TFDS name of the data set.")
+_DATA_DIR = flags.DEFINE_string(
+    "data_dir", None, "Folder of TFDS; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
+_VALIDATION_SIZE = flags.DEFINE_integer(
+    "validation_size", 5000, "Images kept for validation, from the end of the training split."
+)
+_MODULE = flags.DEFINE_string("module", "", "Module to import first, for a builder of your own.")
+
+
+def main(argv: list[str]) -> None:
+    """Prepares the data set and prints one line."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    try:
+        dataset = load_dataset(
+            _NAME.value,
+            data_dir=_DATA_DIR.value,
+            validation_size=_VALIDATION_SIZE.value,
+            module=_MODULE.value,
+        )
+    except (DataError, ImportError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    splits = ("train", "validation", "test")
+    counts = ", ".join(f"{len(getattr(dataset, split).labels)} {split}" for split in splits)
+    shape = "x".join(map(str, dataset.image_shape))
+    print(
+        f"{dataset.name}: {counts} images of {shape}, {dataset.num_classes} classes, "
+        f"in {resolve_data_dir(_DATA_DIR.value)}"
+    )
+
+
+if __name__ == "__main__":
+    app.run(main)

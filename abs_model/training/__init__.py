@@ -1,0 +1,1 @@
+"""Training: the loops, and what they need to survive: checkpoints, metrics, workdirs, signals."""

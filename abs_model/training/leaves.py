@@ -1,0 +1,91 @@
+"""Trees of arrays as flat dictionaries of host arrays, and back.
+
+The paths are those of `jax.tree_util.keystr`, e.g. "conv/kernel"; a lone leaf is called "value".
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def leaves_by_path(name: str, tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path, in the order of the tree.
+
+    Raises:
+        ValueError: Two leaves have the same path; `name` is what the message calls the tree.
+    """
+    leaves: dict[str, Any] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        key = jax.tree_util.keystr(path, simple=True, separator="/") or "value"
+        if key in leaves:
+            raise ValueError(f"item {name!r} has two leaves with the path {key!r}")
+        leaves[key] = leaf
+    return leaves
+
+
+def to_arrays(name: str, tree: PyTree) -> dict[str, np.ndarray]:
+    """The leaves of a tree as host arrays by path.
+
+    Raises:
+        TypeError: A leaf is neither an array of numbers nor a scalar.
+        ValueError: Two leaves have the same path.
+    """
+    leaves = leaves_by_path(name, tree)
+    for path, leaf in leaves.items():
+        dtype = getattr(leaf, "dtype", None)
+        typed_key = dtype is not None and jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key)
+        if typed_key or not isinstance(
+            leaf, jax.Array | np.ndarray | np.generic | bool | int | float
+        ):
+            raise TypeError(
+                f"{name}/{path} must be an array or a scalar, got"
+                f" {dtype if typed_key else type(leaf).__name__}"
+                + ("; save jax.random.key_data of it" if typed_key else "")
+            )
+    return {path: np.asarray(leaf) for path, leaf in jax.device_get(leaves).items()}
+
+
+def _shape_and_dtype(leaf: Any) -> tuple[tuple[int, ...], np.dtype]:
+    if not hasattr(leaf, "dtype"):
+        leaf = np.asarray(leaf)
+    return tuple(leaf.shape), np.dtype(leaf.dtype)
+
+
+def mismatches(name: str, template: PyTree, found: Mapping[str, np.ndarray]) -> list[str]:
+    """One line for each leaf that is missing, superfluous, or of another shape or dtype."""
+    wanted = leaves_by_path(name, template)
+    lines = []
+    for path in sorted(wanted.keys() | found.keys()):
+        expected = _described(wanted[path]) if path in wanted else "no such leaf"
+        there = _described(found[path]) if path in found else "no such leaf"
+        if expected != there:
+            lines.append(f"{name}/{path}: expected {expected}, found {there}")
+    return lines
+
+
+def _described(leaf: Any) -> str:
+    shape, dtype = _shape_and_dtype(leaf)
+    return f"{dtype}[{','.join(map(str, shape))}]"
+
+
+def from_arrays(name: str, template: PyTree, found: Mapping[str, np.ndarray]) -> PyTree:
+    """The tree that `found` holds the leaves of, in the structure of `template`.
+
+    Each leaf is of the kind of the template's: numpy array, Python scalar, or jax array with the
+    sharding of the template's leaf. Call it only where `mismatches` finds none.
+    """
+    leaves = [_like(leaf, found[path]) for path, leaf in leaves_by_path(name, template).items()]
+    return jax.tree.unflatten(jax.tree.structure(template), leaves)
+
+
+def _like(template: Any, value: np.ndarray) -> Any:
+    """`value` as the kind of leaf that `template` is."""
+    if isinstance(template, jax.Array | jax.ShapeDtypeStruct):
+        return jax.device_put(value, template.sharding)
+    if isinstance(template, np.ndarray):
+        return value
+    return type(template)(value[()])

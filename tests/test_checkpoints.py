@@ -230,7 +230,7 @@ def test_refuses_what_it_cannot_keep(tmp_path):
         store.save(1, {"model": {"name": "x"}}, {"accuracy": 1.0})
     with pytest.raises(TypeError, match="key_data"):
         store.save(1, {"model": {"key": jax.random.key(0)}}, {"accuracy": 1.0})
-    with pytest.raises(ValueError, match="same path 'a/b'|path 'a/b'"):
+    with pytest.raises(ValueError, match="path 'a/b'"):
         store.save(1, {"model": {"a/b": 1, "a": {"b": 2}}}, {"accuracy": 1.0})
     store.save(1, small_state(1), {"accuracy": 1.0})
     with pytest.raises(ValueError, match="above the latest"):

@@ -77,7 +77,7 @@ def test_values_that_json_cannot_hold_are_named(tmp_path, value):
 
 
 def test_unusable_workdirs_are_named(tmp_path):
-    with pytest.raises(WorkdirError, match="there is no directory .*missing"):
+    with pytest.raises(WorkdirError, match=r"there is no directory .*missing"):
         load_config(tmp_path / "missing")
     with pytest.raises(WorkdirError, match=r"holds no config\.json"):
         load_config(tmp_path)

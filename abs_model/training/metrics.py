@@ -156,7 +156,7 @@ def _drop_lines_after(path: pathlib.Path, step: int) -> None:
 
 def _number(name: str, value: Any) -> int | float:
     array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16":
+    if array.size != 1 or (array.dtype.kind not in "biuf" and array.dtype.name != "bfloat16"):
         raise ValueError(
             f"metric {name!r} must be one number, got {array.dtype} of shape {array.shape}"
         )

@@ -1,0 +1,121 @@
+"""Checks what an attack claims, with none of the attack's own code.
+
+An image counts as adversarial when it is an image (finite, in [0, 1]), lies within epsilon of the
+clean one by a distance measured anew in float64, and the model, asked from scratch, calls it
+something else than its label.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+# Attacks project in float32, whose rounding may leave an image this far beyond epsilon.
+RELATIVE_ROUNDING = 1e-5
+ABSOLUTE_ROUNDING = 1e-6
+
+REASONS = ("out_of_bounds", "beyond_epsilon", "not_adversarial")
+
+
+@dataclasses.dataclass(frozen=True)
+class Verification:
+    """What holds of each of N images, whether or not an attack claimed it.
+
+    Attributes:
+        in_bounds: bool (N,): all pixels are finite and in [0, 1].
+        distances: float64 (N,): distance to the clean image; NaN or infinite where a pixel is.
+        within_epsilon: bool (N,): the distance is at most epsilon, up to float32 rounding.
+        predictions: int32 (N,): the model's classes; of the clean image where a pixel isn't finite.
+        adversarial: bool (N,): the prediction differs from the label.
+    """
+
+    in_bounds: np.ndarray
+    distances: np.ndarray
+    within_epsilon: np.ndarray
+    predictions: np.ndarray
+    adversarial: np.ndarray
+
+    @property
+    def verified(self) -> np.ndarray:
+        """bool (N,): an adversarial image within bounds and within epsilon."""
+        return self.in_bounds & self.within_epsilon & self.adversarial
+
+    @property
+    def adversarial_distances(self) -> np.ndarray:
+        """float64 (N,): distance where verified, infinity elsewhere."""
+        return np.where(self.verified, self.distances, np.inf)
+
+    def rejections(self, claimed: np.ndarray) -> dict[str, int]:
+        """Counts the claims that don't hold, for each of `REASONS`.
+
+        Args:
+            claimed: bool (N,): the images that an attack reported as adversarial.
+
+        Returns:
+            Number of claimed images by reason; an image that fails for two reasons is in both.
+        """
+        holds = (self.in_bounds, self.within_epsilon, self.adversarial)
+        return {
+            reason: int(np.sum(claimed & ~passed))
+            for reason, passed in zip(REASONS, holds, strict=True)
+        }
+
+    def num_rejected(self, claimed: np.ndarray) -> int:
+        """The number of claimed images that fail for any reason."""
+        return int(np.sum(claimed & ~self.verified))
+
+
+def verify(
+    model: Any,
+    clean: np.ndarray,
+    labels: np.ndarray,
+    adversarial: np.ndarray,
+    *,
+    norm: str,
+    epsilon: float,
+) -> Verification:
+    """Checks the images of an attack against their clean images and the model.
+
+    Args:
+        model: A classifier with `predict(images) -> int32 (N,)`.
+        clean: float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,).
+        adversarial: As `clean`, but nothing is taken for granted about its values.
+        norm: "l2" or "linf".
+        epsilon: The largest distance allowed, in units of the pixel range.
+
+    Raises:
+        ValueError: The shapes don't fit together, or the norm is unknown.
+    """
+    clean, adversarial, labels = map(np.asarray, (clean, adversarial, labels))
+    if adversarial.shape != clean.shape or labels.shape != clean.shape[:1]:
+        raise ValueError(
+            "adversarial must have the shape of clean, and labels its length: got"
+            f" {adversarial.shape}, {clean.shape} and {labels.shape}"
+        )
+    finite = np.isfinite(adversarial)
+    in_bounds = np.all(finite & (adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
+    distances = _distances(clean, adversarial, norm)
+    limit = epsilon * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
+    # A model owes no answer for an image that isn't one.
+    whole = np.all(finite, axis=(1, 2, 3))
+    classifiable = np.where(whole[:, None, None, None], adversarial, clean)
+    predictions = np.asarray(model.predict(classifiable))
+    return Verification(
+        in_bounds=in_bounds,
+        distances=distances,
+        within_epsilon=distances <= limit,
+        predictions=predictions,
+        adversarial=predictions != labels,
+    )
+
+
+def _distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:
+    with np.errstate(invalid="ignore", over="ignore"):
+        difference = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
+        difference = difference.reshape(len(clean), -1)
+        if norm == "l2":
+            return np.sqrt(np.sum(difference**2, axis=1))
+        if norm == "linf":
+            return np.max(difference, axis=1)
+    raise ValueError(f"norm must be 'l2' or 'linf', got {norm!r}")

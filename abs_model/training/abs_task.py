@@ -1,0 +1,215 @@
+"""What ABS trains: one VAE per class, all in one jitted step, each on its own class's images only.
+
+A dispatch is one XLA program: for each step, for each class, gather a batch, compute the loss and
+its gradient; then one Adam update of all classes' parameters together. Data, parameters and
+optimiser stay on the device, and the state's buffers are donated.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from flax import nnx
+from jax import lax
+
+from abs_model.class_axis import map_classes
+from abs_model.data import Dataset
+from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
+from abs_model.loading import build_abs, init_vaes
+from abs_model.training.loop import State
+from abs_model.vae import elbo_terms
+
+PyTree = Any
+_VALIDATION_BATCH = 125
+
+
+class ABSTask:
+    """Trains the stacked VAEs; see `abs_model.training.loop.Task`."""
+
+    best_metric = "validation/elbo"
+    best_mode = "max"
+
+    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset):
+        """Puts the data on the device.
+
+        Args:
+            config: As in `configs/abs.py`.
+            dataset: What to train on.
+        """
+        train = config.train
+        per_step = train.batch_size_per_class * dataset.num_classes
+        self.config = config
+        self.dataset = dataset
+        self.num_epochs = train.epochs
+        self.images_per_step = per_step
+        self.steps_per_epoch = max(1, len(dataset.train.labels) // per_step)
+        self.data = group_by_class(dataset.train, dataset.num_classes)
+        self.graphdef, self._model = init_vaes(config, dataset.image_shape, dataset.num_classes)
+        self.optimizer = optax.adam(
+            optax.cosine_decay_schedule(
+                train.learning_rate, train.epochs * self.steps_per_epoch, train.final_rate_factor
+            )
+        )
+
+    def init_state(self) -> State:
+        model = jax.tree.map(jnp.copy, self._model)  # steps donate what they are given
+        return {"model": model, "optimizer": self.optimizer.init(model["params"])}
+
+    def run_steps(
+        self, state: State, first_step: int, num_steps: int
+    ) -> tuple[State, Mapping[str, jax.Array]]:
+        return self._run_steps(state, self.data, first_step, num_steps)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def _run_steps(
+        self, state: State, data: ImagesByClass, first_step: jax.Array, num_steps: jax.Array
+    ) -> tuple[State, Mapping[str, jax.Array]]:
+        """One program for any number of steps of one epoch."""
+        batch_size = self.config.train.batch_size_per_class
+        key = jax.random.key(self.config.seed)
+        epoch = first_step // self.steps_per_epoch
+        length = self.steps_per_epoch * batch_size
+        order = epoch_order(data, jax.random.fold_in(key, epoch), length)
+        noise_key = jax.random.fold_in(key, self.num_epochs)
+
+        def step(i: jax.Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
+            state, sums = carry
+            position = (i % self.steps_per_epoch) * batch_size
+            chosen = lax.dynamic_slice_in_dim(order, position, batch_size, axis=1)
+            state, metrics = self._step(state, data, chosen, jax.random.fold_in(noise_key, i), i)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        zeros = dict.fromkeys(("loss", "reconstruction", "kl"), jnp.zeros(()))
+        bounds = (first_step, first_step + num_steps)
+        state, sums = lax.fori_loop(*bounds, step, (state, zeros))
+        return state, jax.tree.map(lambda x: x / num_steps, sums) | {"beta": self._beta(bounds[1])}
+
+    def _step(
+        self, state: State, data: ImagesByClass, chosen: jax.Array, key: jax.Array, step: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One update of all VAEs; `chosen` (classes, batch) indexes each class's images."""
+        beta = self._beta(step)
+
+        def class_gradient(params, statistics, images, chosen, key):
+            batch = to_float(images[chosen])
+
+            def loss(params):
+                vae = nnx.merge(self.graphdef, params, statistics)
+                reconstruction, kl = elbo_terms(vae, batch, key, training=True)
+                metrics = {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
+                value = metrics["reconstruction"] + beta * metrics["kl"]
+                return value, (
+                    {"loss": value} | metrics,
+                    nnx.to_pure_dict(nnx.state(vae, nnx.BatchStat)),
+                )
+
+            return jax.grad(loss, has_aux=True)(params)
+
+        model = state["model"]
+        keys = jax.random.split(key, chosen.shape[0])
+        gradients, (metrics, statistics) = map_classes(
+            class_gradient, model["params"], model["statistics"], data.images, chosen, keys
+        )
+        updates, optimizer = self.optimizer.update(gradients, state["optimizer"], model["params"])
+        params = optax.apply_updates(model["params"], updates)
+        new_state = {
+            "model": {"params": params, "statistics": statistics},
+            "optimizer": optimizer,
+        }
+        return new_state, jax.tree.map(jnp.mean, metrics)
+
+    def _beta(self, step: jax.Array) -> jax.Array:
+        """Weight of the KL divergence: linear from `beta_start` to 1 over `beta_epochs`."""
+        train = self.config.train
+        progress = jnp.minimum(1.0, step / max(1, train.beta_epochs * self.steps_per_epoch))
+        return train.beta_start + (1 - train.beta_start) * progress
+
+    def evaluate(self, state: State, epoch: int) -> dict[str, float]:
+        """ELBO and encoder accuracy on validation images; every few epochs, ABS accuracy."""
+        split = self.dataset.validation
+        count = min(self.config.validation.elbo_images, len(split.labels))
+        totals = {"elbo": 0.0, "encoder_accuracy": 0.0}
+        for first in range(0, count, _VALIDATION_BATCH):
+            images = split.images[first : min(first + _VALIDATION_BATCH, count)]
+            labels = split.labels[first : first + len(images)]
+            padding = ((0, _VALIDATION_BATCH - len(images)), (0, 0), (0, 0), (0, 0))
+            terms = self._validation_terms(state["model"], np.pad(images, padding))
+            for name, values in _score(np.asarray(terms)[:, :, : len(images)], labels).items():
+                totals[name] += values
+        metrics = {f"validation/{name}": total / count for name, total in totals.items()}
+        if epoch % self.config.validation.abs_every_epochs == 0 or epoch == self.num_epochs:
+            metrics["validation/abs_accuracy"] = self._abs_accuracy(state)
+        return metrics
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def _validation_terms(self, model: PyTree, images: jax.Array) -> jax.Array:
+        """Each class's ELBO (row 0) and energy at the encoder's mean (row 1): (2, classes, N)."""
+        images = to_float(images)
+
+        def class_terms(params, statistics):
+            vae = nnx.merge(self.graphdef, params, statistics)
+            reconstruction, kl = elbo_terms(vae, images, jax.random.key(0), training=False)
+            mean, _ = vae.encode(images)
+            errors = jnp.sum((images - vae.decode(mean)) ** 2, axis=(1, 2, 3))
+            return -(reconstruction + kl), errors + 0.5 * jnp.sum(mean**2, axis=1)
+
+        return jnp.stack(map_classes(class_terms, model["params"], model["statistics"]))
+
+    def _abs_accuracy(self, state: State) -> float:
+        """Accuracy of the full classifier on the first validation images."""
+        split = self.dataset.validation
+        count = min(self.config.validation.abs_images, len(split.labels))
+        classifier = build_abs(self.config, self.graphdef, state["model"], self.dataset.image_shape)
+        images = split.images[:count].astype(np.float32) / 255
+        return float(np.mean(classifier.predict(images) == split.labels[:count]))
+
+    def images(self, state: State) -> dict[str, np.ndarray]:
+        """Samples of each class, and validation images above their reconstructions."""
+        columns = self.config.validation.image_columns
+        samples, pairs = self._pictures(state["model"], self._examples(columns), columns)
+        return {"samples": _grid(np.asarray(samples)), "reconstructions": _grid(np.asarray(pairs))}
+
+    def _examples(self, columns: int) -> np.ndarray:
+        """The first validation images of each class: uint8 (classes, columns, h, w, c)."""
+        grouped = group_by_class(self.dataset.validation, self.dataset.num_classes)
+        return np.asarray(grouped.images[:, :columns])
+
+    @functools.partial(jax.jit, static_argnums=(0, 3))
+    def _pictures(
+        self, model: PyTree, examples: jax.Array, columns: int
+    ) -> tuple[jax.Array, jax.Array]:
+        latents = jax.random.normal(jax.random.key(0), (columns, self.config.model.latent_size))
+
+        def class_pictures(params: PyTree, statistics: PyTree, images: jax.Array):
+            vae = nnx.merge(self.graphdef, params, statistics)
+            images = to_float(images)
+            return vae.decode(latents), jnp.stack([images, vae.decode(vae.encode(images)[0])])
+
+        samples, pairs = map_classes(class_pictures, model["params"], model["statistics"], examples)
+        return samples, pairs.reshape(-1, *pairs.shape[2:])
+
+
+def _score(terms: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Sums over the images of their own class's ELBO and of the encoder's hits.
+
+    Args:
+        terms: From `_validation_terms`, (2, classes, N).
+        labels: (N,).
+    """
+    elbo, energies = terms
+    hits = np.argmin(energies, axis=0) == labels
+    return {
+        "elbo": float(elbo[labels, np.arange(len(labels))].sum()),
+        "encoder_accuracy": float(hits.sum()),
+    }
+
+
+def _grid(images: np.ndarray) -> np.ndarray:
+    """(rows, columns, h, w, c) as one image (rows * h, columns * w, c)."""
+    rows, columns, height, width, channels = images.shape
+    return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

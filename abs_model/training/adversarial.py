@@ -1,0 +1,273 @@
+"""Adversarial training: each batch is attacked with PGD first, and the network learns the result.
+
+Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018
+(https://arxiv.org/abs/1706.06083). With a single step from a random start it is the fast recipe of
+Wong et al., "Fast is better than free", ICLR 2020 (https://arxiv.org/abs/2001.03994).
+
+A dispatch is one XLA program: for each step, gather a batch, attack it, and make one Adam update.
+Data, parameters and optimiser stay on the device, and the state's buffers are donated.
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+from absl import logging
+from flax import nnx
+from jax import lax
+
+from abs_model.attacks import ascend, pgd
+from abs_model.classifiers import NetworkClassifier
+from abs_model.data import Dataset, load_dataset
+from abs_model.data.batches import to_float
+from abs_model.networks import MadryCNN
+from abs_model.training.configuration import (
+    ConfigError,
+    boolean,
+    check,
+    non_negative,
+    non_negative_int,
+    one_of,
+    positive,
+    positive_int,
+)
+from abs_model.training.loop import State, fit
+from abs_model.training.runs import open_store, read_run, write_run
+from abs_model.training.workdir import open_workdir
+
+PyTree = Any
+
+_EXPECTATIONS = {
+    "seed": non_negative_int,
+    "model.name": one_of("madry"),
+    "train.epochs": positive_int,
+    "train.batch_size": positive_int,
+    "train.learning_rate": positive,
+    "train.schedule": one_of("constant", "one_cycle"),
+    "train.steps_per_dispatch": positive_int,
+    "validation.num_attacked": positive_int,
+    "validation.batch_size": positive_int,
+    "checkpoint.every_epochs": positive_int,
+    "checkpoint.keep": positive_int,
+}
+_ATTACK_EXPECTATIONS = {
+    "norm": one_of("l2", "linf"),
+    "epsilon": non_negative,
+    "step_size": positive,
+    "num_steps": positive_int,
+    "random_start": boolean,
+}
+
+
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], wandb_mode: str
+) -> bool:
+    """Trains a robust network, going on where the workdir left off.
+
+    Args:
+        config: As in configs/madry.py.
+        workdir: Directory of the run, made if needed.
+        wandb_mode: "auto", "online", "offline" or "off".
+
+    Returns:
+        Whether training has been completed; False when it was asked to stop.
+
+    Raises:
+        UserError: The configuration, the workdir or the data can't be used, or training diverged.
+    """
+    check_config(config)
+    directory = open_workdir(workdir, config)
+    dataset = load_dataset(
+        config.dataset.name,
+        data_dir=config.dataset.data_dir,
+        validation_size=config.dataset.validation_size,
+        module=config.dataset.module,
+    )
+    task = AdversarialTask(config, dataset)
+    store = open_store(directory, task, config.checkpoint.keep)
+    if not fit(task, config, directory, store, wandb_mode):
+        return False
+    if read_run(directory) is None:
+        write_run(directory, task, dataset)
+    return True
+
+
+def check_config(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError when a value of the configuration can't be used."""
+    attacks = {
+        f"{section}.attack.{key}": expectation
+        for section in ("train", "validation")
+        for key, expectation in _ATTACK_EXPECTATIONS.items()
+    }
+    check(config, _EXPECTATIONS | attacks)
+
+
+class AdversarialTask:
+    """Adversarial training of the Madry CNN, for `abs_model.training.loop.fit`.
+
+    Step t trains on the t-th batch of its epoch's random order (images that don't fill a last
+    batch are left out), attacked from a random start of step t: both follow from the seed and t.
+    """
+
+    best_metric = "validation/robust_accuracy"
+    best_mode = "max"
+
+    def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+        """Puts the data on the device.
+
+        Args:
+            config: As in configs/madry.py, checked.
+            dataset: What to train and validate on.
+
+        Raises:
+            ConfigError: The data set has fewer images than a batch, or than are to be attacked.
+        """
+        train = config.train
+        _check_sizes(config, dataset)
+        self.num_epochs: int = train.epochs
+        self.images_per_step: int = train.batch_size
+        self.steps_per_epoch = len(dataset.train.labels) // train.batch_size
+        self._config = config
+        self._validation = dataset.validation
+        self._images = jnp.asarray(dataset.train.images)
+        self._labels = jnp.asarray(dataset.train.labels)
+        init_key, self._order_key, self._attack_key = jax.random.split(
+            jax.random.key(config.seed), 3
+        )
+        network = MadryCNN(dataset.image_shape, dataset.num_classes, rngs=nnx.Rngs(init_key))
+        self._graphdef, parameters = nnx.split(network)
+        self._initial = nnx.to_pure_dict(parameters)
+        self._optimizer = optax.adam(_learning_rate(config, self.steps_per_epoch))
+        # One program for all numbers of steps; the state is donated.
+        self._run = jax.jit(self._trace_steps, donate_argnums=0)
+
+    def init_state(self) -> State:
+        """The state before step 0: parameters and the state of Adam."""
+        parameters = jax.tree.map(jnp.copy, self._initial)
+        return {"model": parameters, "optimizer": self._optimizer.init(parameters)}
+
+    def run_steps(
+        self, state: State, first_step: int, num_steps: int
+    ) -> tuple[State, Mapping[str, jax.Array]]:
+        """Makes steps of one epoch.
+
+        Args:
+            state: From `init_state` or `run_steps`; its buffers are donated.
+            first_step: Number of the first step, counted over the whole run.
+            num_steps: How many; must stay within the epoch of the first.
+
+        Returns:
+            The state after them; the means of "loss" (cross-entropy in nats) and "accuracy" on the
+            attacked batches.
+        """
+        return self._run(state, self._images, self._labels, first_step, num_steps)
+
+    def evaluate(self, state: State, epoch: int) -> dict[str, float]:
+        """Accuracy on the validation images, and on its first ones under the validation attack."""
+        del epoch
+        images = self._validation.images.astype(np.float32) / 255
+        labels = self._validation.labels
+        classifier = self.classifier(state)
+        settings = self._config.validation
+        attacked = slice(settings.num_attacked)
+        result = pgd(
+            classifier, images[attacked], labels[attacked], self._attack_key, **settings.attack
+        )
+        return {
+            "validation/accuracy": float(np.mean(classifier.predict(images) == labels)),
+            "validation/robust_accuracy": 1.0 - float(np.mean(result.success)),
+        }
+
+    def images(self, state: State) -> dict[str, np.ndarray]:
+        """No pictures."""
+        del state
+        return {}
+
+    def classifier(self, state: State) -> NetworkClassifier:
+        """The network being trained, with the parameters of a state."""
+        return NetworkClassifier.from_module(
+            nnx.merge(self._graphdef, state["model"]),
+            name=self._config.model.name,
+            batch_size=self._config.validation.batch_size,
+        )
+
+    def _trace_steps(
+        self,
+        state: State,
+        images: jax.Array,
+        labels: jax.Array,
+        first_step: jax.Array,
+        num_steps: jax.Array,
+    ) -> tuple[State, Mapping[str, jax.Array]]:
+        size, steps = self.images_per_step, self.steps_per_epoch
+        order_key = jax.random.fold_in(self._order_key, first_step // steps)
+        order = jax.random.permutation(order_key, len(images))
+
+        def body(
+            step: jax.Array, carry: tuple[State, dict[str, jax.Array]]
+        ) -> tuple[State, dict[str, jax.Array]]:
+            state, sums = carry
+            batch = lax.dynamic_slice_in_dim(order, step % steps * size, size)
+            key = jax.random.fold_in(self._attack_key, step)
+            state, metrics = self._update(state, to_float(images[batch]), labels[batch], key)
+            return state, jax.tree.map(jnp.add, sums, metrics)
+
+        sums = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
+        state, sums = lax.fori_loop(first_step, first_step + num_steps, body, (state, sums))
+        return state, jax.tree.map(lambda total: total / num_steps, sums)
+
+    def _update(
+        self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array
+    ) -> tuple[State, dict[str, jax.Array]]:
+        """One step: attack the batch, then descend on what came of it."""
+        parameters = state["model"]
+        logits = functools.partial(self._logits, parameters)
+        attacked = ascend(logits, images, labels, key, **self._config.train.attack)
+        loss = functools.partial(self._loss, images=attacked, labels=labels)
+        (value, accuracy), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        updates, optimizer = self._optimizer.update(gradients, state["optimizer"], parameters)
+        parameters = optax.apply_updates(parameters, updates)
+        state = {"model": parameters, "optimizer": optimizer}
+        return state, {"loss": value, "accuracy": accuracy}
+
+    def _loss(
+        self, parameters: PyTree, images: jax.Array, labels: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Mean cross-entropy in nats, and accuracy."""
+        logits = self._logits(parameters, images)
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+        return losses.mean(), (logits.argmax(1) == labels).mean()
+
+    def _logits(self, parameters: PyTree, images: jax.Array) -> jax.Array:
+        return nnx.merge(self._graphdef, parameters)(images)
+
+
+def _learning_rate(
+    config: ml_collections.ConfigDict, steps_per_epoch: int
+) -> float | optax.Schedule:
+    """A constant rate; or one cycle over the run: up for 30% of the steps, then down to zero."""
+    train = config.train
+    if train.schedule == "constant":
+        return train.learning_rate
+    return optax.cosine_onecycle_schedule(train.epochs * steps_per_epoch, train.learning_rate)
+
+
+def _check_sizes(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
+    size, available = config.train.batch_size, len(dataset.train.labels)
+    if size > available:
+        raise ConfigError(
+            f"train.batch_size must be at most {available}, the number of training images, got"
+            f" {size}"
+        )
+    attacked, available = config.validation.num_attacked, len(dataset.validation.labels)
+    if attacked > available:
+        raise ConfigError(
+            f"validation.num_attacked must be at most {available}, the number of validation"
+            f" images, got {attacked}"
+        )

@@ -1,0 +1,161 @@
+"""The training loop every model shares: resume, dispatch, watch, log, checkpoint, stop cleanly.
+
+What a model adds is a `Task`. Steps are counted from 0 over the whole run; an epoch is
+`steps_per_epoch` of them. A dispatch never crosses an epoch's end, and what a step does depends on the
+seed and its number only, so a run that was killed and started again ends with the same parameters.
+"""
+
+import math
+import pathlib
+import time
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import ml_collections
+import numpy as np
+from absl import logging
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from abs_model.errors import UserError
+from abs_model.training.checkpoints import CheckpointStore
+from abs_model.training.interrupts import graceful_exit
+from abs_model.training.metrics import MetricsLogger
+
+PyTree = Any
+State = dict[str, PyTree]
+
+
+class DivergenceError(UserError):
+    """The loss became NaN or infinite."""
+
+
+class Task(Protocol):
+    """What is trained.
+
+    Attributes:
+        steps_per_epoch: Optimiser steps in an epoch.
+        num_epochs: Epochs in the whole run.
+        images_per_step: Training images a step uses, for the throughput.
+        best_metric: Name of the validation metric by which the best checkpoint is marked.
+        best_mode: "max" or "min".
+    """
+
+    steps_per_epoch: int
+    num_epochs: int
+    images_per_step: int
+    best_metric: str
+    best_mode: str
+
+    def init_state(self) -> State:
+        """The state before step 0: {"model": arrays, "optimizer": arrays}."""
+
+    def run_steps(
+        self, state: State, first_step: int, num_steps: int
+    ) -> tuple[State, Mapping[str, jax.Array]]:
+        """Makes steps of one epoch; the state given is donated. Metrics are means over the steps."""
+
+    def evaluate(self, state: State, epoch: int) -> dict[str, float]:
+        """Validation metrics after `epoch` epochs; includes `best_metric`."""
+
+    def images(self, state: State) -> dict[str, np.ndarray]:
+        """Pictures to log after an epoch, by name; may be empty."""
+
+
+def fit(
+    task: Task,
+    config: ml_collections.ConfigDict,
+    workdir: pathlib.Path,
+    store: CheckpointStore,
+    wandb_mode: str,
+) -> bool:
+    """Trains until the last epoch or until asked to stop; goes on where the workdir left off.
+
+    Args:
+        task: What to train.
+        config: The run's configuration; uses `train.steps_per_dispatch` and `checkpoint.every_epochs`.
+        workdir: From `open_workdir`.
+        store: Where its checkpoints go.
+        wandb_mode: "auto", "online", "offline" or "off".
+
+    Returns:
+        Whether training is complete; False when SIGTERM or SIGINT ended it early.
+
+    Raises:
+        DivergenceError: A loss is not finite.
+    """
+    state, step = task.init_state(), 0
+    restored = store.restore_latest(state)
+    if restored is not None:
+        step, state = restored
+    total = task.num_epochs * task.steps_per_epoch
+    if step >= total:
+        return True
+    with (
+        graceful_exit() as stop,
+        MetricsLogger(
+            workdir, config=config, wandb_mode=wandb_mode, resume_step=step if restored else -1
+        ) as logger,
+        _progress() as progress,
+    ):
+        bar = progress.add_task("training", total=total, completed=step, status="compiling")
+        while step < total and not stop.requested:
+            to_epoch_end = task.steps_per_epoch - step % task.steps_per_epoch
+            num_steps = min(config.train.steps_per_dispatch, to_epoch_end)
+            start = time.perf_counter()
+            state, metrics = task.run_steps(state, step, num_steps)
+            values = {f"train/{name}": float(value) for name, value in metrics.items()}
+            rate = num_steps * task.images_per_step / (time.perf_counter() - start)
+            step += num_steps
+            _check_finite(values, step, store)
+            logger.scalars(step, values | {"train/images_per_second": rate})
+            status = f"loss {values['train/loss']:.3f}, {rate:,.0f} images/s"
+            progress.update(bar, completed=step, status=status)
+            epoch, into_epoch = divmod(step, task.steps_per_epoch)
+            last = epoch == task.num_epochs
+            if not into_epoch and (epoch % config.checkpoint.every_epochs == 0 or last):
+                progress.update(bar, status="validating")
+                _validate_and_save(task, state, step, logger, store)
+        if store.latest_step() != step:
+            # Mid-epoch: no validation metrics yet. NaN ranks as the worst.
+            store.save(step, state, {task.best_metric: math.nan})
+    return step >= total
+
+
+def _validate_and_save(
+    task: Task, state: State, step: int, logger: MetricsLogger, store: CheckpointStore
+) -> None:
+    epoch = step // task.steps_per_epoch
+    metrics = task.evaluate(state, epoch)
+    logger.scalars(step, {"epoch": epoch} | metrics)
+    for name, image in task.images(state).items():
+        logger.image(step, name, image)
+    store.save(step, state, metrics)
+
+
+def _check_finite(values: Mapping[str, float], step: int, store: CheckpointStore) -> None:
+    if all(math.isfinite(value) for value in values.values()):
+        return
+    good = store.latest_step()
+    where = f"the checkpoint of step {good} is good" if good is not None else "nothing was saved"
+    shown = ", ".join(f"{name} = {value}" for name, value in values.items())
+    raise DivergenceError(
+        f"training diverged before step {step}: {shown}; {where}. Train with a smaller "
+        "learning rate in a new --workdir"
+    )
+
+
+def _progress() -> Progress:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        logging.info("no terminal: metrics.jsonl in the workdir shows how far training is")
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("steps,"),
+        TimeRemainingColumn(),
+        TextColumn("left, {task.fields[status]}"),
+        console=console,
+    )

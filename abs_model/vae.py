@@ -1,0 +1,191 @@
+"""The class-conditional VAE (Schott et al. 2019, appendix), and all classes' VAEs as one module.
+
+Public functions take and give images as (batch, height, width, channels); inside, layers work on
+(channels, height, width, batch), the layout of `abs_model.convolutions`.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from abs_model.convolutions import convolve, convolved_size, transposed_convolution
+
+MIN_IMAGE_SIZE = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerShape:
+    """One (transposed) convolution: kernel (height, width), stride, output features."""
+
+    window: tuple[int, int]
+    stride: int
+    features: int
+
+
+@dataclasses.dataclass(frozen=True)
+class VAEShape:
+    """Sizes of all layers of a VAE, derived from the image shape; at 28x28x1 they are the paper's.
+
+    Attributes:
+        image_shape: (height, width, channels).
+        latent_size: Number of latent dimensions.
+        encoder: Four convolutions; the last covers what is left and gives mean and log-variance.
+        decoder: Four transposed convolutions, from 1x1 to the image.
+    """
+
+    image_shape: tuple[int, int, int]
+    latent_size: int
+    encoder: tuple[LayerShape, ...]
+    decoder: tuple[LayerShape, ...]
+
+
+def derive_shape(
+    image_shape: Sequence[int],
+    latent_size: int = 8,
+    encoder_features: Sequence[int] = (32, 32, 64),
+    decoder_features: Sequence[int] = (32, 16, 16),
+) -> VAEShape:
+    """Derives the layers for an image shape.
+
+    Kernels and strides are the paper's except the encoder's last and the decoder's first and last
+    kernel, which take up the image's size: a first kernel of f gives 4 f + 9 before the last layer.
+
+    Args:
+        image_shape: (height, width, channels), at least 16 pixels high and wide.
+        latent_size: Number of latent dimensions.
+        encoder_features: Features of the encoder's first three layers.
+        decoder_features: Features of the decoder's first three layers.
+
+    Raises:
+        ValueError: The image is too small, or not two-dimensional with channels.
+    """
+    if len(image_shape) != 3 or min(image_shape[:2]) < MIN_IMAGE_SIZE or image_shape[2] < 1:
+        raise ValueError(
+            f"image_shape must be (height, width, channels) with at least {MIN_IMAGE_SIZE} pixels "
+            f"in height and width, got {tuple(image_shape)}; resize smaller images first"
+        )
+    height, width, channels = image_shape
+    encoder, size = [], (height, width)
+    for kernel, stride, features in zip((5, 4, 3), (1, 2, 2), encoder_features, strict=True):
+        encoder.append(LayerShape((kernel, kernel), stride, features))
+        size = convolved_size(size, (kernel, kernel), stride)
+    encoder.append(LayerShape(size, 1, 2 * latent_size))
+    first = ((height - 12) // 4, (width - 12) // 4)
+    last = (height - 8 - 4 * first[0], width - 8 - 4 * first[1])
+    windows = (first, (5, 5), (5, 5), last)
+    decoder = [
+        LayerShape(window, stride, features)
+        for window, stride, features in zip(
+            windows, (1, 2, 2, 1), (*decoder_features, channels), strict=True
+        )
+    ]
+    return VAEShape((height, width, channels), latent_size, tuple(encoder), tuple(decoder))
+
+
+class Layer(nnx.Module):
+    """A (transposed) convolution with bias, then, except in a last layer, batch norm and ELU."""
+
+    def __init__(
+        self, shape: LayerShape, in_features: int, *, transposed: bool, last: bool, rngs: nnx.Rngs
+    ):
+        self.stride = shape.stride
+        self.transposed = transposed
+        # Uniform in +-1 / sqrt(fan in), the default of the authors' framework.
+        initial = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+        self.kernel = nnx.Param(
+            initial(rngs.params(), (*shape.window, in_features, shape.features), jnp.float32)
+        )
+        self.bias = nnx.Param(jnp.zeros(shape.features))
+        self.norm = (
+            None
+            if last
+            else nnx.BatchNorm(shape.features, axis=0, momentum=0.9, epsilon=1e-5, rngs=rngs)
+        )
+
+    def __call__(self, inputs: jax.Array, *, training: bool) -> jax.Array:
+        apply = transposed_convolution if self.transposed else convolve
+        outputs = apply(inputs, self.kernel[...], self.stride)
+        outputs = outputs + self.bias[...][:, None, None, None]
+        if self.norm is None:
+            return outputs
+        return nnx.elu(self.norm(outputs, use_running_average=not training))
+
+
+class VAE(nnx.Module):
+    """One class's VAE."""
+
+    def __init__(self, shape: VAEShape, rngs: nnx.Rngs):
+        self.latent_size = shape.latent_size
+        self.encoder = _layers(shape.encoder, shape.image_shape[2], transposed=False, rngs=rngs)
+        self.decoder = _layers(shape.decoder, shape.latent_size, transposed=True, rngs=rngs)
+
+    def encode(self, images: jax.Array, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
+        """(batch, height, width, channels) -> posterior mean and log-variance, (batch, latent)."""
+        hidden = images.transpose(3, 1, 2, 0)
+        for layer in self.encoder:
+            hidden = layer(hidden, training=training)
+        hidden = hidden[:, 0, 0].T
+        return hidden[:, : self.latent_size], hidden[:, self.latent_size :]
+
+    def decode(self, latents: jax.Array, *, training: bool = False) -> jax.Array:
+        """(batch, latent) -> images in (0, 1), (batch, height, width, channels)."""
+        return self.decode_batch_last(latents.T, training=training).transpose(3, 1, 2, 0)
+
+    def decode_batch_last(self, latents: jax.Array, *, training: bool = False) -> jax.Array:
+        """(latent, batch) -> images in (0, 1), (channels, height, width, batch)."""
+        hidden = latents[:, None, None]
+        for layer in self.decoder:
+            hidden = layer(hidden, training=training)
+        return nnx.sigmoid(hidden)
+
+
+def stacked_vaes(shape: VAEShape, num_classes: int, rngs: nnx.Rngs) -> VAE:
+    """All classes' VAEs as one module: every parameter has a leading axis of `num_classes`.
+
+    Split it with `nnx.split` and give `abs_model.class_axis.map_classes` a function of one class.
+    """
+
+    @nnx.split_rngs(splits=num_classes)
+    @nnx.vmap
+    def create(rngs: nnx.Rngs) -> VAE:
+        return VAE(shape, rngs)
+
+    return create(rngs)
+
+
+def elbo_terms(
+    vae: VAE, images: jax.Array, key: jax.Array, *, training: bool
+) -> tuple[jax.Array, jax.Array]:
+    """The two terms of one class's negative ELBO per image, in nats up to a constant.
+
+    With z a sample of the posterior q(z|x): ||x - G(z)||^2, a Gaussian likelihood of variance 1/2,
+    and KL(q(z|x) || N(0, 1)) (Schott et al. 2019, eq. 2).
+
+    Args:
+        vae: The VAE; with `training` its batch statistics are updated.
+        images: (batch, height, width, channels) in [0, 1].
+        key: For the sample of the posterior.
+        training: Whether batch norm uses the batch's statistics.
+
+    Returns:
+        Reconstruction error and KL divergence, each (batch,).
+    """
+    mean, log_variance = vae.encode(images, training=training)
+    noise = jax.random.normal(key, mean.shape)
+    decoded = vae.decode(mean + jnp.exp(0.5 * log_variance) * noise, training=training)
+    kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, axis=1)
+    return jnp.sum((images - decoded) ** 2, axis=(1, 2, 3)), kl
+
+
+def _layers(
+    shapes: Sequence[LayerShape], in_features: int, *, transposed: bool, rngs: nnx.Rngs
+) -> nnx.List:
+    layers = []
+    for i, shape in enumerate(shapes):
+        last = i == len(shapes) - 1
+        layers.append(Layer(shape, in_features, transposed=transposed, last=last, rngs=rngs))
+        in_features = shape.features
+    return nnx.List(layers)

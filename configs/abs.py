@@ -1,0 +1,85 @@
+"""ABS on MNIST: ten class-conditional VAEs (Schott et al., ICLR 2019).
+
+python train.py --config=configs/abs.py --workdir=runs/abs
+python train.py --config=configs/abs.py:quick --workdir=runs/abs_quick
+
+Another data set is another entry: --config.dataset.name=fashion_mnist.
+"""
+
+import ml_collections
+
+from abs_model.training.configuration import choose_variant
+
+
+def get_config(variant: str = "full") -> ml_collections.ConfigDict:
+    """The configuration of a variant: "full", "quick" or "tiny" (seconds, for the tests)."""
+    config = _full()
+    config.update(choose_variant(variant, _VARIANTS))
+    return config
+
+
+def _full() -> ml_collections.ConfigDict:
+    return ml_collections.ConfigDict(
+        {
+            "seed": 0,
+            "dataset": {
+                "name": "mnist",
+                "data_dir": ml_collections.config_dict.placeholder(str),
+                "validation_size": 5000,
+                "module": "",
+            },
+            "model": {
+                "name": "abs",
+                "latent_size": 8,
+                "encoder_features": (32, 32, 64),
+                "decoder_features": (32, 16, 16),
+            },
+            "train": {
+                "epochs": 60,
+                "batch_size_per_class": 64,
+                "learning_rate": 2e-3,
+                "final_rate_factor": 0.01,
+                "beta_start": 10.0,
+                "beta_epochs": 50,
+                "steps_per_dispatch": 17,
+            },
+            "validation": {
+                "elbo_images": 1000,
+                "abs_images": 500,
+                "abs_every_epochs": 20,
+                "image_columns": 10,
+            },
+            "inference": {
+                "num_prior_samples": 8000,
+                "num_steps": 50,
+                "learning_rate": 0.05,
+                "max_norm": 5.0,
+                "seed": 0,
+            },
+            "calibration": {"num_images": 2000, "alpha": 440.0, "median_confidence": 0.9},
+            "checkpoint": {"every_epochs": 2, "keep": 2},
+        }
+    )
+
+
+_VARIANTS = {
+    "full": {},
+    "quick": {
+        "train": {"epochs": 6, "beta_epochs": 4, "learning_rate": 3e-3},
+        "validation": {"abs_images": 200, "abs_every_epochs": 6},
+        "calibration": {"num_images": 500},
+    },
+    "tiny": {
+        "dataset": {"validation_size": 100},
+        "train": {"epochs": 2, "batch_size_per_class": 10, "steps_per_dispatch": 3},
+        "validation": {
+            "elbo_images": 50,
+            "abs_images": 20,
+            "abs_every_epochs": 2,
+            "image_columns": 4,
+        },
+        "inference": {"num_prior_samples": 100, "num_steps": 5},
+        "calibration": {"num_images": 20, "median_confidence": 0.5},
+        "checkpoint": {"every_epochs": 1},
+    },
+}

@@ -1,0 +1,42 @@
+"""Trains a model: python train.py --config=configs/abs.py --workdir=runs/abs
+
+A configuration is a file with variants, `configs/abs.py:quick`, and any of its values can be set:
+`--config.train.epochs=5`. Started again with the same command, training goes on from the last
+checkpoint.
+"""
+
+import sys
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from abs_model.training.abs import train_and_evaluate as train_abs
+from abs_model.training.adversarial import train_and_evaluate as train_adversarially
+from abs_model.training.configuration import choose_variant, run_main
+
+_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE[:VARIANT]", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing.")
+_WANDB = flags.DEFINE_enum(
+    "wandb",
+    "auto",
+    ["auto", "online", "offline", "off"],
+    "Weights & Biases; auto is online where you are logged in, offline otherwise.",
+)
+flags.mark_flags_as_required(["config", "workdir"])
+
+_TRAINERS = {"abs": train_abs, "madry": train_adversarially}
+
+
+def main(argv: list[str]) -> None:
+    del argv
+    logging.set_verbosity(logging.WARNING)
+    config = _CONFIG.value
+    train = choose_variant(config.model.name, _TRAINERS)
+    if not train(config, _WORKDIR.value, _WANDB.value):
+        print("Stopped and saved; the same command goes on from here.", file=sys.stderr)
+        return
+    print(f"Trained: {_WORKDIR.value}", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    run_main(main)

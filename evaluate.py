@@ -16,6 +16,7 @@ _MODELS = flags.DEFINE_list(
     None,
     "Workdirs of training runs, NAME=PATH[,NAME=PATH...]; a PATH alone is named by its folder,"
     " NAME=PATH:binary is evaluated as Binary ABS.",
+    required=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of the results.")
 _NUM_CLEAN = flags.DEFINE_integer(
@@ -39,7 +40,6 @@ _BATCH_SIZE = flags.DEFINE_integer(
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS; default: that of the first model's training."
 )
-flags.mark_flag_as_required("models")
 
 
 def main(argv: list[str]) -> None:

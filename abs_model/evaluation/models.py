@@ -4,7 +4,7 @@ import dataclasses
 import os
 import pathlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from abs_model.data import Dataset, load_dataset
@@ -92,8 +92,10 @@ def load_models(
         validation_size=section.validation_size,
         module=section.module,
     )
-    options = {} if batch_size is None else {"batch_size": batch_size}
-    models = {spec.name: load(spec.path, binary=spec.binary, **options) for spec in specs}
+    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
+    models = {
+        spec.name: load(spec.path, binary=spec.binary, name=spec.name, **options) for spec in specs
+    }
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
     return models, dataset

@@ -17,14 +17,15 @@ TITLE = "Accuracy, clean and at fixed attack thresholds"
 EXPLANATION = (
     "Accuracy at a threshold: images that are classified correctly when clean and for which the"
     " attack, at this budget, found no verified adversarial image. A stronger attack can only"
-    " lower it. Intervals: Wilson, 95 %. Rejected: images that the attack claimed as adversarial"
-    " and that verification refused."
+    " lower it. In brackets: the attacked images that are correct when clean. Gradients are exact,"
+    " except that those of Binary ABS pass straight through its threshold. Intervals: Wilson, 95 %."
+    " Rejected: images that the attack claimed as adversarial and that verification refused."
 )
 _NORMAL_QUANTILE = 1.959963984540054  # of 0.975
 _COLUMNS = (
     "Model",
     "Condition",
-    "Steps x restarts",
+    "Budget",
     "Correct",
     "Accuracy",
     "95 % interval",
@@ -55,6 +56,12 @@ class AttackSettings:
     def threat(self) -> str:
         """E.g. "L2 <= 1.5"."""
         return f"{NORM_NAMES[self.norm]} <= {self.epsilon:g}"
+
+    @property
+    def budget(self) -> str:
+        """E.g. "40 steps, 1 restart"."""
+        steps = f"{self.num_steps} step{'s' * (self.num_steps != 1)}"
+        return f"{steps}, {self.num_restarts} restart{'s' * (self.num_restarts != 1)}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,8 +173,9 @@ def _cells(row: Row) -> list[str]:
     return [
         row.model,
         "clean" if attack is None else f"PGD {attack.threat}",
-        "-" if attack is None else f"{attack.num_steps} x {attack.num_restarts}",
-        f"{row.num_correct} of {row.num_images}",
+        "-" if attack is None else attack.budget,
+        f"{row.num_correct} of {row.num_images}"
+        + ("" if attack is None else f" ({row.num_images - row.num_clean_errors} clean)"),
         f"{row.accuracy:.1%}",
         f"{low:.1%} to {high:.1%}",
         "-" if attack is None else _rejected(row),

@@ -15,6 +15,7 @@ RELATIVE_ROUNDING = 1e-5
 ABSOLUTE_ROUNDING = 1e-6
 
 REASONS = ("out_of_bounds", "beyond_epsilon", "not_adversarial")
+NOT_CLASSIFIED = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,8 +26,9 @@ class Verification:
         in_bounds: bool (N,): all pixels are finite and in [0, 1].
         distances: float64 (N,): distance to the clean image; NaN or infinite where a pixel is.
         within_epsilon: bool (N,): the distance is at most epsilon, up to float32 rounding.
-        predictions: int32 (N,): the model's classes; of the clean image where a pixel isn't finite.
-        adversarial: bool (N,): the prediction differs from the label.
+        predictions: int32 (N,): the model's classes; `NOT_CLASSIFIED` for what is out of bounds,
+            and so no image that a model owes an answer for.
+        adversarial: bool (N,): there is a prediction and it differs from the label.
     """
 
     in_bounds: np.ndarray
@@ -54,10 +56,11 @@ class Verification:
         Returns:
             Number of claimed images by reason; an image that fails for two reasons is in both.
         """
-        holds = (self.in_bounds, self.within_epsilon, self.adversarial)
+        classified = self.predictions != NOT_CLASSIFIED
+        fails = (~self.in_bounds, ~self.within_epsilon, classified & ~self.adversarial)
         return {
-            reason: int(np.sum(claimed & ~passed))
-            for reason, passed in zip(REASONS, holds, strict=True)
+            reason: int(np.sum(claimed & failed))
+            for reason, failed in zip(REASONS, fails, strict=True)
         }
 
     def num_rejected(self, claimed: np.ndarray) -> int:
@@ -80,33 +83,34 @@ def verify(
         model: A classifier with `predict(images) -> int32 (N,)`.
         clean: float32 (N, height, width, channels) in [0, 1].
         labels: Integers (N,).
-        adversarial: As `clean`, but nothing is taken for granted about its values.
+        adversarial: As `clean`, but nothing is taken for granted about its values. What is judged
+            is its float32 form, which is what a model sees.
         norm: "l2" or "linf".
         epsilon: The largest distance allowed, in units of the pixel range.
 
     Raises:
         ValueError: The shapes don't fit together, or the norm is unknown.
     """
-    clean, adversarial, labels = map(np.asarray, (clean, adversarial, labels))
+    clean, labels = np.asarray(clean), np.asarray(labels)
+    adversarial = np.asarray(adversarial, np.float32)
     if adversarial.shape != clean.shape or labels.shape != clean.shape[:1]:
         raise ValueError(
             "adversarial must have the shape of clean, and labels its length: got"
             f" {adversarial.shape}, {clean.shape} and {labels.shape}"
         )
-    finite = np.isfinite(adversarial)
-    in_bounds = np.all(finite & (adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
+    # False for NaN too.
+    in_bounds = np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
     distances = _distances(clean, adversarial, norm)
     limit = epsilon * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
-    # A model owes no answer for an image that isn't one.
-    whole = np.all(finite, axis=(1, 2, 3))
-    classifiable = np.where(whole[:, None, None, None], adversarial, clean)
-    predictions = np.asarray(model.predict(classifiable))
+    predictions = np.full(len(labels), NOT_CLASSIFIED, np.int32)
+    if in_bounds.any():
+        predictions[in_bounds] = model.predict(adversarial[in_bounds])
     return Verification(
         in_bounds=in_bounds,
         distances=distances,
         within_epsilon=distances <= limit,
         predictions=predictions,
-        adversarial=predictions != labels,
+        adversarial=in_bounds & (predictions != labels),
     )
 
 

@@ -1,0 +1,113 @@
+"""Measures speed: python scripts/benchmark.py training [--against torch] [--json PATH]
+
+`training` times the jitted step of `configs/abs.py` on random images, and with `--against torch` a
+tight PyTorch loop over the same ten VAEs, in turns within one run: the ratio is what counts.
+PyTorch is not among the requirements: `pip install torch`.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model.data import Dataset, Split
+from abs_model.files import write_json
+from abs_model.training.abs_task import ABSTask
+from configs.abs import get_config
+
+_IMAGE_SHAPE = (28, 28, 1)
+_NUM_CLASSES = 10
+_IMAGES_PER_CLASS = 512
+
+
+def main() -> None:
+    """Runs the benchmark asked for and prints it as a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("benchmark", choices=["training"])
+    parser.add_argument("--against", choices=["torch"], help="time another implementation in turns")
+    parser.add_argument("--batch_size", type=int, default=64, help="images per class and step")
+    parser.add_argument("--steps", type=int, default=8, help="steps per turn")
+    parser.add_argument("--turns", type=int, default=7)
+    parser.add_argument("--json", help="also write the result to this file")
+    options = parser.parse_args()
+    candidates = {"jax": _jax_steps(options.batch_size)}
+    if options.against:
+        # Only here, so that the benchmark runs without PyTorch.
+        from scripts.torch_training import training_steps
+
+        candidates["torch"] = training_steps(options.batch_size, _NUM_CLASSES)
+    images = options.steps * options.batch_size * _NUM_CLASSES
+    rates = _time_in_turns(candidates, options.steps, options.turns, images)
+    result = {"benchmark": "training", "batch_size_per_class": options.batch_size}
+    result["images_per_second"] = {name: round(statistics.median(r)) for name, r in rates.items()}
+    result["range"] = {name: [round(min(r)), round(max(r))] for name, r in rates.items()}
+    if options.against:
+        ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
+        result["ratio"] = round(statistics.median(ratios), 2)
+    result["machine"] = _machine()
+    print(json.dumps(result, indent=2))
+    if options.json:
+        write_json(options.json, result)
+
+
+def _jax_steps(batch_size: int) -> Callable[[int], None]:
+    """A function that makes a number of our training steps and waits for them."""
+    config = get_config()
+    config.train.batch_size_per_class = batch_size
+    task = ABSTask(config, _random_dataset())
+    states = [task.init_state()]
+
+    def run(steps: int) -> None:
+        state, _ = task.run_steps(states.pop(), 0, min(steps, task.steps_per_epoch))
+        states.append(jax.block_until_ready(state))
+
+    return run
+
+
+def _random_dataset() -> Dataset:
+    random = np.random.default_rng(0)
+    labels = np.tile(np.arange(_NUM_CLASSES, dtype=np.int32), _IMAGES_PER_CLASS)
+    images = random.integers(0, 256, (len(labels), *_IMAGE_SHAPE), dtype=np.uint8)
+    split = Split(images, labels)
+    return Dataset("random", _NUM_CLASSES, split, split, split)
+
+
+def _time_in_turns(
+    candidates: dict[str, Callable[[int], None]], steps: int, turns: int, images: int
+) -> dict[str, list[float]]:
+    """Images/s of each candidate in each turn, after a first turn that only warms up."""
+    rates: dict[str, list[float]] = {name: [] for name in candidates}
+    for turn in track(range(turns + 1), "timing, in turns", console=Console(stderr=True)):
+        for name, run in candidates.items():
+            start = time.perf_counter()
+            run(steps)
+            if turn:
+                rates[name].append(images / (time.perf_counter() - start))
+    return rates
+
+
+def _machine() -> dict[str, object]:
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind,
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "jax": jax.__version__,
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,35 @@
+"""Analysis by synthesis in JAX: this page is the table of contents.
+
+- `load`: a trained model from its workdir, as a classifier.
+- `Classifier`: `logits`, `predict`, `confidences`; `ABSClassifier` adds `infer`.
+- `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
+- `load_dataset`: any TFDS image data set as arrays.
+- `pgd`: the attack; `verify`: the check of what an attack claims.
+
+Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
+"""
+
+from abs_model.attacks import AttackResult, pgd
+from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
+from abs_model.data import Dataset, Split, load_dataset
+from abs_model.errors import UserError
+from abs_model.evaluation.verification import Verification, verify
+from abs_model.inference import Inference, SearchSettings
+from abs_model.loading import load
+
+__all__ = [
+    "ABSClassifier",
+    "AttackResult",
+    "Classifier",
+    "Dataset",
+    "Inference",
+    "NetworkClassifier",
+    "SearchSettings",
+    "Split",
+    "UserError",
+    "Verification",
+    "load",
+    "load_dataset",
+    "pgd",
+    "verify",
+]

@@ -15,7 +15,7 @@ def solve_eta(logits: np.ndarray, alpha: float, median_confidence: float) -> flo
     Each confidence falls with eta from softmax's at 0 to 1 / classes, so bisection finds it.
 
     Args:
-        logits: (N, classes).
+        logits: (N, classes), none above 0, as those of ABS are.
         alpha: Scale of the logits.
         median_confidence: The target, above 1 / classes and below 1.
 

@@ -132,7 +132,7 @@ class ABSClassifier(Classifier):
     def batch_inference(self, images: jax.Array) -> Inference:
         """Inference of images that have been checked; pure, energies are differentiable."""
         if self.binary:
-            images = images + jax.lax.stop_gradient((images > 0.5).astype(images.dtype) - images)
+            images = images + jax.lax.stop_gradient(threshold(images) - images)
         return infer(self.generators, images, self.search)
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
@@ -147,6 +147,11 @@ class ABSClassifier(Classifier):
     def infer(self, images: jax.Array | np.ndarray) -> Inference:
         """Energies in nats (unweighted), latents and reconstructions per class."""
         return self._in_batches(_jitted_inference, images)
+
+
+def threshold(images: Any) -> Any:
+    """Binary ABS's images: 1 where a pixel is above 0.5, else 0."""
+    return (images > 0.5).astype(images.dtype)
 
 
 @jax.jit

@@ -35,10 +35,10 @@ def _full() -> ml_collections.ConfigDict:
                 "decoder_features": (32, 16, 16),
             },
             "train": {
-                "epochs": 60,
+                "epochs": 70,
                 "batch_size_per_class": 64,
                 "learning_rate": 2e-3,
-                "final_rate_factor": 0.01,
+                "decay_epochs": 20,
                 "beta_start": 10.0,
                 "beta_epochs": 50,
                 "steps_per_dispatch": 17,
@@ -65,13 +65,18 @@ def _full() -> ml_collections.ConfigDict:
 _VARIANTS = {
     "full": {},
     "quick": {
-        "train": {"epochs": 6, "beta_epochs": 4, "learning_rate": 3e-3},
+        "train": {"epochs": 6, "beta_epochs": 3, "decay_epochs": 3, "learning_rate": 3e-3},
         "validation": {"abs_images": 200, "abs_every_epochs": 6},
         "calibration": {"num_images": 500},
     },
     "tiny": {
         "dataset": {"validation_size": 100},
-        "train": {"epochs": 2, "batch_size_per_class": 10, "steps_per_dispatch": 3},
+        "train": {
+            "epochs": 2,
+            "decay_epochs": 1,
+            "batch_size_per_class": 10,
+            "steps_per_dispatch": 3,
+        },
         "validation": {
             "elbo_images": 50,
             "abs_images": 20,

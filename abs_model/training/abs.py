@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import track
 
 from abs_model.calibration import search_class_weights, solve_eta
-from abs_model.classifiers import ABSClassifier
+from abs_model.classifiers import ABSClassifier, threshold
 from abs_model.data import Dataset, load_dataset
 from abs_model.loading import build_abs
 from abs_model.training.abs_task import ABSTask
@@ -35,7 +35,7 @@ _EXPECTED = {
     "train.epochs": positive_int,
     "train.batch_size_per_class": positive_int,
     "train.learning_rate": positive,
-    "train.final_rate_factor": between(0, 1),
+    "train.decay_epochs": non_negative_int,
     "train.beta_start": positive,
     "train.beta_epochs": non_negative_int,
     "train.steps_per_dispatch": positive_int,
@@ -73,15 +73,16 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
             diverged.
     """
     check(config, _EXPECTED)
-    dataset = load_dataset(**config.dataset)
     path = open_workdir(workdir, config)
+    if read_run(path) is not None:
+        return True
+    dataset = load_dataset(**config.dataset)
     task = ABSTask(config, dataset)
     store = open_store(path, task, config.checkpoint.keep)
     if not fit(task, config, path, store, wandb_mode):
         return False
-    if read_run(path) is None:
-        best = store.restore(store.best_step(), {"model": task.init_state()["model"]})["model"]
-        write_run(path, task, dataset, calibration=_calibrate(task, best, config, dataset))
+    best = store.restore(store.best_step(), {"model": task.init_state()["model"]})["model"]
+    write_run(path, task, dataset, calibration=_calibrate(task, best, config, dataset))
     return True
 
 
@@ -93,22 +94,26 @@ def _calibrate(
     count = min(settings.num_images, len(dataset.train.labels))
     images = dataset.train.images[:count].astype(np.float32) / 255
     labels = dataset.train.labels[:count]
-    fitted = {}
-    for name, binary in (("abs", False), ("binary_abs", True)):
-        classifier = build_abs(config, task.graphdef, model, dataset.image_shape, binary=binary)
-        energies = _energies(classifier, images, f"calibrating {name}")
-        weights = np.ones(dataset.num_classes, np.float32)
-        if binary:
-            weights = search_class_weights(energies, labels)
-        logits = -weights * energies / np.prod(dataset.image_shape)
-        eta = solve_eta(logits, settings.alpha, settings.median_confidence)
-        fitted[name] = {"eta": eta, "class_weights": weights.tolist()}
-    return fitted
+    pixels = np.prod(dataset.image_shape)
+    classifier = build_abs(config, task.graphdef, model, dataset.image_shape)
+    logits = _logits(classifier, images, "calibrating ABS")
+    # Binary ABS is ABS on thresholded images, but for the class weights.
+    energies = -pixels * _logits(classifier, threshold(images), "calibrating Binary ABS")
+    weights = search_class_weights(energies, labels)
+    binary_logits = -weights * energies / pixels
+    target = (settings.alpha, settings.median_confidence)
+    return {
+        "abs": {"eta": solve_eta(logits, *target), "class_weights": [1.0] * dataset.num_classes},
+        "binary_abs": {
+            "eta": solve_eta(binary_logits, *target),
+            "class_weights": weights.tolist(),
+        },
+    }
 
 
-def _energies(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
-    """Energies (N, classes), with a progress bar."""
+def _logits(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
+    """Logits (N, classes), with a progress bar."""
     starts = range(0, len(images), classifier.batch_size)
     batches = (images[start : start + classifier.batch_size] for start in starts)
     bar = track(batches, description, total=len(starts), console=Console(stderr=True))
-    return np.concatenate([np.asarray(classifier.infer(batch).energies) for batch in bar])
+    return np.concatenate([np.asarray(classifier.logits(batch)) for batch in bar])

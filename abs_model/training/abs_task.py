@@ -50,11 +50,13 @@ class ABSTask:
         self.steps_per_epoch = max(1, len(dataset.train.labels) // per_step)
         self.data = group_by_class(dataset.train, dataset.num_classes)
         self.graphdef, self._model = init_vaes(config, dataset.image_shape, dataset.num_classes)
-        self.optimizer = optax.adam(
-            optax.cosine_decay_schedule(
-                train.learning_rate, train.epochs * self.steps_per_epoch, train.final_rate_factor
-            )
-        )
+        # Constant while beta falls: what the VAEs learn at beta = 1, they learn at the full rate.
+        decay_steps = train.decay_epochs * self.steps_per_epoch
+        decay = optax.cosine_decay_schedule(train.learning_rate, max(1, decay_steps))
+        constant = optax.constant_schedule(train.learning_rate)
+        total_steps = train.epochs * self.steps_per_epoch
+        rate = optax.join_schedules([constant, decay], [total_steps - decay_steps])
+        self.optimizer = optax.adam(rate)
 
     def init_state(self) -> State:
         model = jax.tree.map(jnp.copy, self._model)  # steps donate what they are given

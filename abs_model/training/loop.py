@@ -1,8 +1,9 @@
 """The training loop every model shares: resume, dispatch, watch, log, checkpoint, stop cleanly.
 
 What a model adds is a `Task`. Steps are counted from 0 over the whole run; an epoch is
-`steps_per_epoch` of them. A dispatch never crosses an epoch's end, and what a step does depends on the
-seed and its number only, so a run that was killed and started again ends with the same parameters.
+`steps_per_epoch` of them. A dispatch never crosses an epoch's end, and what a step does depends on
+the seed and its number only, so a run that was killed and started again ends with the same
+parameters.
 """
 
 import math
@@ -54,7 +55,7 @@ class Task(Protocol):
     def run_steps(
         self, state: State, first_step: int, num_steps: int
     ) -> tuple[State, Mapping[str, jax.Array]]:
-        """Makes steps of one epoch; the state given is donated. Metrics are means over the steps."""
+        """Makes steps of one epoch, donating `state`. Metrics are means over the steps."""
 
     def evaluate(self, state: State, epoch: int) -> dict[str, float]:
         """Validation metrics after `epoch` epochs; includes `best_metric`."""
@@ -74,7 +75,7 @@ def fit(
 
     Args:
         task: What to train.
-        config: The run's configuration; uses `train.steps_per_dispatch` and `checkpoint.every_epochs`.
+        config: Uses `train.steps_per_dispatch` and `checkpoint.every_epochs`.
         workdir: From `open_workdir`.
         store: Where its checkpoints go.
         wandb_mode: "auto", "online", "offline" or "off".

@@ -13,6 +13,8 @@ of unit stride remain; `_gather` then lays m x m shifts of them under each other
 ceil(kernel / s).
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -63,7 +65,7 @@ def transposed_convolution(images: jax.Array, kernel: jax.Array, stride: int = 1
     return _gather_then_multiply(images, kernel, stride)
 
 
-def convolved_size(size: tuple[int, int], window: tuple[int, int], stride: int) -> tuple[int, int]:
+def convolved_size(size: Sequence[int], window: Sequence[int], stride: int) -> tuple[int, int]:
     """(height, width) of what `convolve` returns for images of that size."""
     height, width = ((length - k) // stride + 1 for length, k in zip(size, window, strict=True))
     return height, width
@@ -96,7 +98,7 @@ def _gather_then_multiply(images: jax.Array, kernel: jax.Array, stride: int) -> 
     return _merge_phases(shuffled, stride, out_channels)[:, :height, :width]
 
 
-def _gather(images: jax.Array, window: tuple[int, int], stride: int) -> jax.Array:
+def _gather(images: jax.Array, window: Sequence[int], stride: int) -> jax.Array:
     """All windows: (rows * columns * stride^2 * in, out height * out width * batch)."""
     height, width = convolved_size(images.shape[1:3], window, stride)
     rows, columns = (-(-k // stride) for k in window)

@@ -53,15 +53,14 @@ def load(
     name = name or path.name
     if kind == "madry":
         network = nnx.eval_shape(lambda: MadryCNN(image_shape, num_classes, rngs=nnx.Rngs(0)))
-        graphdef, template = nnx.split(network)
-        template = nnx.to_pure_dict(template)
+        graphdef, state = nnx.split(network)
         return NetworkClassifier(
             name=name,
             image_shape=image_shape,
             num_classes=num_classes,
             batch_size=batch_size,
             graphdef=graphdef,
-            state=_restore_best(path, run, template),
+            state=_restore_best(path, run, nnx.to_pure_dict(state)),
         )
     graphdef, model = init_vaes(config, image_shape, num_classes)
     model = _restore_best(path, run, model)
@@ -91,11 +90,9 @@ def init_vaes(
         image_shape, model.latent_size, model.encoder_features, model.decoder_features
     )
     vaes = stacked_vaes(shape, num_classes, nnx.Rngs(config.seed))
-    graphdef, params, statistics = nnx.split(vaes, nnx.Param, nnx.BatchStat)
-    return graphdef, {
-        "params": nnx.to_pure_dict(params),
-        "statistics": nnx.to_pure_dict(statistics),
-    }
+    graphdef, *states = nnx.split(vaes, nnx.Param, nnx.BatchStat)
+    params, statistics = map(nnx.to_pure_dict, states)
+    return graphdef, {"params": params, "statistics": statistics}
 
 
 def build_abs(
@@ -148,10 +145,7 @@ def _restore_best(path: pathlib.Path, run: Mapping[str, Any], template: PyTree) 
     store = CheckpointStore(
         path / "checkpoints", best_metric=run["best_metric"], best_mode=run["best_mode"]
     )
-    step = store.best_step()
-    if step is None:
-        raise _unfinished(path)
-    return store.restore(step, {"model": template})["model"]
+    return store.restore_best({"model": template})["model"]
 
 
 def _unfinished(path: pathlib.Path) -> UserError:

@@ -24,6 +24,7 @@ from abs_model.training.configuration import (
 SCRIPT = """
 from absl import flags
 from ml_collections import config_flags
+from abs_model.errors import UserError
 from abs_model.training.configuration import check, positive_int, run_main
 from abs_model.training.workdir import open_workdir
 
@@ -38,11 +39,11 @@ def main(argv):
     if CONFIG.value.train.name == "fault":
         raise ValueError("a fault of the program")
     if CONFIG.value.train.name == "unknown":
-        raise LookupError("no data set 'unknown'")
+        raise UserError("no data set 'unknown'")
     print("epochs", CONFIG.value.train.epochs)
 
 if __name__ == "__main__":
-    run_main(main, errors=(LookupError,))
+    run_main(main)
 """
 CONFIG = """
 import ml_collections

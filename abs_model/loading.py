@@ -1,8 +1,9 @@
 """Classifiers from trained parameters: `load` opens a training run's workdir."""
 
+import functools
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,7 +18,7 @@ from abs_model.networks import MadryCNN
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.runs import read_run
 from abs_model.training.workdir import load_config
-from abs_model.vae import derive_shape, stacked_vaes
+from abs_model.vae import VAE, derive_shape, stacked_vaes
 
 PyTree = Any
 DEFAULT_BATCH_SIZE = 64
@@ -62,12 +63,12 @@ def load(
             graphdef=graphdef,
             state=_restore_best(path, run, nnx.to_pure_dict(state)),
         )
-    graphdef, model = init_vaes(config, image_shape, num_classes)
-    model = _restore_best(path, run, model)
+    create = functools.partial(_create_vaes, config, image_shape, num_classes)
+    graphdef, template = _structure(create)
     return build_abs(
         config,
         graphdef,
-        model,
+        _restore_best(path, run, template),
         image_shape,
         name=name,
         batch_size=batch_size,
@@ -85,14 +86,30 @@ def init_vaes(
         The structure of one VAE, and {"params": ..., "statistics": ...} of all classes' VAEs,
         with a leading class axis.
     """
+    # Compiled as one program: one by one, its many small operations take ten times as long.
+    create = functools.partial(_create_vaes, config, image_shape, num_classes)
+    return _structure(create)[0], jax.jit(lambda: _arrays(create()))()
+
+
+def _create_vaes(
+    config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], num_classes: int
+) -> VAE:
     model = config.model
     shape = derive_shape(
         image_shape, model.latent_size, model.encoder_features, model.decoder_features
     )
-    vaes = stacked_vaes(shape, num_classes, nnx.Rngs(config.seed))
-    graphdef, *states = nnx.split(vaes, nnx.Param, nnx.BatchStat)
-    params, statistics = map(nnx.to_pure_dict, states)
-    return graphdef, {"params": params, "statistics": statistics}
+    return stacked_vaes(shape, num_classes, nnx.Rngs(config.seed))
+
+
+def _arrays(vaes: VAE) -> dict[str, PyTree]:
+    _, params, statistics = nnx.split(vaes, nnx.Param, nnx.BatchStat)
+    return {"params": nnx.to_pure_dict(params), "statistics": nnx.to_pure_dict(statistics)}
+
+
+def _structure(create: Callable[[], VAE]) -> tuple[nnx.GraphDef, dict[str, PyTree]]:
+    """Graph and shapes of what `create` makes, without making it."""
+    vaes = nnx.eval_shape(create)
+    return nnx.graphdef(vaes), _arrays(vaes)
 
 
 def build_abs(

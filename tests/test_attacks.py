@@ -14,6 +14,7 @@ from abs_model.attacks import (
     ascend,
     ascent_direction,
     distances,
+    log_odds,
     margins,
     pgd,
     project,
@@ -269,7 +270,7 @@ def test_confidence_is_no_protection(scale):
     assert np.all(scaled.success)
 
 
-def test_margin_points_where_cross_entropy_points():
+def test_log_odds_point_where_cross_entropy_points():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 4)), jnp.float32)
     labels = jnp.asarray([0, 1, 2, 3, 0])
 
@@ -277,12 +278,21 @@ def test_margin_points_where_cross_entropy_points():
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
 
     expected = jax.jit(jax.grad(cross_entropy))(logits)
-    actual = jax.jit(jax.grad(lambda logits: margins(logits, labels).sum()))(logits)
+    actual = jax.jit(jax.grad(lambda logits: log_odds(logits, labels).sum()))(logits)
     np.testing.assert_allclose(
         ascent_direction(actual[:, None, None], "l2"),
         ascent_direction(expected[:, None, None], "l2"),
         atol=1e-6,
     )
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_margins_lead_from_the_label_to_the_nearest_class_at_any_scale(scale):
+    logits = scale * jnp.array([[3.0, 2.9, -5.0], [1.0, 4.0, 3.0]])
+    labels = jnp.array([0, 2])
+    np.testing.assert_allclose(margins(logits, labels), scale * np.array([-0.1, 1.0]), rtol=1e-5)
+    gradient = jax.grad(lambda logits: margins(logits, labels).sum())(logits)
+    np.testing.assert_array_equal(gradient, [[-1, 1, 0], [0, 1, -1]])
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

@@ -49,13 +49,13 @@ def problems(draw):
     return jnp.asarray(images), jnp.asarray(kernel), draw(st.integers(1, 3))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(problems())
 def test_convolve_equals_the_direct_definition(problem):
     np.testing.assert_allclose(convolve(*problem), direct(*problem), rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(problems())
 def test_both_forms_of_the_transpose_equal_the_direct_definition(problem):
     expected = direct_transposed(*problem)

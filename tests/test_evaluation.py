@@ -256,3 +256,23 @@ def test_the_command_line_reports_without_traceback():
     done = run_script("evaluate.py", "--models=a=absent", "--workdir=absent-too")
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "no directory absent for model 'a'" in done.stderr
+
+
+def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):
+    done = run_script(
+        "evaluate.py",
+        f"--models=abs={abs_run},binary_abs={abs_run}:binary",
+        f"--workdir={tmp_path}",
+        "--num_clean=4",
+        "--num_attacked=2",
+        "--num_steps=2",
+        "--batch_size=4",
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["complete"] and len(results["rows"]) == 6
+    assert (tmp_path / "results.md").read_text().count("abs") >= 6
+    for name in ("abs", "binary_abs"):
+        for norm in ("l2", "linf"):
+            assert (tmp_path / f"examples_{name}_{norm}.png").stat().st_size > 10_000
+            assert (tmp_path / f"adversarial_{name}_{norm}.npz").exists()

@@ -11,7 +11,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import abs_model
 from abs_model.data import Dataset, Split
@@ -155,19 +154,11 @@ def test_another_configuration_is_refused_with_the_difference(abs_run, data_dir)
     assert "train.epochs" in done.stderr and "Traceback" not in done.stderr
 
 
-@pytest.mark.parametrize(
-    ("override", "named"),
-    [
-        ("--config.train.epoch=3", "train.epochs"),
-        ("--config.train.epochs=many", "train.epochs"),
-        ("--config.train.epochs=0", "train.epochs must be an integer of at least 1"),
-    ],
-)
-def test_bad_configurations_name_the_key(tmp_path, data_dir, override, named):
+def test_an_unknown_key_is_refused_with_the_near_one(tmp_path, data_dir):
     arguments = train_arguments("abs", tmp_path / "run", data_dir, "mnist_sample")
-    done = run_script(*arguments, override)
-    assert done.returncode != 0
-    assert named in done.stderr and "Traceback" not in done.stderr
+    done = run_script(*arguments, "--config.train.epoch=3")
+    assert done.returncode == 2
+    assert "train.epochs" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 

@@ -13,7 +13,7 @@ from abs_model.attacks.base import (
     project,
     random_start,
 )
-from abs_model.attacks.pgd import ascend, margins, pgd, pgd_step
+from abs_model.attacks.pgd import ascend, log_odds, margins, pgd, pgd_step
 
 __all__ = [
     "NORMS",
@@ -21,6 +21,7 @@ __all__ = [
     "ascend",
     "ascent_direction",
     "distances",
+    "log_odds",
     "margins",
     "pgd",
     "pgd_step",

@@ -3,7 +3,7 @@
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018
 (https://arxiv.org/abs/1706.06083). Each step is
 
-    x <- project(x + step_size * direction(gradient of the cross-entropy at x))
+    x <- project(x + step_size * direction(gradient of the loss at x))
 
 with the gradient's sign for L-infinity and the normalised gradient for L2. `pgd_step` is that step;
 `ascend` repeats it inside a traced program (adversarial training), `pgd` repeats it from Python
@@ -33,6 +33,7 @@ from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
+LossFunction = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def pgd(
@@ -154,7 +155,7 @@ def ascend(
 
     def body(_: jax.Array, iterates: jax.Array) -> jax.Array:
         return pgd_step(
-            logits_function, iterates, images, labels, norm=norm, epsilon=epsilon,
+            logits_function, iterates, images, labels, loss=log_odds, norm=norm, epsilon=epsilon,
             step_size=step_size,
         )[0]  # fmt: skip
 
@@ -167,6 +168,7 @@ def pgd_step(
     images: jax.Array,
     labels: jax.Array,
     *,
+    loss: LossFunction,
     norm: str,
     epsilon: float | jax.Array,
     step_size: float | jax.Array,
@@ -178,6 +180,7 @@ def pgd_step(
         iterates: Where the attack stands, in [0, 1].
         images: The originals.
         labels: Integers (N,).
+        loss: What to ascend: from logits (N, classes) and labels (N,) to losses (N,).
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm.
         step_size: Length of a step.
@@ -188,15 +191,15 @@ def pgd_step(
 
     def objective(iterates: jax.Array) -> tuple[jax.Array, jax.Array]:
         logits = logits_function(iterates)
-        return margins(logits, labels).sum(), logits
+        return loss(logits, labels).sum(), logits
 
     gradients, logits = jax.grad(objective, has_aux=True)(iterates)
     moved = iterates + step_size * ascent_direction(gradients, norm)
     return project(moved, images, epsilon, norm), logits
 
 
-def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The loss that PGD ascends: the log-odds against the label, (N,).
+def log_odds(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The log-odds against the label, (N,): what adversarial training ascends.
 
     This is m = logsumexp(other logits) - logit of the label. The cross-entropy is
     log(1 + exp(m)), so its gradient points where that of m points, and steps of a set length
@@ -210,6 +213,22 @@ def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
     """
     is_label = jnp.arange(logits.shape[1]) == labels[:, None]
     others = jax.nn.logsumexp(jnp.where(is_label, -jnp.inf, logits), axis=1)
+    return others - jnp.where(is_label, logits, 0.0).sum(1)
+
+
+def margins(logits: jax.Array, labels: jax.Array) -> jax.Array:
+    """The largest other logit minus the label's, (N,): what evaluation ascends; above 0 is wrong.
+
+    The loss of Carlini and Wagner (2017). Unlike cross-entropy and `log_odds` it does not depend on
+    the scale of the logits: those of ABS differ by hundredths, at which a softmax is nearly uniform
+    and its gradient pushes towards all other classes at once instead of the nearest.
+
+    Args:
+        logits: (N, classes), at least two classes.
+        labels: Integers (N,).
+    """
+    is_label = jnp.arange(logits.shape[1]) == labels[:, None]
+    others = jnp.where(is_label, -jnp.inf, logits).max(axis=1)
     return others - jnp.where(is_label, logits, 0.0).sum(1)
 
 
@@ -248,7 +267,14 @@ def _attack_step(
     norm: str,
 ) -> tuple[jax.Array, Best]:
     following, logits = pgd_step(
-        model.logits, iterates, images, labels, norm=norm, epsilon=epsilon, step_size=step_size
+        model.logits,
+        iterates,
+        images,
+        labels,
+        loss=margins,
+        norm=norm,
+        epsilon=epsilon,
+        step_size=step_size,
     )
     candidate = _result(iterates, images, labels, logits, norm)
     return following, _better(best, candidate)

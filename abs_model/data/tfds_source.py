@@ -225,9 +225,7 @@ def _check_features(builder: tfds.core.DatasetBuilder) -> int:
     features, splits = builder.info.features, builder.info.splits
     found = dict(features.items()) if isinstance(features, tfds.features.FeaturesDict) else {}
     image, label = found.get("image"), found.get("label")
-    if not (
-        isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)
-    ):
+    if not (isinstance(image, tfds.features.Image) and isinstance(label, tfds.features.ClassLabel)):
         raise ValueError(
             f"{builder.name} must have the features 'image' (tfds.features.Image) and 'label' "
             f"(tfds.features.ClassLabel), found {features}"

@@ -12,7 +12,7 @@ from ml_collections import config_flags
 
 from abs_model.training.abs import train_and_evaluate as train_abs
 from abs_model.training.adversarial import train_and_evaluate as train_adversarially
-from abs_model.training.configuration import choose_variant, run_main
+from abs_model.training.configuration import check, one_of, run_main
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE[:VARIANT]", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing.")
@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     del argv
     logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
-    train = choose_variant(config.model.name, _TRAINERS)
+    check(config, {"model.name": one_of(*_TRAINERS)})
+    train = _TRAINERS[config.model.name]
     if not train(config, _WORKDIR.value, _WANDB.value):
         print("Stopped and saved; the same command goes on from here.", file=sys.stderr)
         return

@@ -3,6 +3,10 @@
 import numpy as np
 
 
+class UnreachableError(Exception):
+    """No eta gives the median confidence asked for."""
+
+
 def confidences(logits: np.ndarray, alpha: float, eta: float) -> np.ndarray:
     """(exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta), (N, classes), in float64."""
     scores = np.exp(alpha * np.asarray(logits, np.float64)) + eta
@@ -20,8 +24,8 @@ def solve_eta(logits: np.ndarray, alpha: float, median_confidence: float) -> flo
         median_confidence: The target, above 1 / classes and below 1.
 
     Raises:
-        ValueError: No eta gives that median: the target is out of range, or the model is less sure
-            than that even without eta.
+        ValueError: The target is out of range.
+        UnreachableError: The model is less sure than that even without eta.
     """
     classes = logits.shape[1]
 
@@ -35,9 +39,9 @@ def solve_eta(logits: np.ndarray, alpha: float, median_confidence: float) -> flo
         )
     smallest = 1e-300  # keeps 0 / 0 out where exp(alpha l) underflows for every class
     if median(smallest) < median_confidence:
-        raise ValueError(
-            f"median_confidence {median_confidence} can't be reached: it is {median(smallest):.3f} "
-            "without eta; train longer, raise alpha or lower median_confidence"
+        raise UnreachableError(
+            f"a median confidence of {median_confidence} can't be reached: it is "
+            f"{median(smallest):.3f} without eta"
         )
     low, high = np.log(smallest), np.log(1e6)
     for _ in range(100):

@@ -141,8 +141,8 @@ class ABSClassifier(Classifier):
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """p(c|x) = (exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta)."""
-        scores = jnp.exp(self.alpha * logits) + self.eta
-        return scores / jnp.sum(scores, axis=1, keepdims=True)
+        # In logarithms: far from the data every exp(alpha l) underflows.
+        return jax.nn.softmax(jnp.logaddexp(self.alpha * logits, jnp.log(self.eta)))
 
     def infer(self, images: jax.Array | np.ndarray) -> Inference:
         """Energies in nats (unweighted), latents and reconstructions per class."""

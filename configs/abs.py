@@ -38,9 +38,10 @@ def _full() -> ml_collections.ConfigDict:
                 "epochs": 70,
                 "batch_size_per_class": 64,
                 "learning_rate": 2e-3,
-                "decay_epochs": 20,
+                "decay_fraction": 20 / 70,
                 "beta_start": 10.0,
-                "beta_epochs": 50,
+                # The first 50 epochs anneal beta, the last 20 decay the rate.
+                "beta_fraction": 50 / 70,
                 "steps_per_dispatch": 17,
             },
             "validation": {
@@ -65,7 +66,7 @@ def _full() -> ml_collections.ConfigDict:
 _VARIANTS = {
     "full": {},
     "quick": {
-        "train": {"epochs": 6, "beta_epochs": 3, "decay_epochs": 3, "learning_rate": 3e-3},
+        "train": {"epochs": 6, "beta_fraction": 0.5, "decay_fraction": 0.5, "learning_rate": 3e-3},
         "validation": {"abs_images": 200, "abs_every_epochs": 6},
         "calibration": {"num_images": 500},
     },
@@ -73,7 +74,6 @@ _VARIANTS = {
         "dataset": {"validation_size": 100},
         "train": {
             "epochs": 2,
-            "decay_epochs": 1,
             "batch_size_per_class": 10,
             "steps_per_dispatch": 3,
         },

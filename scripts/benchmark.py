@@ -29,7 +29,6 @@ from configs.abs import get_config
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 10
-_IMAGES_PER_CLASS = 512
 
 
 def main() -> None:
@@ -42,7 +41,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--json", help="also write the result to this file")
     options = parser.parse_args()
-    candidates = {"jax": _jax_steps(options.batch_size)}
+    candidates = {"jax": _jax_steps(options.batch_size, options.steps)}
     if options.against:
         # Only here, so that the benchmark runs without PyTorch.
         from scripts.torch_training import training_steps
@@ -62,23 +61,23 @@ def main() -> None:
         write_json(options.json, result)
 
 
-def _jax_steps(batch_size: int) -> Callable[[int], None]:
-    """A function that makes a number of our training steps and waits for them."""
+def _jax_steps(batch_size: int, steps_per_epoch: int) -> Callable[[int], None]:
+    """A function that makes up to an epoch of our training steps and waits for them."""
     config = get_config()
     config.train.batch_size_per_class = batch_size
-    task = ABSTask(config, _random_dataset())
+    task = ABSTask(config, _random_dataset(batch_size * steps_per_epoch))
     states = [task.init_state()]
 
     def run(steps: int) -> None:
-        state, _ = task.run_steps(states.pop(), 0, min(steps, task.steps_per_epoch))
+        state, _ = task.run_steps(states.pop(), 0, steps)
         states.append(jax.block_until_ready(state))
 
     return run
 
 
-def _random_dataset() -> Dataset:
+def _random_dataset(images_per_class: int) -> Dataset:
     random = np.random.default_rng(0)
-    labels = np.tile(np.arange(_NUM_CLASSES, dtype=np.int32), _IMAGES_PER_CLASS)
+    labels = np.tile(np.arange(_NUM_CLASSES, dtype=np.int32), images_per_class)
     images = random.integers(0, 256, (len(labels), *_IMAGE_SHAPE), dtype=np.uint8)
     split = Split(images, labels)
     return Dataset("random", _NUM_CLASSES, split, split, split)

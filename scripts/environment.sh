@@ -1,19 +1,24 @@
 # Sourced by the other scripts: goes to the repository's root, and makes .venv or brings it up to date.
-# With PYTHON=/path/to/python another interpreter (3.11 or 3.12) makes the environment.
+# PYTHON=/path/to/python chooses the interpreter (3.11 or 3.12) that makes a new environment.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 find_python() {
     local candidate
-    for candidate in ${PYTHON:+"$PYTHON"} python3.12 python3.11 python3 python; do
-        if "$candidate" -c 'import sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
-            2>/dev/null; then
+    for candidate in ${PYTHON:-python3.12 python3.11 python3 python}; do
+        if is_suitable "$candidate"; then
             echo "$candidate"
             return
         fi
     done
-    echo "Python 3.11 or 3.12 with venv is needed; none was found. Set PYTHON=/path/to/python." >&2
+    echo "Python 3.11 or 3.12 with venv is needed; ${PYTHON:-none found} is not one." \
+        "Set PYTHON=/path/to/python." >&2
     return 1
+}
+
+is_suitable() {
+    "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in ((3, 11), (3, 12)))' \
+        2>/dev/null
 }
 
 # install FILE: installs a requirements file into .venv, unless it did so before.
@@ -27,8 +32,8 @@ install() {
     cp "$1" "$stamp"
 }
 
-# A .venv whose interpreter is gone, or that was cut off while being made, is made anew.
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+# A .venv whose interpreter is gone or of another version, or that was cut off, is made anew.
+if ! is_suitable .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
     rm -rf .venv
     echo "Making .venv with $("$python" --version)" >&2

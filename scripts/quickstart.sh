@@ -8,8 +8,11 @@ runs=runs/quickstart
 python=.venv/bin/python
 
 $python -m abs_model.data --name=mnist
-$python train.py --config=configs/abs.py:quick --workdir=$runs/abs "$@"
-$python train.py --config=configs/madry.py:quick --workdir=$runs/madry "$@"
+for model in abs madry; do
+    $python train.py --config=configs/$model.py:quick --workdir=$runs/$model "$@"
+    # A training that is interrupted saves and ends well; go no further then.
+    [[ -f $runs/$model/run.json ]] || exit 130
+done
 
 results=$runs/eval/results.json
 if grep -qs '"complete": true' $results &&

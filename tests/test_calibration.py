@@ -5,7 +5,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from abs_model.calibration import confidences, search_class_weights, solve_eta
+from abs_model.calibration import (
+    UnreachableError,
+    confidences,
+    search_class_weights,
+    solve_eta,
+)
 
 
 @settings(max_examples=30, deadline=None)
@@ -41,7 +46,7 @@ def test_impossible_targets_are_refused(target):
 
 
 def test_a_model_that_is_never_sure_is_refused():
-    with pytest.raises(ValueError, match=r"can't be reached: it is 0\.500 without eta"):
+    with pytest.raises(UnreachableError, match=r"can't be reached: it is 0\.500 without eta"):
         solve_eta(np.zeros((3, 2)), 1.0, 0.9)
 
 

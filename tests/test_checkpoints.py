@@ -239,19 +239,6 @@ def test_refuses_what_it_cannot_keep(tmp_path):
         open_store(tmp_path, best_mode="largest")
 
 
-def test_json_beside_the_checkpoints(tmp_path):
-    store = open_store(tmp_path)
-    assert store.load_json("calibration") is None
-    store.save_json("calibration", {"eta": jnp.float32(0.5), "weights": np.arange(3)})
-    assert store.load_json("calibration") == {"eta": 0.5, "weights": [0, 1, 2]}
-    with pytest.raises(ValueError, match="JSON compliant"):
-        store.save_json("calibration", {"eta": float("nan")})
-    assert store.load_json("calibration")["eta"] == 0.5
-    (tmp_path / "calibration.json").write_text('{"eta": ')
-    with pytest.raises(CheckpointError, match=r"calibration\.json"):
-        store.load_json("calibration")
-
-
 def test_leaves_the_users_logging_level_alone(tmp_path):
     logger = absl_logging.get_absl_logger()
     before = logger.level

@@ -60,7 +60,7 @@ def test_a_step_trains_each_vae_on_its_own_class_only(mnist_sample):
 
 
 def test_beta_falls_linearly_to_one(mnist_sample):
-    task = make_task(mnist_sample, beta_start=10.0, beta_epochs=4)
+    task = make_task(mnist_sample, beta_start=10.0, beta_fraction=0.5, epochs=8)
     steps = task.steps_per_epoch
     got = [float(task._beta(jnp.asarray(step))) for step in (0, 2 * steps, 4 * steps, 9 * steps)]
     np.testing.assert_allclose(got, [10, 5.5, 1, 1])
@@ -86,7 +86,7 @@ def test_a_finished_run_leaves_what_the_readme_says(abs_run):
         assert f"train/{name}" in names
     for name in ("elbo", "encoder_accuracy", "abs_accuracy"):
         assert f"validation/{name}" in names
-    assert {path.stem.split("_")[0] for path in (abs_run / "images").iterdir()} >= {"samples"}
+    assert {path.stem.split("-")[0] for path in (abs_run / "images").iterdir()} >= {"samples"}
     run = json.loads((abs_run / "run.json").read_text())
     assert run["calibration"]["abs"]["class_weights"] == [1.0] * 10
     assert run["calibration"]["binary_abs"]["eta"] > 0
@@ -125,7 +125,8 @@ def test_a_killed_run_ends_with_the_parameters_of_an_uninterrupted_one(abs_run, 
         process = start(arguments)
         wait_for_step(process, tmp_path / "killed", step)
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "run.json").exists()
     done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
     for a, b in zip(final_parameters(abs_run), final_parameters(tmp_path / "killed"), strict=True):

@@ -13,7 +13,6 @@ Attacks get the first `num_attacked` test images, and the same random numbers fo
 
 import dataclasses
 import importlib.metadata
-import math
 import os
 import pathlib
 import platform
@@ -216,12 +215,9 @@ def _attack(
 ) -> tuple[Row, Attacked]:
     images, labels, predictions = subjects
     start = time.perf_counter()
-    attackable = model.with_batch_size(_even_batch_size(len(images), model.batch_size))
     total = settings.num_steps * settings.num_restarts
     with count_progress(f"{name}: PGD {settings.threat}, steps", total) as show:
-        found = attack(
-            attackable, images, labels, key, **dataclasses.asdict(settings), progress=show
-        )
+        found = attack(model, images, labels, key, **dataclasses.asdict(settings), progress=show)
     seconds = {"attack": time.perf_counter() - start}
     start = time.perf_counter()
     adversarial = np.asarray(found.images)
@@ -232,11 +228,6 @@ def _attack(
     claimed = np.asarray(found.success)
     attacked = Attacked(settings, images, labels, predictions, adversarial, claimed, verification)
     return attacked.row(name, seconds), attacked
-
-
-def _even_batch_size(count: int, largest: int) -> int:
-    """The size of equal batches: padding 20 images to 64 would triple the cost of every step."""
-    return math.ceil(count / math.ceil(count / largest))
 
 
 def _write_results(

@@ -4,18 +4,19 @@ from typing import Any
 
 import ml_collections
 import numpy as np
+from absl import logging
 from rich.console import Console
 from rich.progress import track
 
-from abs_model.calibration import search_class_weights, solve_eta
+from abs_model.building import build_abs
+from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
 from abs_model.classifiers import ABSClassifier, threshold
-from abs_model.data import Dataset, load_dataset
-from abs_model.loading import build_abs
+from abs_model.data import Dataset
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.configuration import (
+    ConfigError,
     between,
     check,
-    non_negative,
     non_negative_int,
     one_of,
     positive,
@@ -23,7 +24,7 @@ from abs_model.training.configuration import (
     sequence_of,
 )
 from abs_model.training.loop import fit
-from abs_model.training.runs import open_store, read_run, write_run
+from abs_model.training.runs import build_task, is_finished, open_store, write_run
 from abs_model.training.workdir import open_workdir
 
 _EXPECTED = {
@@ -35,9 +36,9 @@ _EXPECTED = {
     "train.epochs": positive_int,
     "train.batch_size_per_class": positive_int,
     "train.learning_rate": positive,
-    "train.decay_epochs": non_negative_int,
+    "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
-    "train.beta_epochs": non_negative_int,
+    "train.beta_fraction": between(0, 1),
     "train.steps_per_dispatch": positive_int,
     "validation.elbo_images": positive_int,
     "validation.abs_images": positive_int,
@@ -53,7 +54,7 @@ _EXPECTED = {
     "calibration.median_confidence": between(0, 1),
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
-    "dataset.validation_size": non_negative,
+    "dataset.validation_size": positive_int,
 }
 
 
@@ -73,17 +74,26 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
             diverged.
     """
     check(config, _EXPECTED)
-    path = open_workdir(workdir, config)
-    if read_run(path) is not None:
+    if is_finished(workdir, config):
         return True
-    dataset = load_dataset(**config.dataset)
-    task = ABSTask(config, dataset)
+    task, dataset = build_task(config, ABSTask)
+    _check_median_confidence(config, dataset.num_classes)
+    path = open_workdir(workdir, config)
     store = open_store(path, task, config.checkpoint.keep)
     if not fit(task, config, path, store, wandb_mode):
         return False
     best = store.restore_best({"model": task.init_state()["model"]})["model"]
     write_run(path, task, dataset, calibration=_calibrate(task, best, config, dataset))
     return True
+
+
+def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int) -> None:
+    target = config.calibration.median_confidence
+    if not 1 / num_classes < target < 1:
+        raise ConfigError(
+            f"calibration.median_confidence must be above chance (1 / {num_classes}) and below 1, "
+            f"got {target}"
+        )
 
 
 def _calibrate(
@@ -101,14 +111,23 @@ def _calibrate(
     energies = -pixels * _logits(classifier, threshold(images), "calibrating Binary ABS")
     weights = search_class_weights(energies, labels)
     binary_logits = -weights * energies / pixels
-    target = (settings.alpha, settings.median_confidence)
+    ones = [1.0] * dataset.num_classes
     return {
-        "abs": {"eta": solve_eta(logits, *target), "class_weights": [1.0] * dataset.num_classes},
+        "abs": {"eta": _eta("ABS", logits, config), "class_weights": ones},
         "binary_abs": {
-            "eta": solve_eta(binary_logits, *target),
+            "eta": _eta("Binary ABS", binary_logits, config),
             "class_weights": weights.tolist(),
         },
     }
+
+
+def _eta(name: str, logits: np.ndarray, config: ml_collections.ConfigDict) -> float:
+    """eta, or 0 with a warning where the model is less sure than asked for even so."""
+    try:
+        return solve_eta(logits, config.calibration.alpha, config.calibration.median_confidence)
+    except UnreachableError as error:
+        logging.warning("%s: %s; eta is 0.", name, error)
+        return 0.0
 
 
 def _logits(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:

@@ -17,10 +17,10 @@ import optax
 from flax import nnx
 from jax import lax
 
+from abs_model.building import build_abs, init_vaes
 from abs_model.class_axis import map_classes
 from abs_model.data import Dataset
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
-from abs_model.loading import build_abs, init_vaes
 from abs_model.training.loop import State
 from abs_model.vae import elbo_terms
 
@@ -51,10 +51,10 @@ class ABSTask:
         self.data = group_by_class(dataset.train, dataset.num_classes)
         self.graphdef, self._model = init_vaes(config, dataset.image_shape, dataset.num_classes)
         # Constant while beta falls: what the VAEs learn at beta = 1, they learn at the full rate.
-        decay_steps = train.decay_epochs * self.steps_per_epoch
+        total_steps = train.epochs * self.steps_per_epoch
+        decay_steps = round(train.decay_fraction * total_steps)
         decay = optax.cosine_decay_schedule(train.learning_rate, max(1, decay_steps))
         constant = optax.constant_schedule(train.learning_rate)
-        total_steps = train.epochs * self.steps_per_epoch
         rate = optax.join_schedules([constant, decay], [total_steps - decay_steps])
         self.optimizer = optax.adam(rate)
 
@@ -126,9 +126,10 @@ class ABSTask:
         return new_state, jax.tree.map(jnp.mean, metrics)
 
     def _beta(self, step: jax.Array) -> jax.Array:
-        """Weight of the KL divergence: linear from `beta_start` to 1 over `beta_epochs`."""
+        """Weight of the KL divergence: linear from `beta_start` to 1, then 1."""
         train = self.config.train
-        progress = jnp.minimum(1.0, step / max(1, train.beta_epochs * self.steps_per_epoch))
+        annealing = round(train.beta_fraction * train.epochs * self.steps_per_epoch)
+        progress = jnp.minimum(1.0, step / max(1, annealing))
         return train.beta_start + (1 - train.beta_start) * progress
 
     def evaluate(self, state: State, epoch: int) -> dict[str, float]:
@@ -177,9 +178,18 @@ class ABSTask:
         return {"samples": _grid(np.asarray(samples)), "reconstructions": _grid(np.asarray(pairs))}
 
     def _examples(self, columns: int) -> np.ndarray:
-        """The first validation images of each class: uint8 (classes, columns, h, w, c)."""
-        grouped = group_by_class(self.dataset.validation, self.dataset.num_classes)
-        return np.asarray(grouped.images[:, :columns])
+        """The first validation images of each class: uint8 (classes, columns, h, w, c).
+
+        Blank where a class has fewer.
+        """
+        split = self.dataset.validation
+        examples = np.zeros(
+            (self.dataset.num_classes, columns, *self.dataset.image_shape), np.uint8
+        )
+        for label, row in enumerate(examples):
+            images = split.images[split.labels == label][:columns]
+            row[: len(images)] = images
+        return examples
 
     @functools.partial(jax.jit, static_argnums=(0, 3))
     def _pictures(
@@ -212,6 +222,8 @@ def _score(terms: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 
 
 def _grid(images: np.ndarray) -> np.ndarray:
-    """(rows, columns, h, w, c) as one image (rows * h, columns * w, c)."""
+    """(rows, columns, h, w, c) as one image (rows * h, columns * w, 1 or 3)."""
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(axis=-1, keepdims=True)  # no colours that a PNG knows
     rows, columns, height, width, channels = images.shape
     return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

@@ -23,7 +23,7 @@ from jax import lax
 
 from abs_model.attacks import ascend, pgd
 from abs_model.classifiers import NetworkClassifier
-from abs_model.data import Dataset, load_dataset
+from abs_model.data import Dataset
 from abs_model.data.batches import to_float
 from abs_model.networks import MadryCNN
 from abs_model.training.configuration import (
@@ -38,7 +38,7 @@ from abs_model.training.configuration import (
     positive_int,
 )
 from abs_model.training.loop import State, fit
-from abs_model.training.runs import open_store, read_run, write_run
+from abs_model.training.runs import build_task, is_finished, open_store, write_run
 from abs_model.training.workdir import open_workdir
 
 PyTree = Any
@@ -86,19 +86,14 @@ def train_and_evaluate(
         UserError: The configuration, the workdir or the data can't be used, or training diverged.
     """
     check_config(config)
+    if is_finished(workdir, config):
+        return True
+    task, dataset = build_task(config, AdversarialTask)
     directory = open_workdir(workdir, config)
-    dataset = load_dataset(
-        config.dataset.name,
-        data_dir=config.dataset.data_dir,
-        validation_size=config.dataset.validation_size,
-        module=config.dataset.module,
-    )
-    task = AdversarialTask(config, dataset)
     store = open_store(directory, task, config.checkpoint.keep)
     if not fit(task, config, directory, store, wandb_mode):
         return False
-    if read_run(directory) is None:
-        write_run(directory, task, dataset)
+    write_run(directory, task, dataset)
     return True
 
 

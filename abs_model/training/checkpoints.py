@@ -5,7 +5,6 @@ Layout, one directory per step::
     DIRECTORY/1200/model/      an Orbax item for each entry of the saved state
     DIRECTORY/1200/optimizer/
     DIRECTORY/1200/record/     the metrics it was saved with, and checksums
-    DIRECTORY/NAME.json        what `save_json` wrote
 
 Orbax writes a step under a temporary name and renames it when all of it is there, and a step is
 renamed before it is deleted; so a directory named by a number is whole, whenever the process was
@@ -13,7 +12,6 @@ killed. Leaves are kept as host arrays under their path in the tree ("conv/kerne
 makes a checkpoint independent of the devices it came from and of the classes of its containers.
 """
 
-import json
 import logging
 import math
 import os
@@ -25,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from abs_model.errors import UserError
-from abs_model.files import write_json
 from abs_model.training import leaves, step_files
 
 PyTree = Any
@@ -217,25 +214,6 @@ class CheckpointStore:
                 f" {', '.join(map(str, reversed(damaged)))}); use another --workdir to start anew"
             )
         return None
-
-    def save_json(self, name: str, content: Mapping[str, Any]) -> None:
-        """Writes DIRECTORY/NAME.json atomically, beside the checkpoints; see `files.write_json`."""
-        self._directory.mkdir(parents=True, exist_ok=True)
-        write_json(self._directory / f"{name}.json", content)
-
-    def load_json(self, name: str) -> dict[str, Any] | None:
-        """What `save_json` wrote under `name`; None when it wrote nothing.
-
-        Raises:
-            CheckpointError: The file is damaged.
-        """
-        file = self._directory / f"{name}.json"
-        try:
-            return json.loads(file.read_text("utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise CheckpointError(f"{file} is damaged: {error}") from error
 
     def _read(
         self, step: int, names: list[str]

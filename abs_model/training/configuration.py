@@ -66,7 +66,6 @@ non_negative_int = Expectation("an integer of at least 0", lambda v: _is_int(v) 
 positive = Expectation("a finite number above 0", lambda v: _is_finite(v) and v > 0)
 non_negative = Expectation("a finite number of at least 0", lambda v: _is_finite(v) and v >= 0)
 boolean = Expectation("true or false", lambda v: isinstance(v, bool))
-string = Expectation("a string", lambda v: isinstance(v, str))
 
 
 def between(low: float, high: float) -> Expectation:

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 import jax
 import ml_collections
 import numpy as np
-from absl import logging
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -129,6 +128,7 @@ def _validate_and_save(
 ) -> None:
     epoch = step // task.steps_per_epoch
     metrics = task.evaluate(state, epoch)
+    _check_finite(metrics, step, store)
     logger.scalars(step, {"epoch": epoch} | metrics)
     for name, image in task.images(state).items():
         logger.image(step, name, image)
@@ -148,9 +148,6 @@ def _check_finite(values: Mapping[str, float], step: int, store: CheckpointStore
 
 
 def _progress() -> Progress:
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        logging.info("no terminal: metrics.jsonl in the workdir shows how far training is")
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -158,5 +155,5 @@ def _progress() -> Progress:
         TextColumn("steps,"),
         TimeRemainingColumn(),
         TextColumn("left, {task.fields[status]}"),
-        console=console,
+        console=Console(stderr=True),
     )

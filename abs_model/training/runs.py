@@ -3,17 +3,54 @@
 import json
 import os
 import pathlib
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from abs_model.data import Dataset
+import ml_collections
+
+from abs_model.data import Dataset, load_dataset
 from abs_model.files import write_json
 from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.loop import Task
+from abs_model.training.configuration import ConfigError
+from abs_model.training.workdir import open_workdir
+
+if TYPE_CHECKING:  # whoever loads a model needs no training loop
+    from abs_model.training.loop import Task
 
 _FILE = "run.json"
+_T = TypeVar("_T")
 
 
-def open_store(workdir: pathlib.Path, task: Task, keep: int) -> CheckpointStore:
+def build_task(
+    config: ml_collections.ConfigDict,
+    make_task: Callable[[ml_collections.ConfigDict, Dataset], _T],
+) -> tuple[_T, Dataset]:
+    """Loads the data set of a configuration and makes the task that trains on it.
+
+    Raises:
+        ConfigError: What the configuration says of them can't be used.
+        UserError: The data set can't be had.
+    """
+    try:
+        dataset = load_dataset(**config.dataset)
+        return make_task(config, dataset), dataset
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"the configuration can't be used: {error}") from error
+
+
+def is_finished(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> bool:
+    """Whether the workdir holds a finished run.
+
+    Raises:
+        UserError: It holds a finished run of another configuration.
+    """
+    if read_run(workdir) is None:
+        return False
+    open_workdir(workdir, config)
+    return True
+
+
+def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStore:
     """The checkpoints of a run of `task`, in `workdir`/checkpoints."""
     return CheckpointStore(
         workdir / "checkpoints",
@@ -24,7 +61,7 @@ def open_store(workdir: pathlib.Path, task: Task, keep: int) -> CheckpointStore:
 
 
 def write_run(
-    workdir: pathlib.Path, task: Task, dataset: Dataset, **fitted: dict[str, Any]
+    workdir: pathlib.Path, task: "Task", dataset: Dataset, **fitted: dict[str, Any]
 ) -> None:
     """Marks a run as finished.
 

@@ -3,6 +3,10 @@
 python train.py --config=configs/abs.py --workdir=runs/abs
 python train.py --config=configs/abs.py:quick --workdir=runs/abs_quick
 
+full: 97.75% of the first 2,000 test images, Binary ABS 97.85%; validation ELBO -22.3 nats. 70 epochs
+in 32 minutes on 2 CPU cores (AMD EPYC), partly with other work beside it, and 3 minutes of calibration.
+quick: @QUICKABS@
+
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """
 
@@ -66,8 +70,13 @@ def _full() -> ml_collections.ConfigDict:
 _VARIANTS = {
     "full": {},
     "quick": {
-        "train": {"epochs": 6, "beta_fraction": 0.5, "decay_fraction": 0.5, "learning_rate": 3e-3},
-        "validation": {"abs_images": 200, "abs_every_epochs": 6},
+        "train": {
+            "epochs": 16,
+            "beta_fraction": 0.25,
+            "decay_fraction": 0.5,
+            "learning_rate": 3e-3,
+        },
+        "validation": {"abs_images": 200, "abs_every_epochs": 16},
         "calibration": {"num_images": 500},
     },
     "tiny": {

@@ -19,7 +19,6 @@ if grep -qs '"complete": true' $results &&
     [[ $results -nt $runs/abs/run.json && $results -nt $runs/madry/run.json ]]; then
     cat $runs/eval/results.md
 else
-    $python evaluate.py --workdir=$runs/eval \
-        --models=abs=$runs/abs,binary_abs=$runs/abs:binary,madry=$runs/madry
+    $python evaluate.py --workdir=$runs/eval --models=abs=$runs/abs,madry=$runs/madry
 fi
 echo "Table and pictures: $runs/eval"

@@ -156,7 +156,7 @@ def test_check_reports_every_problem_at_once():
         )
     assert str(caught.value).splitlines() == [
         "train.epochs must be an integer of at least 1, got 0",
-        "data.name must be but it isn't there",
+        "data.name must be one of a, but it isn't there",
     ]
 
 

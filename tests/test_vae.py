@@ -9,6 +9,12 @@ from flax import nnx
 from abs_model.vae import VAE, LayerShape, derive_shape, elbo_terms, stacked_vaes
 
 
+def make_vae(image_shape, latent_size=8):
+    """A VAE, made by one compiled program: far faster than its many small operations one by one."""
+    shape = derive_shape(image_shape, latent_size)
+    return nnx.jit(lambda: VAE(shape, nnx.Rngs(0)))()
+
+
 def sizes(shape):
     """Heights after each encoder layer and each decoder layer."""
     height = shape.image_shape[0]
@@ -47,7 +53,7 @@ def test_impossible_image_shapes_are_refused(image_shape):
 
 
 def test_shapes_of_encoding_and_decoding():
-    vae = VAE(derive_shape((17, 20, 3), latent_size=5), nnx.Rngs(0))
+    vae = make_vae((17, 20, 3), latent_size=5)
     mean, log_variance = vae.encode(jnp.zeros((2, 17, 20, 3)))
     assert mean.shape == log_variance.shape == (2, 5)
     images = vae.decode(mean)
@@ -82,7 +88,7 @@ def test_classes_start_different_and_are_stacked():
 
 def test_elbo_terms_against_closed_forms():
     """The KL divergence from the encoder's outputs, the error from a decoder without noise."""
-    vae = VAE(derive_shape((16, 16, 1), latent_size=2), nnx.Rngs(0))
+    vae = make_vae((16, 16, 1), latent_size=2)
     images = jax.random.uniform(jax.random.key(0), (5, 16, 16, 1))
     vae.encoder[3].kernel[...] = jnp.zeros_like(vae.encoder[3].kernel[...])
     # mean (1, -2), log-variance (-40, -40): the sample is the mean.
@@ -98,7 +104,7 @@ def test_elbo_terms_against_closed_forms():
 def test_kl_is_the_expected_log_ratio():
     """Monte Carlo of E_q[log q - log p] agrees with the closed form."""
     mean, log_variance = jnp.array([0.5, -1.0]), jnp.array([-1.0, 0.3])
-    vae = VAE(derive_shape((16, 16, 1), latent_size=2), nnx.Rngs(0))
+    vae = make_vae((16, 16, 1), latent_size=2)
     vae.encoder[3].kernel[...] = jnp.zeros_like(vae.encoder[3].kernel[...])
     vae.encoder[3].bias[...] = jnp.concatenate([mean, log_variance])
     _, kl = elbo_terms(vae, jnp.zeros((1, 16, 16, 1)), jax.random.key(0), training=False)
@@ -109,7 +115,7 @@ def test_kl_is_the_expected_log_ratio():
 
 
 def test_training_updates_the_batch_statistics_and_evaluation_does_not():
-    vae = VAE(derive_shape((16, 16, 1)), nnx.Rngs(0))
+    vae = make_vae((16, 16, 1))
     images = jax.random.uniform(jax.random.key(0), (4, 16, 16, 1))
     before = np.asarray(vae.encoder[0].norm.mean[...])
     elbo_terms(vae, images, jax.random.key(0), training=False)

@@ -6,7 +6,8 @@ python train.py --config=configs/abs.py:quick --workdir=runs/abs_quick
 full: 97.75% of the first 2,000 test images, Binary ABS 97.85%; validation ELBO -22.3 nats. 70
 epochs in 32 minutes on 2 CPU cores (AMD EPYC), partly with other work beside it, and 3 minutes of
 calibration.
-quick: for the quickstart; less of the annealing and a higher rate.
+quick: 98.0% of the first 1,000 test images; validation ELBO -23.3 nats. 16 epochs in 6 minutes on
+the same machine, and less than one of calibration.
 
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """

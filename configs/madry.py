@@ -4,9 +4,10 @@ python train.py --config=configs/madry.py --workdir=runs/madry
 python train.py --config=configs/madry.py:quick --workdir=runs/madry_quick
 
 full: the paper's schedule: 91 epochs of 1,100 steps (100,100), each on 50 images attacked with 40
-steps of L-infinity PGD at 0.3, Adam at a constant 1e-4. It takes a GPU.
+steps of L-infinity PGD at 0.3, Adam at a constant 1e-4. It takes a GPU, and has not been run yet.
 quick: 600 steps with an attack of 3 steps, which grows to its full size over the first 150, and one
-cycle of a higher learning rate. For two CPU cores; the network is less robust.
+cycle of a higher learning rate. 97.4% of the first 1,000 test images; 40-step PGD at 0.3 leaves 57%
+of 200 validation images. 90 seconds on 2 CPU cores (AMD EPYC).
 
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """

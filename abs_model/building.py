@@ -1,7 +1,6 @@
 """ABS from a configuration: structure, untrained parameters, classifiers from trained ones."""
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -27,15 +26,16 @@ def init_vaes(
         with a leading class axis.
     """
     # Compiled as one program: one by one, its many small operations take ten times as long.
-    create = functools.partial(_create_vaes, config, image_shape, num_classes)
-    return _structure(create)[0], jax.jit(lambda: _arrays(create()))()
+    graphdef, _ = vaes_structure(config, image_shape, num_classes)
+    return graphdef, jax.jit(lambda: _arrays(_create_vaes(config, image_shape, num_classes)))()
 
 
 def vaes_structure(
     config: ml_collections.ConfigDict, image_shape: tuple[int, int, int], num_classes: int
 ) -> tuple[nnx.GraphDef, dict[str, PyTree]]:
     """What `init_vaes` returns, with shapes and dtypes instead of arrays; makes no arrays."""
-    return _structure(functools.partial(_create_vaes, config, image_shape, num_classes))
+    vaes = nnx.eval_shape(lambda: _create_vaes(config, image_shape, num_classes))
+    return nnx.graphdef(vaes), _arrays(vaes)
 
 
 def _create_vaes(
@@ -51,11 +51,6 @@ def _create_vaes(
 def _arrays(vaes: VAE) -> dict[str, PyTree]:
     params, statistics = nnx.state(vaes, nnx.Param), nnx.state(vaes, nnx.BatchStat)
     return {"params": nnx.to_pure_dict(params), "statistics": nnx.to_pure_dict(statistics)}
-
-
-def _structure(create: Callable[[], VAE]) -> tuple[nnx.GraphDef, dict[str, PyTree]]:
-    vaes = nnx.eval_shape(create)
-    return nnx.graphdef(vaes), _arrays(vaes)
 
 
 def build_abs(

@@ -22,7 +22,6 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.building import vaes_structure
-from abs_model.data import Dataset, Split
 from abs_model.errors import UserError
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.runs import open_store, write_run
@@ -184,10 +183,7 @@ def _write(out: pathlib.Path, config: ml_collections.ConfigDict, model: PyTree) 
         # The only checkpoint is the best one, whatever its metric, which nobody has measured.
         store = open_store(workdir, ABSTask, config.checkpoint.keep)
         store.save(0, {"model": model}, {ABSTask.best_metric: math.nan})
-        # Stands for the data they trained on, of which run.json holds only the shape and classes.
-        split = Split(np.zeros((0, *_IMAGE_SHAPE), np.uint8), np.zeros(0, np.int32))
-        dataset = Dataset(config.dataset.name, _NUM_CLASSES, split, split, split)
-        write_run(workdir, ABSTask, dataset, calibration=_CALIBRATION)
+        write_run(workdir, ABSTask, _IMAGE_SHAPE, _NUM_CLASSES, calibration=_CALIBRATION)
         workdir.replace(out)
 
 

@@ -12,8 +12,6 @@ from flax import nnx
 
 import abs_model
 from abs_model import inference
-from abs_model.building import vaes_structure
-from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.workdir import load_config
 from configs.abs import get_config
 from scripts import import_released_weights as script
@@ -81,16 +79,21 @@ def imported(released, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def our_vaes(imported):
-    """Each class's VAE from the checkpoint."""
-    run = json.loads((imported / "run.json").read_text())
-    graphdef, template = vaes_structure(load_config(imported), IMAGE, 10)
-    store = CheckpointStore(
-        imported / "checkpoints", best_metric=run["best_metric"], best_mode=run["best_mode"]
-    )
-    model = store.restore_best({"model": template})["model"]
-    states = [jax.tree.map(lambda leaf, i=label: leaf[i], model) for label in range(10)]
-    return [nnx.merge(graphdef, state["params"], state["statistics"]) for state in states]
+def few_samples(imported, tmp_path_factory):
+    """The same workdir with few prior samples, so that it is quicker to load."""
+    workdir = shutil.copytree(imported, tmp_path_factory.mktemp("few_samples") / "out")
+    config = json.loads((workdir / "config.json").read_text())
+    config["inference"]["num_prior_samples"] = 100
+    (workdir / "config.json").write_text(json.dumps(config))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def our_vaes(few_samples):
+    """Each class's VAE, as `load` gives it."""
+    generators = abs_model.load(few_samples).generators
+    states = [jax.tree.map(lambda leaf, i=i: leaf[i], generators.state) for i in range(10)]
+    return [nnx.merge(generators.graphdef, *state) for state in states]
 
 
 def test_decoders_agree_with_pytorch(our_vaes, torch_vaes):
@@ -116,13 +119,9 @@ def test_encoders_agree_with_pytorch(our_vaes, torch_vaes):
         )
 
 
-def test_it_is_a_finished_run_of_the_full_configuration(imported, tmp_path):
+def test_it_is_a_finished_run_of_the_full_configuration(imported, few_samples):
     assert load_config(imported).to_dict() == get_config().to_dict()
-    workdir = shutil.copytree(imported, tmp_path / "few_samples")  # quicker to load
-    config = json.loads((workdir / "config.json").read_text())
-    config["inference"]["num_prior_samples"] = 100
-    (workdir / "config.json").write_text(json.dumps(config))
-    plain, binary = abs_model.load(workdir), abs_model.load(workdir, binary=True)
+    plain, binary = abs_model.load(few_samples), abs_model.load(few_samples, binary=True)
     assert (plain.binary, binary.binary) == (False, True)
     assert plain.alpha == binary.alpha == 440
     assert plain.eta == binary.eta == np.float32(3.9e-5)
@@ -256,14 +255,21 @@ def test_script_prints_one_line(tmp_path):
     assert done.stderr.startswith("import_released_weights.py: ")
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' files are not here")
-def test_the_authors_weights_give_the_authors_results(tmp_path):
-    script.main([str(REFERENCE / "released_weights"), str(tmp_path / "out")])
-    classifier = abs_model.load(tmp_path / "out", batch_size=50)
+@pytest.fixture(scope="module")
+def authors_classifier(tmp_path_factory):
+    """The authors' own weights, imported and loaded."""
+    if not REFERENCE.is_dir():
+        pytest.skip("the authors' files are not here")
+    out = tmp_path_factory.mktemp("authors") / "out"
+    script.main([str(REFERENCE / "released_weights"), str(out)])
+    return abs_model.load(out, batch_size=50)
+
+
+def test_the_authors_weights_give_the_authors_results(authors_classifier):
     images = abs_model.load_dataset("mnist").test.images[:100].astype(np.float32) / 255
     with np.load(REFERENCE / "released_abs_logits_first100.npz") as file:
         logits = file["logits"]
-    energies, theirs = np.asarray(classifier.infer(images).energies), -784 * logits
+    energies, theirs = np.asarray(authors_classifier.infer(images).energies), -784 * logits
     predicted = theirs.argmin(1)
     np.testing.assert_array_equal(energies.argmin(1), predicted)
     differences = energies - theirs
@@ -274,24 +280,21 @@ def test_the_authors_weights_give_the_authors_results(tmp_path):
     assert np.median(np.abs(differences)) < 0.25
 
 
-@pytest.mark.skipif(not REFERENCE.is_dir(), reason="the authors' files are not here")
-def test_the_authors_samples_and_clip_give_the_authors_energies(tmp_path, monkeypatch):
+def test_the_authors_samples_and_clip_give_the_authors_energies(authors_classifier, monkeypatch):
     """Their clip, a bug, turns every latent beyond the ball into max_norm times |z| / ||z||."""
 
     def clip_and_drop_signs(latents, max_norm):
         norms = jnp.linalg.norm(latents, axis=0)
         return jnp.where(norms > max_norm, jnp.abs(latents) * max_norm / norms, latents)
 
-    script.main([str(REFERENCE / "released_weights"), str(tmp_path / "out")])
-    classifier = abs_model.load(tmp_path / "out", batch_size=50)
     with np.load(REFERENCE / "released_abs_logits_first100.npz") as file:
         logits, samples = file["logits"][:50], jnp.asarray(file["prior_latents"]).reshape(8000, 8)
-    generators = classifier.generators
+    generators = authors_classifier.generators
     generators = inference.make_generators(generators.graphdef, generators.state, samples)
     images = abs_model.load_dataset("mnist").test.images[:50].astype(np.float32) / 255
 
     def energies():
-        search = classifier.search
+        search = authors_classifier.search
         # A new function each time, so that it is traced with the `_project` of the moment.
         return jax.jit(lambda g, x: inference.infer(g, x, search).energies)(generators, images)
 

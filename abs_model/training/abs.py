@@ -83,7 +83,8 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     if not fit(task, config, path, store, wandb_mode):
         return False
     best = store.restore_best({"model": task.init_state()["model"]})["model"]
-    write_run(path, task, dataset, calibration=_calibrate(task, best, config, dataset))
+    calibration = _calibrate(task, best, config, dataset)
+    write_run(path, task, dataset.image_shape, dataset.num_classes, calibration=calibration)
     return True
 
 

@@ -93,7 +93,7 @@ def train_and_evaluate(
     store = open_store(directory, task, config.checkpoint.keep)
     if not fit(task, config, directory, store, wandb_mode):
         return False
-    write_run(directory, task, dataset)
+    write_run(directory, task, dataset.image_shape, dataset.num_classes)
     return True
 
 

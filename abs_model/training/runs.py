@@ -61,19 +61,24 @@ def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStor
 
 
 def write_run(
-    workdir: pathlib.Path, task: "Task", dataset: Dataset, **fitted: dict[str, Any]
+    workdir: pathlib.Path,
+    task: "Task",
+    image_shape: tuple[int, int, int],
+    num_classes: int,
+    **fitted: dict[str, Any],
 ) -> None:
     """Marks a run as finished.
 
     Args:
         workdir: Of the run.
         task: What was trained.
-        dataset: What it was trained on.
+        image_shape: (height, width, channels) of what it was trained on.
+        num_classes: Likewise.
         **fitted: What was fitted after training, such as the calibration.
     """
     description = {
-        "image_shape": dataset.image_shape,
-        "num_classes": dataset.num_classes,
+        "image_shape": image_shape,
+        "num_classes": num_classes,
         "best_metric": task.best_metric,
         "best_mode": task.best_mode,
     }

@@ -14,8 +14,9 @@ from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation.verification import Verification, verify
-from abs_model.inference import Inference, SearchSettings
+from abs_model.inference import Inference
 from abs_model.loading import load
+from abs_model.solvers import SearchSettings
 
 __all__ = [
     "ABSClassifier",

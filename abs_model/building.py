@@ -1,19 +1,30 @@
 """ABS from a configuration: structure, untrained parameters, classifiers from trained ones."""
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
+from absl import logging
 from flax import nnx
 
 from abs_model.classifiers import ABSClassifier
-from abs_model.inference import SearchSettings, make_generators, sample_prior
+from abs_model.decoders import fold_decoders
+from abs_model.solvers import SearchSettings, make_solver
+from abs_model.solvers.surrogates import (
+    Surrogate,
+    SurrogateSettings,
+    fit_surrogates,
+    read_surrogate,
+    write_surrogate,
+)
 from abs_model.vae import VAE, derive_shape, stacked_vaes
 
 PyTree = Any
 DEFAULT_BATCH_SIZE = 64
+_SURROGATE_FILE = "surrogates.npz"
 
 
 def init_vaes(
@@ -53,46 +64,89 @@ def _arrays(vaes: VAE) -> dict[str, PyTree]:
     return {"params": nnx.to_pure_dict(params), "statistics": nnx.to_pure_dict(statistics)}
 
 
+def search_settings(config: ml_collections.ConfigDict, solver: str | None = None) -> SearchSettings:
+    """How a configuration searches latents; `solver` replaces its own.
+
+    Raises:
+        ValueError: There is no such solver.
+    """
+    fields = config.inference.to_dict()
+    return SearchSettings(**(fields if solver is None else fields | {"solver": solver}))
+
+
+def open_surrogate(
+    workdir: pathlib.Path,
+    config: ml_collections.ConfigDict,
+    graphdef: nnx.GraphDef,
+    model: Mapping[str, PyTree],
+    image_shape: tuple[int, int, int],
+) -> Surrogate:
+    """The surrogates of a finished run's best model: read, or fitted (minutes) and kept.
+
+    Args:
+        workdir: Of the run.
+        config: Of the run; uses `model.latent_size`, `inference.max_norm` and `surrogate`.
+        graphdef: From `init_vaes`.
+        model: {"params": ..., "statistics": ...}, leading axis classes.
+        image_shape: (height, width, channels).
+    """
+    path = workdir / _SURROGATE_FILE
+    if path.exists():
+        return read_surrogate(path)
+    # Configurations from before there were surrogates have no such section.
+    fields = config.get("surrogate", ml_collections.ConfigDict()).to_dict()
+    settings = SurrogateSettings(max_norm=config.inference.max_norm, **fields)
+    decoder = fold_decoders(graphdef, (model["params"], model["statistics"]), image_shape)
+    surrogate = fit_surrogates(decoder, config.model.latent_size, settings)
+    try:
+        write_surrogate(path, surrogate)
+    except OSError as error:
+        logging.warning("The surrogates can't be kept and will be fitted again: %s", error)
+    return surrogate
+
+
 def build_abs(
     config: ml_collections.ConfigDict,
     graphdef: nnx.GraphDef,
     model: Mapping[str, PyTree],
     image_shape: tuple[int, int, int],
     *,
+    search: SearchSettings,
+    surrogate: Surrogate | None = None,
     name: str = "abs",
     batch_size: int = DEFAULT_BATCH_SIZE,
     binary: bool = False,
     calibration: Mapping[str, Any] | None = None,
 ) -> ABSClassifier:
-    """An ABS classifier from trained VAEs; decodes the prior samples.
+    """An ABS classifier from trained VAEs.
 
     Args:
-        config: Uses `model.latent_size`, `inference` and `calibration.alpha`.
+        config: Uses `model.latent_size` and `calibration.alpha`.
         graphdef: From `init_vaes`.
         model: {"params": ..., "statistics": ...}, leading axis classes.
         image_shape: (height, width, channels).
+        search: How latents are searched.
+        surrogate: Of all classes; only for the solver "quasi_newton".
         name: For tables and messages.
         batch_size: Images per call of the compiled function.
         binary: Whether images are thresholded.
         calibration: {"abs" and "binary_abs": {"eta": number, "class_weights": numbers}}; without
             one, eta is 0 and the weights are 1.
     """
-    settings = SearchSettings(**config.inference)
     state = (model["params"], model["statistics"])
     num_classes = jax.tree.leaves(state)[0].shape[0]
     fitted = {"eta": 0.0, "class_weights": [1.0] * num_classes}
     if calibration is not None:
         fitted = calibration["binary_abs" if binary else "abs"]
-    latents = sample_prior(settings, config.model.latent_size)
+    decoder = fold_decoders(graphdef, state, image_shape)
     return ABSClassifier(
         name=name,
         image_shape=image_shape,
         num_classes=num_classes,
         batch_size=batch_size,
-        generators=make_generators(graphdef, state, latents),
+        solver=make_solver(search, decoder, config.model.latent_size, surrogate),
         class_weights=jnp.asarray(fitted["class_weights"], jnp.float32),
         eta=jnp.float32(fitted["eta"]),
         alpha=config.calibration.alpha,
-        search=settings,
         binary=binary,
     )

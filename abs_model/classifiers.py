@@ -15,7 +15,8 @@ import numpy as np
 from flax import nnx
 
 from abs_model.images import check_images
-from abs_model.inference import Generators, Inference, SearchSettings, infer
+from abs_model.inference import Inference, infer, refine
+from abs_model.solvers import Solver
 
 PyTree = Any
 
@@ -70,17 +71,23 @@ class Classifier(abc.ABC):
         return dataclasses.replace(self, batch_size=batch_size)
 
     def _in_batches(
-        self, function: Callable[[Self, jax.Array], PyTree], images: jax.Array | np.ndarray
+        self, function: Callable[..., PyTree], images: jax.Array | np.ndarray, *others: PyTree
     ) -> PyTree:
-        """`function` of all images, in padded batches of `batch_size`."""
-        checked = check_images(images, self.image_shape)
+        """`function` of all images, in padded batches of `batch_size`.
+
+        Args:
+            function: Called with the classifier and a batch of the images and of `others`.
+            images: (N, height, width, channels).
+            *others: Pytrees whose leaves have a leading axis of N.
+        """
+        arrays = (check_images(images, self.image_shape), *others)
         outputs = []
-        for first in range(0, checked.shape[0], self.batch_size):
-            batch = checked[first : first + self.batch_size]
-            missing = self.batch_size - batch.shape[0]
-            padded = jnp.pad(batch, ((0, missing), (0, 0), (0, 0), (0, 0)))
-            output = function(self, padded)
-            outputs.append(jax.tree.map(lambda x, n=batch.shape[0]: x[:n], output))
+        for first in range(0, len(images), self.batch_size):
+            size = min(self.batch_size, len(images) - first)
+            # Repeating the last image keeps what is padded valid.
+            rows = np.minimum(np.arange(first, first + self.batch_size), first + size - 1)
+            output = function(self, *jax.tree.map(lambda leaf, i=rows: leaf[i], arrays))
+            outputs.append(jax.tree.map(lambda x, n=size: x[:n], output))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
@@ -114,26 +121,32 @@ class ABSClassifier(Classifier):
     converged latents the gradient of the logits is exact.
 
     Attributes:
-        generators: The VAEs and their decoded prior samples.
+        solver: Searches the latents; holds all classes' decoders.
         class_weights: Factors w_c of the energies, (classes,); ones except for Binary ABS.
         eta: Added to each class's score; makes the model unsure far from the data.
         alpha: Scale of the logits in the confidences.
-        search: How latents are searched.
         binary: Whether images are thresholded.
     """
 
-    generators: Generators
+    solver: Solver
     class_weights: jax.Array
     eta: jax.Array
     alpha: float = dataclasses.field(metadata=_STATIC)
-    search: SearchSettings = dataclasses.field(metadata=_STATIC)
     binary: bool = dataclasses.field(metadata=_STATIC)
 
     def batch_inference(self, images: jax.Array) -> Inference:
         """Inference of images that have been checked; pure, energies are differentiable."""
-        if self.binary:
-            images = images + jax.lax.stop_gradient(threshold(images) - images)
-        return infer(self.generators, images, self.search)
+        return infer(self.solver, self._seen(images))
+
+    def batch_refinement(self, images: jax.Array, start: Inference, asked: jax.Array) -> Inference:
+        """`refine` of images that have been checked; pure, energies are differentiable."""
+        return refine(self.solver, self._seen(images), start, asked, self.class_weights)
+
+    def _seen(self, images: jax.Array) -> jax.Array:
+        """The images that the decoders explain."""
+        if not self.binary:
+            return images
+        return images + jax.lax.stop_gradient(threshold(images) - images)
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
         energies = self.batch_inference(images).energies
@@ -144,9 +157,39 @@ class ABSClassifier(Classifier):
         # In logarithms: far from the data every exp(alpha l) underflows.
         return jax.nn.softmax(jnp.logaddexp(self.alpha * logits, jnp.log(self.eta)))
 
-    def infer(self, images: jax.Array | np.ndarray) -> Inference:
-        """Energies in nats (unweighted), latents and reconstructions per class."""
-        return self._in_batches(_jitted_inference, images)
+    def infer(
+        self,
+        images: jax.Array | np.ndarray,
+        start: Inference | None = None,
+        asked: jax.Array | np.ndarray | None = None,
+    ) -> Inference:
+        """Energies in nats (unweighted), latents and reconstructions per class.
+
+        Args:
+            images: As for `logits`.
+            start: What was found for the same images before they moved a little; the search goes
+                on from there, in a few iterations.
+            asked: Only with `start`: whether the caller asks about the class, bool (N, classes).
+                Other classes are searched only where they may have overtaken one of these, and
+                their energies are lower bounds elsewhere (`Inference.searched`). All by default.
+
+        Raises:
+            ValueError: `start` or `asked` do not fit the images, or `asked` comes without `start`
+                or has a row without a class.
+        """
+        if start is None:
+            if asked is not None:
+                raise ValueError("asked needs start: without one, every class is searched")
+            return self._in_batches(_jitted_inference, images)
+        expected = (len(images), self.num_classes)
+        asked = np.ones(expected, bool) if asked is None else np.asarray(asked)
+        if asked.shape != expected or asked.dtype != bool:
+            raise ValueError(f"asked must be bool {expected}, got {asked.dtype} {asked.shape}")
+        if not asked.any(axis=1).all():
+            raise ValueError("asked must have at least one class for each image")
+        if start.energies.shape != expected:
+            raise ValueError(f"start must have energies {expected}, got {start.energies.shape}")
+        return self._in_batches(_jitted_refinement, images, start, asked)
 
 
 def threshold(images: Any) -> Any:
@@ -162,3 +205,10 @@ def _jitted_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
 @jax.jit
 def _jitted_inference(classifier: ABSClassifier, images: jax.Array) -> Inference:
     return classifier.batch_inference(images)
+
+
+@jax.jit
+def _jitted_refinement(
+    classifier: ABSClassifier, images: jax.Array, start: Inference, asked: jax.Array
+) -> Inference:
+    return classifier.batch_refinement(images, start, asked)

@@ -65,6 +65,82 @@ def transposed_convolution(images: jax.Array, kernel: jax.Array, stride: int = 1
     return _gather_then_multiply(images, kernel, stride)
 
 
+def transposed_convolution_to_blocks(images: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A transposed convolution whose output is left in blocks, as `space_to_depth` would make them.
+
+    Args:
+        images: (in, height, width, batch).
+        kernel: From `kernel_to_blocks`, (rows, columns, in, stride * stride * out).
+
+    Returns:
+        (stride * stride * out, height + rows - 1, width + columns - 1, batch); zero where a block
+        reaches beyond the output.
+    """
+    rows, columns = kernel.shape[:2]
+    padding = ((0, 0), (rows - 1, rows - 1), (columns - 1, columns - 1), (0, 0))
+    return convolve(jnp.pad(images, padding), kernel)
+
+
+def kernel_to_blocks(kernel: jax.Array, stride: int) -> jax.Array:
+    """The kernel with which a convolution computes a transposed convolution's output in blocks.
+
+    Along one axis, output pixel s * y + p is the sum over a of input y - a times kernel s * a + p.
+
+    Args:
+        kernel: (kernel height, kernel width, in, out) of the transposed convolution.
+        stride: Of the transposed convolution, and the size of the blocks.
+
+    Returns:
+        (ceil(kernel height / stride), likewise for the width, in, stride * stride * out).
+    """
+    phases = _split_phases(kernel, stride)[::-1, :, ::-1].transpose(0, 2, 4, 1, 3, 5)
+    return phases.reshape(*phases.shape[:3], -1)
+
+
+def kernel_between_blocks(kernel: jax.Array, size: int) -> jax.Array:
+    """A stride-1 transposed convolution's kernel for images whose blocks of pixels are channels.
+
+    With the returned kernel, `transposed_convolution` of `space_to_depth(images, size)` is
+    `space_to_depth` of the `transposed_convolution` of the images, apart from zero padding.
+
+    Args:
+        kernel: (kernel height, kernel width, in, out).
+        size: Height and width of the blocks.
+
+    Returns:
+        (ceil((kernel height + size - 1) / size), likewise for the width, size * size * in,
+        size * size * out).
+    """
+    # An input pixel at p in its block meets the kernel p pixels later than one at 0.
+    shifted = [
+        _split_phases(jnp.pad(kernel, ((p, size - 1 - p), (q, size - 1 - q), (0, 0), (0, 0))), size)
+        for p in range(size)
+        for q in range(size)
+    ]
+    stacked = jnp.stack(shifted).transpose(1, 3, 0, 5, 2, 4, 6)
+    rows, columns, phases, channels = stacked.shape[:4]
+    return stacked.reshape(rows, columns, phases * channels, -1)
+
+
+def space_to_depth(images: jax.Array, size: int) -> jax.Array:
+    """(C, H, W, N) -> (size * size * C, H / size, W / size, N): each block's pixels as channels."""
+    if size == 1:
+        return images
+    channels, height, width, batch = images.shape
+    height, width = height // size, width // size
+    images = images.reshape(channels, height, size, width, size, batch)
+    return images.transpose(2, 4, 0, 1, 3, 5).reshape(-1, height, width, batch)
+
+
+def depth_to_space(blocks: jax.Array, size: int) -> jax.Array:
+    """(size * size * C, H, W, N) -> (C, H * size, W * size, N): the inverse of `space_to_depth`."""
+    if size == 1:
+        return blocks
+    _, height, width, batch = blocks.shape
+    blocks = blocks.reshape(size, size, -1, height, width, batch).transpose(2, 3, 0, 4, 1, 5)
+    return blocks.reshape(-1, height * size, width * size, batch)
+
+
 def convolved_size(size: Sequence[int], window: Sequence[int], stride: int) -> tuple[int, int]:
     """(height, width) of what `convolve` returns for images of that size."""
     height, width = ((length - k) // stride + 1 for length, k in zip(size, window, strict=True))
@@ -83,19 +159,13 @@ def _multiply_then_add(images: jax.Array, kernel: jax.Array, stride: int) -> jax
 
 
 def _gather_then_multiply(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-    """A convolution of the padded image, with s * s times the outputs, followed by a pixel shuffle.
-
-    Along one axis, output pixel s * y + p is the sum over a of input y - a times kernel s * a + p.
-    """
-    _, height, width, _ = images.shape
-    kernel_height, kernel_width, _, out_channels = kernel.shape
-    rows, columns = -(-kernel_height // stride), -(-kernel_width // stride)
-    phases = _split_phases(kernel, stride)[::-1, :, ::-1]
-    phases = phases.transpose(0, 2, 4, 5, 1, 3).reshape(rows, columns, images.shape[0], -1)
-    padding = ((0, 0), (rows - 1, rows - 1), (columns - 1, columns - 1), (0, 0))
-    shuffled = convolve(jnp.pad(images, padding), phases)
-    height, width = (height - 1) * stride + kernel_height, (width - 1) * stride + kernel_width
-    return _merge_phases(shuffled, stride, out_channels)[:, :height, :width]
+    """A convolution of the padded image, with s * s times the outputs, then a pixel shuffle."""
+    blocks = transposed_convolution_to_blocks(images, kernel_to_blocks(kernel, stride))
+    height, width = (
+        (length - 1) * stride + k
+        for length, k in zip(images.shape[1:3], kernel.shape[:2], strict=True)
+    )
+    return depth_to_space(blocks, stride)[:, :height, :width]
 
 
 def _gather(images: jax.Array, window: Sequence[int], stride: int) -> jax.Array:
@@ -103,7 +173,7 @@ def _gather(images: jax.Array, window: Sequence[int], stride: int) -> jax.Array:
     height, width = convolved_size(images.shape[1:3], window, stride)
     rows, columns = (-(-k // stride) for k in window)
     images = _fit(images, (height + rows - 1) * stride, (width + columns - 1) * stride)
-    images = _space_to_depth(images, stride)
+    images = space_to_depth(images, stride)
     images = jnp.stack([images[:, :, j : j + width] for j in range(columns)])
     images = _barrier(images)
     images = jnp.stack([images[:, :, i : i + height] for i in range(rows)])
@@ -122,26 +192,6 @@ def _split_phases(kernel: jax.Array, stride: int) -> jax.Array:
     padding = ((0, rows * stride - kernel.shape[0]), (0, columns * stride - kernel.shape[1]))
     kernel = jnp.pad(kernel, (*padding, (0, 0), (0, 0)))
     return kernel.reshape(rows, stride, columns, stride, *kernel.shape[2:])
-
-
-def _space_to_depth(images: jax.Array, stride: int) -> jax.Array:
-    """(C, H, W, N) -> (stride * stride * C, H / stride, W / stride, N), phase first."""
-    if stride == 1:
-        return images
-    channels, height, width, batch = images.shape
-    height, width = height // stride, width // stride
-    images = images.reshape(channels, height, stride, width, stride, batch)
-    return images.transpose(2, 4, 0, 1, 3, 5).reshape(-1, height, width, batch)
-
-
-def _merge_phases(images: jax.Array, stride: int, channels: int) -> jax.Array:
-    """Pixel shuffle: (C * stride * stride, H, W, N) -> (C, H * stride, W * stride, N)."""
-    if stride == 1:
-        return images
-    _, height, width, batch = images.shape
-    images = images.reshape(channels, stride, stride, height, width, batch)
-    images = images.transpose(0, 3, 1, 4, 2, 5)
-    return images.reshape(channels, height * stride, width * stride, batch)
 
 
 def _fit(images: jax.Array, height: int, width: int) -> jax.Array:

@@ -7,7 +7,13 @@ from typing import Any
 
 from flax import nnx
 
-from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, vaes_structure
+from abs_model.building import (
+    DEFAULT_BATCH_SIZE,
+    build_abs,
+    open_surrogate,
+    search_settings,
+    vaes_structure,
+)
 from abs_model.classifiers import Classifier, NetworkClassifier
 from abs_model.errors import UserError
 from abs_model.networks import MadryCNN
@@ -24,24 +30,32 @@ def load(
     binary: bool = False,
     batch_size: int = DEFAULT_BATCH_SIZE,
     name: str | None = None,
+    solver: str | None = None,
 ) -> Classifier:
     """Loads a training run's best checkpoint (by its validation metric) as a classifier.
+
+    The first time that a run is opened with the solver "quasi_newton", surrogates are fitted, which
+    takes minutes, and kept in its workdir; train.py has done it for runs that it finished.
 
     Args:
         path: The run's workdir, such as "runs/abs".
         binary: Whether to make an ABS model classify thresholded images (Binary ABS).
         batch_size: Images per call of the compiled function.
         name: For tables and messages; the folder's name by default.
+        solver: Of an ABS model's latent search, "adam" (the paper's) or "quasi_newton"; by default
+            the one of the run's configuration.
 
     Raises:
-        UserError: `path` holds no run, or one that has not been trained to its end, or `binary` was
-            asked of a model that is not ABS.
+        UserError: `path` holds no run, or one that has not been trained to its end, or `binary` or
+            `solver` was given for a model that is not ABS.
+        ValueError: There is no such solver.
     """
     path = pathlib.Path(path)
     config, run = load_config(path), read_run(path)
     kind = config.model.name
-    if binary and kind != "abs":
-        raise UserError(f"binary=True needs an ABS model; {str(path)!r} holds a {kind!r} model")
+    if kind != "abs" and (binary or solver is not None):
+        given = "binary=True" if binary else f"solver={solver!r}"
+        raise UserError(f"{given} needs an ABS model; {str(path)!r} holds a {kind!r} model")
     if run is None:
         raise _unfinished(path)
     image_shape, num_classes = tuple(run["image_shape"]), run["num_classes"]
@@ -57,17 +71,41 @@ def load(
             graphdef=graphdef,
             state=_restore_best(path, run, nnx.to_pure_dict(state)),
         )
-    graphdef, template = vaes_structure(config, image_shape, num_classes)
+    search = search_settings(config, solver)
+    graphdef, model = load_vaes(path)
+    surrogate = None
+    if search.solver == "quasi_newton":
+        surrogate = open_surrogate(path, config, graphdef, model, image_shape)
     return build_abs(
         config,
         graphdef,
-        _restore_best(path, run, template),
+        model,
         image_shape,
+        search=search,
+        surrogate=surrogate,
         name=name,
         batch_size=batch_size,
         binary=binary,
         calibration=run["calibration"],
     )
+
+
+def load_vaes(path: str | os.PathLike[str]) -> tuple[nnx.GraphDef, dict[str, PyTree]]:
+    """The VAEs of an ABS run's best checkpoint.
+
+    Returns:
+        The structure of one `abs_model.vae.VAE`, and {"params": ..., "statistics": ...} of all
+        classes' VAEs, with a leading class axis; `nnx.merge` makes one of a class's slices.
+
+    Raises:
+        UserError: `path` holds no run, or one that has not been trained to its end.
+    """
+    path = pathlib.Path(path)
+    config, run = load_config(path), read_run(path)
+    if run is None:
+        raise _unfinished(path)
+    graphdef, template = vaes_structure(config, tuple(run["image_shape"]), run["num_classes"])
+    return graphdef, _restore_best(path, run, template)
 
 
 def _restore_best(path: pathlib.Path, run: Mapping[str, Any], template: PyTree) -> PyTree:

@@ -145,7 +145,7 @@ class VAE(nnx.Module):
 def stacked_vaes(shape: VAEShape, num_classes: int, rngs: nnx.Rngs) -> VAE:
     """All classes' VAEs as one module: every parameter has a leading axis of `num_classes`.
 
-    Split it with `nnx.split` and give `abs_model.class_axis.map_classes` a function of one class.
+    Split it with `nnx.split` and give `abs_model.mapping.map_classes` a function of one class.
     """
 
     @nnx.split_rngs(splits=num_classes)

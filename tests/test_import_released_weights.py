@@ -11,7 +11,9 @@ import pytest
 from flax import nnx
 
 import abs_model
-from abs_model import inference
+from abs_model.inference import infer
+from abs_model.loading import load_vaes
+from abs_model.solvers import adam, make_adam
 from abs_model.training.workdir import load_config
 from configs.abs import get_config
 from scripts import import_released_weights as script
@@ -89,11 +91,11 @@ def few_samples(imported, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def our_vaes(few_samples):
-    """Each class's VAE, as `load` gives it."""
-    generators = abs_model.load(few_samples).generators
-    states = [jax.tree.map(lambda leaf, i=i: leaf[i], generators.state) for i in range(10)]
-    return [nnx.merge(generators.graphdef, *state) for state in states]
+def our_vaes(imported):
+    """Each class's VAE, from the checkpoint."""
+    graphdef, model = load_vaes(imported)
+    states = [jax.tree.map(lambda leaf, i=i: leaf[i], model) for i in range(10)]
+    return [nnx.merge(graphdef, state["params"], state["statistics"]) for state in states]
 
 
 def test_decoders_agree_with_pytorch(our_vaes, torch_vaes):
@@ -121,7 +123,9 @@ def test_encoders_agree_with_pytorch(our_vaes, torch_vaes):
 
 def test_it_is_a_finished_run_of_the_full_configuration(imported, few_samples):
     assert load_config(imported).to_dict() == get_config().to_dict()
-    plain, binary = abs_model.load(few_samples), abs_model.load(few_samples, binary=True)
+    plain, binary = (
+        abs_model.load(few_samples, solver="adam", binary=binary) for binary in (False, True)
+    )
     assert (plain.binary, binary.binary) == (False, True)
     assert plain.alpha == binary.alpha == 440
     assert plain.eta == binary.eta == np.float32(3.9e-5)
@@ -262,7 +266,7 @@ def authors_classifier(tmp_path_factory):
         pytest.skip("the authors' files are not here")
     out = tmp_path_factory.mktemp("authors") / "out"
     script.main([str(REFERENCE / "released_weights"), str(out)])
-    return abs_model.load(out, batch_size=50)
+    return abs_model.load(out, batch_size=50, solver="adam")
 
 
 def test_the_authors_weights_give_the_authors_results(authors_classifier):
@@ -289,17 +293,17 @@ def test_the_authors_samples_and_clip_give_the_authors_energies(authors_classifi
 
     with np.load(REFERENCE / "released_abs_logits_first100.npz") as file:
         logits, samples = file["logits"][:50], jnp.asarray(file["prior_latents"]).reshape(8000, 8)
-    generators = authors_classifier.generators
-    generators = inference.make_generators(generators.graphdef, generators.state, samples)
+    solver = make_adam(
+        authors_classifier.solver.settings, authors_classifier.solver.decoder, samples
+    )
     images = abs_model.load_dataset("mnist").test.images[:50].astype(np.float32) / 255
 
     def energies():
-        search = authors_classifier.search
-        # A new function each time, so that it is traced with the `_project` of the moment.
-        return jax.jit(lambda g, x: inference.infer(g, x, search).energies)(generators, images)
+        # A new function each time, so that it is traced with the `project` of the moment.
+        return jax.jit(lambda solver, x: infer(solver, x).energies)(solver, images)
 
     ours = energies()
-    monkeypatch.setattr(inference, "_project", clip_and_drop_signs)
+    monkeypatch.setattr(adam, "project", clip_and_drop_signs)
     np.testing.assert_allclose(energies(), -784 * logits, rtol=0, atol=1e-3)
     # Without the bug most searches are the same, and the others end lower, but for a little.
     differences = np.asarray(ours) + 784 * logits

@@ -6,34 +6,51 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
-from abs_model.inference import SearchSettings, infer, make_generators, sample_prior
+from abs_model.inference import infer, refine
+from abs_model.solvers import SearchSettings, make_solver, sample_prior
+from abs_model.solvers.surrogates import Surrogate
 
 IMAGE = (4, 4, 1)
 CLASSES = 3
 
 
-class LinearGenerator(nnx.Module):
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class LinearDecoder:
     """G(z) = A z + b: E(x) is a ridge regression, with a closed form."""
 
-    def __init__(self, matrix, offset):
-        self.matrix = nnx.Param(matrix)
-        self.offset = nnx.Param(offset)
+    matrix: jax.Array
+    offset: jax.Array
 
-    def decode_batch_last(self, latents):
-        return (self.matrix[...] @ latents + self.offset[...][:, None]).reshape(1, 4, 4, -1)
+    def __call__(self, latents):
+        return self.matrix @ latents + self.offset[:, None]
+
+    def to_pixels(self, images):
+        return images.reshape(len(images), -1).T
+
+    def to_images(self, pixels):
+        return pixels.T.reshape(-1, *IMAGE)
 
 
 @pytest.fixture(scope="module")
 def linear():
-    """Graph, stacked state, matrices (C, 16, 2) and offsets (C, 16)."""
+    """The decoders, matrices (C, 16, 2) and offsets (C, 16)."""
     random = np.random.default_rng(0)
     matrices = random.normal(size=(CLASSES, 16, 2)).astype(np.float32) * 0.3
     offsets = random.uniform(size=(CLASSES, 16)).astype(np.float32)
-    graphdef, _ = nnx.split(LinearGenerator(jnp.zeros((16, 2)), jnp.zeros(16)))
-    state = ({"matrix": jnp.asarray(matrices), "offset": jnp.asarray(offsets)},)
-    return graphdef, state, matrices, offsets
+    return LinearDecoder(jnp.asarray(matrices), jnp.asarray(offsets)), matrices, offsets
+
+
+@pytest.fixture(scope="module")
+def surrogate(linear):
+    """A network of one layer, which imitates a linear decoder, though not quite."""
+    _, matrices, offsets = linear
+    bases = np.stack([np.linalg.qr(matrix)[0] for matrix in matrices])
+    kernels = bases.swapaxes(1, 2) @ matrices * 1.1
+    arrays = (kernels, np.full((CLASSES, 2, 1), 0.1, np.float32), offsets[:, :, None], bases)
+    kernel, bias, mean, basis = (jnp.asarray(array, jnp.float32) for array in arrays)
+    return Surrogate((kernel,), (bias,), mean, basis)
 
 
 def optimum(images, matrices, offsets):
@@ -48,76 +65,82 @@ def optimum(images, matrices, offsets):
     return np.stack(energies, 1)
 
 
-SETTINGS = SearchSettings(num_prior_samples=500, num_steps=200)
+SETTINGS = {
+    "adam": SearchSettings(solver="adam", num_prior_samples=500, num_steps=200),
+    "quasi_newton": SearchSettings(
+        solver="quasi_newton", num_prior_samples=500, num_starts=3, num_minima=2, tolerance=1e-6
+    ),
+}
 
 
 @pytest.fixture(scope="module")
 def images():
-    return jnp.asarray(np.random.default_rng(1).uniform(size=(6, *IMAGE)), jnp.float32)
+    return jnp.asarray(np.random.default_rng(1).uniform(size=(37, *IMAGE)), jnp.float32)
 
 
 @pytest.fixture(scope="module")
-def generators(linear):
-    graphdef, state, _, _ = linear
-    return make_generators(graphdef, state, sample_prior(SETTINGS, 2))
+def make(linear, surrogate):
+    return lambda settings: make_solver(settings, linear[0], 2, surrogate)
 
 
-def test_energies_reach_the_closed_form(linear, generators, images):
-    found = infer(generators, images, SETTINGS)
-    np.testing.assert_allclose(found.energies, optimum(images, *linear[2:]), atol=1e-3)
-    assert found.latents.shape == (6, CLASSES, 2)
-    assert found.reconstructions.shape == (6, CLASSES, *IMAGE)
+@pytest.fixture(scope="module", params=list(SETTINGS))
+def solver(make, request):
+    return make(SETTINGS[request.param])
 
 
-def test_energies_are_those_of_the_latents_and_reconstructions(generators, images):
-    found = infer(generators, images, SETTINGS)
+def test_energies_reach_the_closed_form(linear, solver, images):
+    found = infer(solver, images)
+    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
+    assert found.latents.shape == (37, CLASSES, 2)
+    assert found.reconstructions.shape == (37, CLASSES, *IMAGE)
+    assert bool(found.searched.all())
+
+
+def test_energies_are_those_of_the_latents_and_reconstructions(solver, images):
+    found = infer(solver, images)
     errors = jnp.sum((images[:, None] - found.reconstructions) ** 2, axis=(2, 3, 4))
     np.testing.assert_allclose(
         found.energies, errors + 0.5 * jnp.sum(found.latents**2, axis=2), rtol=1e-5
     )
 
 
-def test_gradients_equal_finite_differences_of_the_closed_form(linear, generators, images):
+def test_gradients_equal_finite_differences_of_the_closed_form(linear, solver, images):
     """The envelope theorem, at converged latents: dE/dx = 2 (x - G(z*))."""
     direction = jax.random.normal(jax.random.key(0), images.shape)
-
-    def total(images):
-        return infer(generators, images, SETTINGS).energies.sum()
-
-    slope = jnp.vdot(jax.grad(total)(images), direction)
+    slope = jnp.vdot(jax.grad(lambda x: infer(solver, x).energies.sum())(images), direction)
     step = 1e-4
     ahead, behind = (
-        optimum(images + sign * step * direction, *linear[2:]).sum() for sign in (1, -1)
+        optimum(np.float64(images) + sign * step * np.float64(direction), *linear[1:]).sum()
+        for sign in (1, -1)
     )
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
 
 
-def test_one_iteration_only_evaluates_the_best_sample(linear, generators, images):
+def test_one_iteration_of_adam_only_evaluates_the_best_sample(linear, make, images):
     """The authors' code evaluates in its last iteration instead of stepping."""
-    settings = dataclasses.replace(SETTINGS, num_steps=1)
-    found = infer(generators, images, settings)
-    _, _, matrices, offsets = linear
-    latents = np.asarray(generators.latents)
-    flat = np.asarray(images).reshape(6, -1)
+    settings = dataclasses.replace(SETTINGS["adam"], num_steps=1)
+    found = infer(make(settings), images)
+    _, matrices, offsets = linear
+    latents = np.asarray(sample_prior(settings, 2))
+    flat = np.asarray(images).reshape(len(images), -1)
     for c in range(CLASSES):
         decoded = latents @ matrices[c].T + offsets[c]
         energies = ((flat[:, None] - decoded) ** 2).sum(2) + 0.5 * (latents**2).sum(1)
         np.testing.assert_allclose(found.energies[:, c], energies.min(1), rtol=1e-4)
 
 
-def test_more_iterations_explain_no_worse(generators, images):
+def test_more_iterations_of_adam_explain_no_worse(make, images):
     few, many = (
-        infer(generators, images, dataclasses.replace(SETTINGS, num_steps=n)).energies
+        infer(make(dataclasses.replace(SETTINGS["adam"], num_steps=n)), images).energies
         for n in (2, 100)
     )
     assert bool(jnp.all(many <= few + 1e-4))
 
 
-def test_latents_stay_in_the_ball(linear, images):
-    graphdef, state, _, _ = linear
-    settings = dataclasses.replace(SETTINGS, max_norm=0.1)
-    generators = make_generators(graphdef, state, sample_prior(settings, 2))
-    found = infer(generators, images, settings)
+@pytest.mark.parametrize("name", SETTINGS)
+def test_latents_stay_in_the_ball(make, images, name):
+    settings = dataclasses.replace(SETTINGS[name], max_norm=0.1)
+    found = infer(make(settings), images)
     assert float(jnp.linalg.norm(found.latents, axis=2).max()) <= 0.1 + 1e-6
 
 
@@ -129,9 +152,67 @@ def test_prior_samples_are_the_smallest_of_a_larger_draw():
     np.testing.assert_allclose(np.sort(np.linalg.norm(latents, axis=1)), norms[:900], rtol=1e-5)
 
 
-def test_decoded_samples_are_in_the_order_of_the_latents(linear, generators):
-    _, _, matrices, offsets = linear
-    latents = np.asarray(generators.latents)
+def test_decoded_samples_are_in_the_order_of_the_latents(linear, make):
+    adam = make(SETTINGS["adam"])
+    _, matrices, offsets = linear
     for c in range(CLASSES):
-        expected = (latents @ matrices[c].T + offsets[c]).T
-        np.testing.assert_allclose(generators.decoded[c], expected, atol=1e-5)
+        expected = (np.asarray(adam.latents[c]) @ matrices[c].T + offsets[c]).T
+        np.testing.assert_allclose(adam.decoded[c], expected, atol=1e-5)
+
+
+def test_quasi_newton_needs_a_surrogate(linear):
+    with pytest.raises(ValueError, match="needs surrogate"):
+        make_solver(SETTINGS["quasi_newton"], linear[0], 2, None)
+
+
+def test_an_unknown_solver_is_refused():
+    with pytest.raises(ValueError, match="adam, quasi_newton; got 'newton'"):
+        SearchSettings(solver="newton")
+
+
+def moved(images, length, seed=0):
+    """Each image moved by `length` in a random direction."""
+    direction = jax.random.normal(jax.random.key(seed), images.shape)
+    return images + length * direction / jnp.sqrt(jnp.sum(direction**2, (1, 2, 3), keepdims=True))
+
+
+ONES = jnp.ones(CLASSES)
+
+
+def test_refinement_follows_moved_images(linear, solver, images):
+    start = infer(solver, images)
+    there = moved(images, 0.1)
+    found = refine(solver, there, start, jnp.ones((37, CLASSES), bool), ONES)
+    np.testing.assert_allclose(found.energies, optimum(there, *linear[1:]), atol=1e-3)
+    assert bool(found.searched.all())
+
+
+@pytest.mark.parametrize("weights", [ONES, jnp.asarray([1.0, 0.7, 1.4])])
+def test_only_classes_that_may_have_overtaken_are_searched(linear, solver, images, weights):
+    """Step after step: bounds hold, and the order of the classes is that of a full search."""
+    found = infer(solver, images)
+    first = jnp.argmin(weights * found.energies, axis=1)
+    asked = jax.nn.one_hot(first, CLASSES, dtype=bool)
+    for step in range(3):
+        images = moved(images, 0.05, seed=step)
+        found = refine(solver, images, found, asked, weights)
+        exact = optimum(images, *linear[1:])
+        searched = np.asarray(found.searched)
+        assert np.all(searched[np.asarray(asked)])
+        assert 0.05 < np.mean(~searched) < 0.95  # or this tests nothing
+        energies = np.asarray(found.energies)
+        np.testing.assert_allclose(energies[searched], exact[searched], atol=1e-3)
+        assert np.all(energies[~searched] <= exact[~searched] + 1e-4)
+        weighted = np.asarray(weights)
+        np.testing.assert_array_equal((energies * weighted).argmin(1), (exact * weighted).argmin(1))
+
+
+def test_gradients_of_refined_energies_pass_the_searched_classes_only(solver, images):
+    start = infer(solver, images)
+    asked = jax.nn.one_hot(jnp.argmin(start.energies, axis=1), CLASSES, dtype=bool)
+    there = moved(images, 0.01)
+    found = refine(solver, there, start, asked, ONES)
+    gradient = jax.grad(lambda x: refine(solver, x, start, asked, ONES).energies.sum())(there)
+    slopes = 2 * (there[:, None] - found.reconstructions)
+    expected = jnp.sum(jnp.where(found.searched[:, :, None, None, None], slopes, 0), axis=1)
+    np.testing.assert_allclose(gradient, expected, atol=1e-4)

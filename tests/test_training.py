@@ -94,7 +94,7 @@ def test_a_finished_run_leaves_what_the_readme_says(abs_run):
 
 def final_parameters(workdir: pathlib.Path) -> list[np.ndarray]:
     model = abs_model.load(workdir)
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(model.generators.state)]
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model.solver.decoder)]
 
 
 def start(arguments: list[str]) -> subprocess.Popen:

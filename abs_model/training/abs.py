@@ -1,4 +1,4 @@
-"""Training of ABS from start to end: fit the VAEs, then calibrate on training images."""
+"""Training of ABS from start to end: VAEs, surrogates for search, calibration."""
 
 from typing import Any
 
@@ -8,10 +8,11 @@ from absl import logging
 from rich.console import Console
 from rich.progress import track
 
-from abs_model.building import build_abs
+from abs_model.building import build_abs, open_surrogate, search_settings
 from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
 from abs_model.classifiers import ABSClassifier, threshold
 from abs_model.data import Dataset
+from abs_model.solvers import SOLVERS
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.configuration import (
     ConfigError,
@@ -44,11 +45,23 @@ _EXPECTED = {
     "validation.abs_images": positive_int,
     "validation.abs_every_epochs": positive_int,
     "validation.image_columns": positive_int,
+    "inference.solver": one_of(*SOLVERS),
     "inference.num_prior_samples": positive_int,
-    "inference.num_steps": positive_int,
-    "inference.learning_rate": positive,
     "inference.max_norm": positive,
     "inference.seed": non_negative_int,
+    "inference.num_steps": positive_int,
+    "inference.learning_rate": positive,
+    "inference.num_starts": positive_int,
+    "inference.num_minima": positive_int,
+    "inference.max_evaluations": positive_int,
+    "inference.tolerance": positive,
+    "surrogate.components": positive_int,
+    "surrogate.widths": sequence_of(positive_int),
+    "surrogate.num_samples": positive_int,
+    "surrogate.num_steps": positive_int,
+    "surrogate.batch_size": positive_int,
+    "surrogate.learning_rate": positive,
+    "surrogate.seed": non_negative_int,
     "calibration.num_images": positive_int,
     "calibration.alpha": positive,
     "calibration.median_confidence": between(0, 1),
@@ -83,7 +96,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     if not fit(task, config, path, store, wandb_mode):
         return False
     best = store.restore_best({"model": task.init_state()["model"]})["model"]
-    calibration = _calibrate(task, best, config, dataset)
+    search, surrogate = search_settings(config), None
+    if search.solver == "quasi_newton":
+        surrogate = open_surrogate(path, config, task.graphdef, best, dataset.image_shape)
+    classifier = build_abs(
+        config, task.graphdef, best, dataset.image_shape, search=search, surrogate=surrogate
+    )
+    calibration = _calibrate(classifier, config, dataset)
     write_run(path, task, dataset.image_shape, dataset.num_classes, calibration=calibration)
     return True
 
@@ -98,7 +117,7 @@ def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int
 
 
 def _calibrate(
-    task: ABSTask, model: dict[str, Any], config: ml_collections.ConfigDict, dataset: Dataset
+    classifier: ABSClassifier, config: ml_collections.ConfigDict, dataset: Dataset
 ) -> dict[str, dict[str, Any]]:
     """eta and class weights of ABS and Binary ABS, from the first training images."""
     settings = config.calibration
@@ -106,7 +125,6 @@ def _calibrate(
     images = dataset.train.images[:count].astype(np.float32) / 255
     labels = dataset.train.labels[:count]
     pixels = np.prod(dataset.image_shape)
-    classifier = build_abs(config, task.graphdef, model, dataset.image_shape)
     logits = _logits(classifier, images, "calibrating ABS")
     # Binary ABS is ABS on thresholded images, but for the class weights.
     energies = -pixels * _logits(classifier, threshold(images), "calibrating Binary ABS")

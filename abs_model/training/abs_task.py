@@ -17,10 +17,10 @@ import optax
 from flax import nnx
 from jax import lax
 
-from abs_model.building import build_abs, init_vaes
-from abs_model.class_axis import map_classes
+from abs_model.building import build_abs, init_vaes, search_settings
 from abs_model.data import Dataset
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
+from abs_model.mapping import map_classes
 from abs_model.training.loop import State
 from abs_model.vae import elbo_terms
 
@@ -167,7 +167,14 @@ class ABSTask:
         """Accuracy of the full classifier on the first validation images."""
         split = self.dataset.validation
         count = min(self.config.validation.abs_images, len(split.labels))
-        classifier = build_abs(self.config, self.graphdef, state["model"], self.dataset.image_shape)
+        # Surrogates fit one model only; while it changes, the solver that needs none serves.
+        classifier = build_abs(
+            self.config,
+            self.graphdef,
+            state["model"],
+            self.dataset.image_shape,
+            search=search_settings(self.config, "adam"),
+        )
         images = split.images[:count].astype(np.float32) / 255
         return float(np.mean(classifier.predict(images) == split.labels[:count]))
 

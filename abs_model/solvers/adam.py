@@ -1,0 +1,89 @@
+"""The paper's solver: the best of many prior samples, decoded once, then Adam."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+
+from abs_model.decoders import Decoder
+from abs_model.mapping import map_chunks, map_classes
+from abs_model.solvers.ball import project
+from abs_model.solvers.settings import SearchSettings
+
+_DECODE_BATCH = 250
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adam:
+    """Schott et al. 2019, appendix.
+
+    Attributes:
+        decoder: All classes' decoders.
+        latents: Prior samples, (classes, samples, latent); the same for all classes.
+        decoded: The samples decoded by each class, (classes, pixels, samples).
+        offsets: ||G_c(z)||^2 + ||z||^2 / 2 of each sample, (classes, samples).
+        settings: How to search.
+    """
+
+    decoder: Decoder
+    latents: jax.Array
+    decoded: jax.Array
+    offsets: jax.Array
+    settings: SearchSettings = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        """One class's latents (latent, N) for pixels (pixels, N)."""
+        scores = self.offsets[:, None] - 2 * (self.decoded.T @ pixels)
+        start = self.latents[jnp.argmin(scores, axis=0)].T
+        return map_chunks(self._descend, start, pixels)
+
+    def refine(self, pixels: jax.Array, start: jax.Array, wanted: jax.Array) -> jax.Array:
+        """From latents (latent, N) on, where `wanted`, (N,)."""
+        return jnp.where(wanted, map_chunks(self._descend, start, pixels), start)
+
+    def _descend(self, latents: jax.Array, pixels: jax.Array) -> jax.Array:
+        adam = optax.adam(self.settings.learning_rate)
+
+        def total_energy(z: jax.Array) -> jax.Array:
+            return jnp.sum((pixels - self.decoder(z)) ** 2) + 0.5 * jnp.sum(z**2)
+
+        def step(
+            _: int, carry: tuple[jax.Array, optax.OptState]
+        ) -> tuple[jax.Array, optax.OptState]:
+            z, state = carry
+            updates, state = adam.update(jax.grad(total_energy)(z), state)
+            return project(z + updates, self.settings.max_norm), state
+
+        carry = (latents, adam.init(latents))
+        return lax.fori_loop(0, self.settings.num_steps - 1, step, carry)[0]
+
+
+def make_adam(settings: SearchSettings, decoder: Decoder, latents: jax.Array) -> Adam:
+    """Decodes the prior samples with every class's decoder (once per model).
+
+    Args:
+        settings: How to search.
+        decoder: All classes' decoders.
+        latents: Prior samples, (samples, latent).
+    """
+    decoded, offsets = _decode_samples(decoder, latents)
+    shared = jnp.broadcast_to(latents, (len(decoded), *latents.shape))
+    return Adam(decoder, shared, decoded, offsets, settings)
+
+
+@jax.jit
+def _decode_samples(decoder: Decoder, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+    samples = latents.shape[0]
+    padded = jnp.pad(latents, ((0, -samples % _DECODE_BATCH), (0, 0)))
+    batches = padded.reshape(-1, _DECODE_BATCH, latents.shape[1])
+
+    def decode_class(decode: Decoder) -> jax.Array:
+        decoded = lax.map(lambda z: decode(z.T), batches)
+        return decoded.transpose(1, 0, 2).reshape(decoded.shape[1], -1)[:, :samples]
+
+    decoded = map_classes(decode_class, decoder)
+    offsets = jnp.sum(decoded**2, axis=1) + 0.5 * jnp.sum(latents**2, axis=1)
+    return decoded, offsets

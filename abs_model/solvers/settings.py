@@ -1,0 +1,43 @@
+"""How latents are searched."""
+
+import dataclasses
+
+SOLVERS = ("adam", "quasi_newton")
+
+
+@dataclasses.dataclass(frozen=True)
+class SearchSettings:
+    """How latents are searched; the defaults of `adam` are the paper's.
+
+    Attributes:
+        solver: "adam" or "quasi_newton".
+        num_prior_samples: Candidates for the start, the same for all classes.
+        max_norm: Latents stay in the ball of this radius.
+        seed: Of the prior samples.
+        num_steps: adam: iterations; the last one only evaluates, as in the authors' code.
+        learning_rate: adam: step size.
+        num_starts: quasi_newton: starts of the search on the surrogate, each the best sample of an
+            equal share of the prior samples.
+        num_minima: quasi_newton: how many of the minima found there are refined at most.
+        max_evaluations: quasi_newton: of the decoder and its gradient, per minimum.
+        tolerance: quasi_newton: a minimum is refined while the energy is expected to fall by more,
+            in nats.
+
+    Raises:
+        ValueError: There is no such solver.
+    """
+
+    solver: str = "quasi_newton"
+    num_prior_samples: int = 8000
+    max_norm: float = 5.0
+    seed: int = 0
+    num_steps: int = 50
+    learning_rate: float = 0.05
+    num_starts: int = 8
+    num_minima: int = 4
+    max_evaluations: int = 25
+    tolerance: float = 0.01
+
+    def __post_init__(self) -> None:
+        if self.solver not in SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")

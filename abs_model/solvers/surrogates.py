@@ -1,0 +1,189 @@
+"""Surrogates: small networks that imitate the decoders, for latent search to look around on.
+
+A class's surrogate is a multilayer perceptron from latents to the leading principal components of
+its decoder's images. It costs a tenth of the decoder, and its gradient is two matrix products per
+layer; minima of the energy found on it lie close to the decoder's. Fitted once per model.
+"""
+
+import dataclasses
+import functools
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+from rich.console import Console
+from rich.progress import track
+
+from abs_model.decoders import Decoder
+from abs_model.files import atomic_write_bytes
+from abs_model.solvers.ball import project
+
+PyTree = Any
+_DECODE_BATCH = 250
+_SPREAD = 1.1  # of the latents to fit on: a little wider than the prior, as solutions may be
+_TANGENT_WEIGHT = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateSettings:
+    """How surrogates are fitted.
+
+    Attributes:
+        components: Principal components that the network gives.
+        widths: Of its hidden layers.
+        num_samples: Decoded latents to fit on, per class.
+        num_steps: Of Adam.
+        batch_size: Latents per step.
+        learning_rate: At the start; it falls to 0 along a cosine.
+        max_norm: Latents are taken from the ball of this radius.
+        seed: Of the latents and the network.
+    """
+
+    components: int = 128
+    widths: tuple[int, ...] = (256, 256)
+    num_samples: int = 20000
+    num_steps: int = 6000
+    batch_size: int = 500
+    learning_rate: float = 6e-3
+    max_norm: float = 5.0
+    seed: int = 0
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Surrogate:
+    """One class's surrogate, or all classes' with a leading class axis on every array.
+
+    Attributes:
+        kernels: (out, in) of each layer.
+        biases: (out, 1) of each layer.
+        mean: Of the decoder's pixels, (pixels, 1).
+        basis: Orthonormal, (pixels, components).
+    """
+
+    kernels: tuple[jax.Array, ...]
+    biases: tuple[jax.Array, ...]
+    mean: jax.Array
+    basis: jax.Array
+
+    def __call__(self, latents: jax.Array) -> jax.Array:
+        """(latent, N) -> the decoded images' components, (components, N)."""
+        return _network((self.kernels, self.biases), latents)
+
+    def project(self, pixels: jax.Array) -> jax.Array:
+        """(pixels, N) -> components, (components, N)."""
+        return self.basis.T @ (pixels - self.mean)
+
+
+def fit_surrogates(decoder: Decoder, latent_size: int, settings: SurrogateSettings) -> Surrogate:
+    """Fits all classes' surrogates, one after the other, with a progress bar.
+
+    Args:
+        decoder: All classes' decoders.
+        latent_size: Number of latent dimensions.
+        settings: How to fit.
+    """
+    num_classes = len(decoder.biases[0])
+    keys = jax.random.split(jax.random.key(settings.seed), num_classes)
+    classes = track(range(num_classes), "fitting surrogates", console=Console(stderr=True))
+    fitted = []
+    for index in classes:
+        decode = jax.tree.map(lambda leaf, i=index: leaf[i], decoder)
+        fitted.append(jax.block_until_ready(_fit(decode, keys[index], latent_size, settings)))
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
+
+
+def write_surrogate(path: pathlib.Path, surrogate: Surrogate) -> None:
+    """Writes a surrogate as an .npz file, whole or not at all."""
+    content = io.BytesIO()
+    np.savez(content, *jax.tree.leaves(surrogate))
+    atomic_write_bytes(path, content.getvalue())
+
+
+def read_surrogate(path: pathlib.Path) -> Surrogate:
+    """Reads what `write_surrogate` wrote."""
+    with np.load(path) as file:
+        leaves = [jnp.asarray(file[f"arr_{i}"]) for i in range(len(file.files))]
+    layers = (len(leaves) - 2) // 2
+    return Surrogate(tuple(leaves[:layers]), tuple(leaves[layers:-2]), leaves[-2], leaves[-1])
+
+
+@functools.partial(jax.jit, static_argnums=(2, 3))
+def _fit(
+    decode: Decoder, key: jax.Array, latent_size: int, settings: SurrogateSettings
+) -> Surrogate:
+    """One class's surrogate, from values and directional derivatives of the decoder."""
+    latent_key, tangent_key, network_key, order_key = jax.random.split(key, 4)
+    shape = (latent_size, settings.num_samples)
+    latents = project(_SPREAD * jax.random.normal(latent_key, shape), settings.max_norm)
+    tangents = jax.random.normal(tangent_key, shape)
+    pixels, slopes = _decode_with_slopes(decode, latents, tangents)
+    mean = pixels.mean(axis=1, keepdims=True)
+    centred = pixels - mean
+    _, vectors = jnp.linalg.eigh(centred @ centred.T / settings.num_samples)
+    basis = vectors[:, : -settings.components - 1 : -1]
+    components, component_slopes = basis.T @ centred, basis.T @ slopes
+    sizes = [latent_size, *settings.widths, basis.shape[1]]
+    optimizer = optax.adam(optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps))
+
+    def loss(network: PyTree, chosen: jax.Array) -> jax.Array:
+        values, derivatives = jax.jvp(
+            lambda z: _network(network, z), (latents[:, chosen],), (tangents[:, chosen],)
+        )
+        errors = jnp.sum((values - components[:, chosen]) ** 2, axis=0)
+        slope_errors = jnp.sum((derivatives - component_slopes[:, chosen]) ** 2, axis=0)
+        return jnp.mean(errors + _TANGENT_WEIGHT * slope_errors)
+
+    def step(i: jax.Array, carry: tuple[PyTree, PyTree]) -> tuple[PyTree, PyTree]:
+        network, state = carry
+        batch_key = jax.random.fold_in(order_key, i)
+        chosen = jax.random.randint(batch_key, (settings.batch_size,), 0, settings.num_samples)
+        updates, state = optimizer.update(jax.grad(loss)(network, chosen), state)
+        return optax.apply_updates(network, updates), state
+
+    network = _init_network(network_key, sizes)
+    carry = (network, optimizer.init(network))
+    (kernels, biases), _ = lax.fori_loop(0, settings.num_steps, step, carry)
+    return Surrogate(kernels, biases, mean, basis)
+
+
+def _decode_with_slopes(
+    decode: Decoder, latents: jax.Array, tangents: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Pixels of the latents and their derivatives along the tangents, (pixels, samples) each."""
+    samples = latents.shape[1]
+
+    def split(array: jax.Array) -> jax.Array:
+        padded = jnp.pad(array, ((0, 0), (0, -samples % _DECODE_BATCH)))
+        return padded.reshape(len(array), -1, _DECODE_BATCH).swapaxes(0, 1)
+
+    def join(array: jax.Array) -> jax.Array:
+        return array.swapaxes(0, 1).reshape(array.shape[1], -1)[:, :samples]
+
+    batches = (split(latents), split(tangents))
+    pixels, slopes = lax.map(lambda batch: jax.jvp(decode, batch[:1], batch[1:]), batches)
+    return join(pixels), join(slopes)
+
+
+def _init_network(key: jax.Array, sizes: Sequence[int]) -> PyTree:
+    keys = jax.random.split(key, len(sizes) - 1)
+    initial = jax.nn.initializers.variance_scaling(1.5, "fan_in", "normal", in_axis=1, out_axis=0)
+    kernels = tuple(
+        initial(k, (outputs, inputs), jnp.float32)
+        for k, inputs, outputs in zip(keys, sizes[:-1], sizes[1:], strict=True)
+    )
+    return kernels, tuple(jnp.zeros((outputs, 1)) for outputs in sizes[1:])
+
+
+def _network(network: PyTree, latents: jax.Array) -> jax.Array:
+    kernels, biases = network
+    hidden = latents
+    for kernel, bias in zip(kernels[:-1], biases[:-1], strict=True):
+        hidden = jax.nn.silu(kernel @ hidden + bias)
+    return kernels[-1] @ hidden + biases[-1]

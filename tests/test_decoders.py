@@ -1,0 +1,72 @@
+"""Folded decoders in blocks of pixels against the VAEs they come from."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from abs_model.decoders import fold_decoders
+from abs_model.vae import derive_shape, stacked_vaes
+
+SHAPES = [(32, 32, 3), (17, 20, 1)]  # even, odd and mixed sizes
+
+
+@pytest.fixture(scope="module", params=SHAPES)
+def pair(request):
+    """Image shape, second class's VAE with statistics unlike fresh ones, and its decoder."""
+    shape = derive_shape(request.param, decoder_features=(6, 4, 3))
+    vaes = stacked_vaes(shape, 2, nnx.Rngs(0))
+    keys = iter(jax.random.split(jax.random.key(0), 100))
+
+    def disturb(leaf):
+        return leaf + 0.3 * jax.random.uniform(next(keys), leaf.shape)
+
+    state = tuple(
+        jax.tree.map(disturb, nnx.to_pure_dict(nnx.state(vaes, kind)))
+        for kind in (nnx.Param, nnx.BatchStat)
+    )
+    decoder = fold_decoders(nnx.graphdef(vaes), state, request.param)
+    second = jax.tree.map(lambda leaf: leaf[1], (state, decoder))
+    return request.param, nnx.merge(nnx.graphdef(vaes), *second[0]), second[1]
+
+
+def test_images_and_gradients_are_those_of_the_vae(pair):
+    shape, vae, decoder = pair
+    latents = jax.random.normal(jax.random.key(1), (5, 8))
+    expected = jax.jit(vae.decode)(latents)
+    assert expected.std() > 0.01
+    images = jax.jit(lambda z: decoder.to_images(decoder(z.T)))(latents)
+    assert images.shape == (5, *shape)
+    np.testing.assert_allclose(images, expected, atol=1e-6)
+
+    def gradient(decode):
+        return jax.jit(jax.grad(lambda z: jnp.sum(jnp.cos(3 * decode(z)))))(latents)
+
+    ours = gradient(lambda z: decoder.to_images(decoder(z.T)))
+    np.testing.assert_allclose(ours, gradient(vae.decode), rtol=1e-4, atol=1e-4)
+
+
+def test_distances_in_pixels_are_those_in_images(pair):
+    """Search compares pixels in the decoder's order; padding must add nothing, nor to gradients."""
+    shape, vae, decoder = pair
+    latents = jax.random.normal(jax.random.key(2), (4, 8))
+    images = jax.random.uniform(jax.random.key(3), (4, *shape))
+
+    def in_pixels(z):
+        return jnp.sum((decoder.to_pixels(images) - decoder(z.T)) ** 2)
+
+    def in_images(z):
+        return jnp.sum((images - vae.decode(z)) ** 2)
+
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(distance))(latents) for distance in (in_pixels, in_images)
+    )
+    np.testing.assert_allclose(ours[0], theirs[0], rtol=1e-5)
+    np.testing.assert_allclose(ours[1], theirs[1], rtol=1e-4, atol=1e-3)
+
+
+def test_pixels_and_images_convert_both_ways(pair):
+    shape, _, decoder = pair
+    images = jax.random.uniform(jax.random.key(4), (3, *shape))
+    np.testing.assert_array_equal(decoder.to_images(decoder.to_pixels(images)), images)

@@ -1,0 +1,177 @@
+"""BFGS in a ball against closed forms, surrogates, and the two solvers on a trained model."""
+
+import dataclasses
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import abs_model
+from abs_model.errors import UserError
+from abs_model.mapping import map_chunks
+from abs_model.solvers import bfgs
+from abs_model.solvers.surrogates import (
+    Surrogate,
+    SurrogateSettings,
+    fit_surrogates,
+    read_surrogate,
+    write_surrogate,
+)
+
+SIZE = 4
+
+
+def ridge(matrix, target, radius):
+    """The minimum of ||A z - x||^2 + ||z||^2 / 2 in the ball, by bisection on the multiplier."""
+    hessian, pull = matrix.T @ matrix + 0.5 * np.eye(SIZE), matrix.T @ target
+
+    def solve(multiplier):
+        return np.linalg.solve(hessian + multiplier * np.eye(SIZE), pull)
+
+    low, high = 0.0, 1e6
+    if np.linalg.norm(solve(0)) <= radius:
+        return solve(0)
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.linalg.norm(solve(middle)) > radius else (low, middle)
+    return solve(high)
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 1000), radius=st.floats(0.2, 3))
+def test_bfgs_finds_the_minimum_inside_and_on_the_sphere(seed, radius):
+    random = np.random.default_rng(seed)
+    matrix = random.normal(size=(9, SIZE)) * random.uniform(0.3, 3, SIZE)
+    targets = random.normal(size=(9, 6)) * 2
+    now = bfgs.unevaluated(jnp.asarray(random.normal(size=(SIZE, 6)) * 0.05, jnp.float32))
+    decode, pixels = jnp.asarray(matrix, jnp.float32), jnp.asarray(targets, jnp.float32)
+    step = jax.jit(lambda now: bfgs.step(lambda z: decode @ z, pixels, now, radius))
+    energies = []
+    for _ in range(60):
+        now = step(now)
+        energies.append(now.energies)
+    assert np.all(np.diff(energies, axis=0) <= 0)
+    expected = np.stack([ridge(matrix, target, radius) for target in targets.T], axis=1)
+    lowest = ((matrix @ expected - targets) ** 2).sum(0) + 0.5 * (expected**2).sum(0)
+    np.testing.assert_allclose(now.energies, lowest, rtol=1e-3, atol=1e-3)
+    assert np.linalg.norm(now.latents, axis=0).max() <= radius * (1 + 1e-5)
+    assert np.all(bfgs.expected_decrease(now) < 0.05)
+
+
+def test_inverse_hessians_stay_positive_definite_where_curvature_is_negative():
+    def decode(z):
+        return jnp.sin(3 * z) * 2
+
+    latents = jax.random.normal(jax.random.key(0), (SIZE, 50))
+    targets = jax.random.normal(jax.random.key(1), (SIZE, 50)) * 2
+    now = bfgs.unevaluated(latents)
+    for _ in range(15):
+        now = bfgs.step(decode, targets, now, 5.0)
+        assert np.linalg.eigvalsh(np.asarray(now.inverse_hessians).transpose(2, 0, 1)).min() > 0
+
+
+@pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
+def test_chunks_give_what_the_whole_gives(length):
+    a, b = jnp.arange(3 * length).reshape(3, length), jnp.arange(length)
+    np.testing.assert_array_equal(map_chunks(lambda a, b: a * b + 1, a, b), a * b + 1)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WavyDecoder:
+    """Smooth and not linear; what surrogates need of a decoder."""
+
+    biases: tuple[jax.Array, ...]
+
+    def __call__(self, latents):
+        mix = jax.random.normal(jax.random.key(7), (12, SIZE)) / 2
+        return jnp.sin(mix @ latents + self.biases[0])
+
+
+def test_surrogates_imitate_their_own_class(tmp_path):
+    decoder = WavyDecoder((jnp.stack([jnp.zeros((12, 1)), jnp.ones((12, 1))]),))
+    fit = SurrogateSettings(
+        components=12, widths=(32, 32), num_samples=1000, num_steps=600, batch_size=100
+    )
+    fitted = fit_surrogates(decoder, SIZE, fit)
+    latents = jax.random.normal(jax.random.key(1), (SIZE, 100))
+    for index in range(2):
+        decode, imitate = (
+            jax.tree.map(lambda leaf, i=index: leaf[i], x) for x in (decoder, fitted)
+        )
+        components = imitate.project(decode(latents))
+        errors = jnp.sum((imitate(latents) - components) ** 2, axis=0)
+        assert errors.mean() < 0.05 * jnp.sum(components**2, axis=0).mean()
+    write_surrogate(tmp_path / "surrogates.npz", fitted)
+    read = read_surrogate(tmp_path / "surrogates.npz")
+    assert isinstance(read, Surrogate)
+    jax.tree.map(np.testing.assert_array_equal, read, fitted)
+
+
+@pytest.fixture(scope="module")
+def searched(abs_run, tmp_path_factory):
+    """A trained model with either solver, quasi_newton loaded twice."""
+    workdir = shutil.copytree(abs_run, tmp_path_factory.mktemp("solvers") / "abs")
+    load = {solver: abs_model.load(workdir, solver=solver) for solver in ("adam", "quasi_newton")}
+    assert (workdir / "surrogates.npz").exists()
+    return load | {"again": abs_model.load(workdir, solver="quasi_newton")}
+
+
+def test_quasi_newton_explains_better_than_few_steps_of_adam(searched, mnist_sample):
+    images = mnist_sample["test_images"][:40].astype(np.float32) / 255
+    adam, ours = (searched[name].infer(images).energies for name in ("adam", "quasi_newton"))
+    assert np.mean(ours) < np.mean(adam)
+    assert np.mean(ours < adam + 0.1) > 0.9
+
+
+def test_surrogates_are_fitted_once(searched):
+    fitted, read = searched["quasi_newton"].solver.surrogate, searched["again"].solver.surrogate
+    jax.tree.map(np.testing.assert_array_equal, fitted, read)
+
+
+def test_solvers_are_of_abs_models_only(tmp_path):
+    (tmp_path / "config.json").write_text('{"model": {"name": "madry"}}')
+    with pytest.raises(UserError, match="solver='adam' needs an ABS model"):
+        abs_model.load(tmp_path, solver="adam")
+
+
+def test_refinement_of_a_trained_model_agrees_with_a_full_search(searched, mnist_sample):
+    """Counts disagreements where an image moves a little and only its best class is asked for."""
+    model = searched["quasi_newton"]
+    images = mnist_sample["test_images"][:40].astype(np.float32) / 255
+    start = model.infer(images)
+    first = np.asarray(start.energies).argmin(1)
+    noise = np.random.default_rng(0).normal(size=images.shape).astype(np.float32)
+    noise *= 0.1 / np.sqrt((noise**2).sum((1, 2, 3), keepdims=True))
+    there = np.clip(images + noise, 0, 1)
+    refined = model.infer(there, start=start, asked=np.eye(10, dtype=bool)[first])
+    full = np.asarray(model.infer(there).energies)
+    searched_now = np.asarray(refined.searched)
+    assert np.mean(searched_now) < 0.9
+    energies = np.asarray(refined.energies)
+    assert np.mean(energies[searched_now] < full[searched_now] + 0.05) > 0.95
+    assert np.mean(energies.argmin(1) != full.argmin(1)) <= 0.05
+    assert np.mean(energies[~searched_now] <= full[~searched_now] + 1e-3) > 0.99
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (np.ones((3, 9), bool), r"asked must be bool \(3, 10\)"),
+        (np.ones((3, 10)), "got float64"),
+        (np.zeros((3, 10), bool), "at least one class"),
+    ],
+)
+def test_what_is_asked_must_fit(searched, mnist_sample, asked, message):
+    images = mnist_sample["test_images"][:3].astype(np.float32) / 255
+    start = searched["adam"].infer(images)
+    with pytest.raises(ValueError, match=message):
+        searched["adam"].infer(images, start=start, asked=asked)
+    with pytest.raises(ValueError, match="asked needs start"):
+        searched["adam"].infer(images, asked=asked)
+    with pytest.raises(ValueError, match="start must have energies"):
+        searched["adam"].infer(images[:2], start=start)

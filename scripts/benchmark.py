@@ -1,7 +1,9 @@
-"""Measures speed: python scripts/benchmark.py training [--against torch] [--json PATH]
+"""Measures speed: python scripts/benchmark.py {training,inference} [--against torch] [--json PATH]
 
 `training` times the jitted step of `configs/abs.py` on random images, and with `--against torch` a
 tight PyTorch loop over the same ten VAEs, in turns within one run: the ratio is what counts.
+`inference` times the solvers of latent search on a trained model, compares their energies, and
+with `--against torch` times the paper's algorithm in PyTorch in the same turns.
 PyTorch is not among the requirements: `pip install torch`.
 """
 
@@ -26,6 +28,7 @@ from abs_model.data import Dataset, Split
 from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
+from scripts import inference_benchmark
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 10
@@ -34,13 +37,37 @@ _NUM_CLASSES = 10
 def main() -> None:
     """Runs the benchmark asked for and prints it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("benchmark", choices=["training"])
-    parser.add_argument("--against", choices=["torch"], help="time another implementation in turns")
-    parser.add_argument("--batch_size", type=int, default=64, help="images per class and step")
-    parser.add_argument("--steps", type=int, default=8, help="steps per turn")
-    parser.add_argument("--turns", type=int, default=7)
-    parser.add_argument("--json", help="also write the result to this file")
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--against", choices=["torch"], help="time another implementation in turns")
+    common.add_argument("--turns", type=int, default=7)
+    common.add_argument("--json", help="also write the result to this file")
+    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    training = benchmarks.add_parser("training", parents=[common])
+    training.add_argument("--batch_size", type=int, default=64, help="images per class and step")
+    training.add_argument("--steps", type=int, default=8, help="steps per turn")
+    inference = benchmarks.add_parser("inference", parents=[common])
+    inference.add_argument("--workdir", default="runs/released", help="of a trained ABS model")
+    inference.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128, 256])
+    inference.add_argument("--images", type=int, default=1000, help="whose energies are compared")
     options = parser.parse_args()
+    measure = _measure_training if options.benchmark == "training" else _measure_inference
+    result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
+    print(json.dumps(result, indent=2))
+    if options.json:
+        write_json(options.json, result)
+
+
+def _measure_inference(options: argparse.Namespace) -> dict[str, object]:
+    return inference_benchmark.measure(
+        options.workdir,
+        options.batch_sizes,
+        options.turns,
+        options.images,
+        against_torch=options.against == "torch",
+    )
+
+
+def _measure_training(options: argparse.Namespace) -> dict[str, object]:
     candidates = {"jax": _jax_steps(options.batch_size, options.steps)}
     if options.against:
         # Only here, so that the benchmark runs without PyTorch.
@@ -49,16 +76,15 @@ def main() -> None:
         candidates["torch"] = training_steps(options.batch_size, _NUM_CLASSES)
     images = options.steps * options.batch_size * _NUM_CLASSES
     rates = _time_in_turns(candidates, options.steps, options.turns, images)
-    result = {"benchmark": "training", "batch_size_per_class": options.batch_size}
-    result["images_per_second"] = {name: round(statistics.median(r)) for name, r in rates.items()}
-    result["range"] = {name: [round(min(r)), round(max(r))] for name, r in rates.items()}
+    result: dict[str, object] = {
+        "batch_size_per_class": options.batch_size,
+        "images_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
+        "range": {name: [round(min(r)), round(max(r))] for name, r in rates.items()},
+    }
     if options.against:
         ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
         result["ratio"] = round(statistics.median(ratios), 2)
-    result["machine"] = _machine()
-    print(json.dumps(result, indent=2))
-    if options.json:
-        write_json(options.json, result)
+    return result
 
 
 def _jax_steps(batch_size: int, steps_per_epoch: int) -> Callable[[int], None]:

@@ -1,0 +1,281 @@
+"""What `benchmark.py inference` measures: speed of the solvers, and how low their energies are."""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from rich.console import Console
+from rich.progress import track
+
+import abs_model
+from abs_model.classifiers import ABSClassifier
+from abs_model.decoders import without_norm
+from abs_model.inference import Inference
+from abs_model.loading import load_vaes
+from abs_model.mapping import map_classes
+from abs_model.solvers import QuasiNewton
+
+_TOLERATED = 0.1  # nats, of energies above Adam's
+_STEP = 0.1  # L2, of the images that refinement follows
+_REFINED_TOLERATED = 0.05  # nats, of refined energies above searched ones
+_QUANTILES = (0.5, 0.9, 0.99, 0.995, 1.0)
+# Finds more than the default and takes longer: with the others' energies the best known optimum.
+_THOROUGH = {"num_starts": 32, "num_minima": 16, "max_evaluations": 60, "tolerance": 1e-3}
+
+_NUM_CLASSES = 10
+_COUNTED = 128  # images whose evaluations are counted
+_ENERGY_BATCH = 100
+_GEMM_SIZE = 2048
+
+_Run = Callable[[], Any]
+_Layers = list[tuple[np.ndarray, np.ndarray]]
+
+
+def measure(
+    workdir: str, batch_sizes: Sequence[int], turns: int, num_images: int, against_torch: bool
+) -> dict[str, Any]:
+    """Everything the benchmark says of a model, as JSON.
+
+    Args:
+        workdir: Of the run that holds the model.
+        batch_sizes: To time.
+        turns: How often each candidate is timed.
+        num_images: First images of the test split on which energies are compared.
+        against_torch: Whether PyTorch versions of the paper's algorithm are timed too.
+    """
+    models = {solver: abs_model.load(workdir, solver=solver) for solver in ("adam", "quasi_newton")}
+    test = abs_model.load_dataset("mnist").test
+    images = test.images[: max(num_images, *batch_sizes)].astype(np.float32) / 255
+    layers = _folded_layers(workdir)
+    candidates = _candidates(models, images, batch_sizes)
+    if against_torch:
+        candidates |= _torch_candidates(layers, models["adam"], images, batch_sizes)
+    result = _rates(candidates, turns)
+    evaluations = {
+        "adam": models["adam"].solver.settings.num_steps,
+        "quasi_newton": _mean_evaluations(models["quasi_newton"], images),
+    }
+    result |= {"evaluations_per_image_and_class": evaluations}
+    result |= {"gflops": _throughput(result["best_images_per_second"], evaluations, layers)}
+    result |= {"energies": _compare_energies(models, images[:num_images], test.labels[:num_images])}
+    return result
+
+
+def _compare_energies(
+    models: dict[str, ABSClassifier], images: np.ndarray, labels: np.ndarray
+) -> dict[str, Any]:
+    """Gaps of the solvers' energies to the best known and to each other's."""
+    ours = models["quasi_newton"]
+    settings = dataclasses.replace(ours.solver.settings, **_THOROUGH)
+    solver = dataclasses.replace(ours.solver, settings=settings)
+    models = models | {"thorough": dataclasses.replace(ours, solver=solver)}
+    energies = {
+        name: _in_batches(model.infer, f"energies of {name}", images).energies
+        for name, model in models.items()
+    }
+    best = np.min(list(energies.values()), axis=0)
+    result: dict[str, Any] = {"images": len(images)}
+    for name, found in energies.items():
+        quantiles = np.quantile(found - best, _QUANTILES)
+        result[name] = {
+            "accuracy": _share(found.argmin(1) == labels),
+            "mean_above_best_known": round(float((found - best).mean()), 3),
+            "quantiles_above_best_known": {
+                str(q): round(float(gap), 3) for q, gap in zip(_QUANTILES, quantiles, strict=True)
+            },
+            "mean_above_adam": round(float((found - energies["adam"]).mean()), 3),
+            f"at_most_{_TOLERATED}_above_adam": _share(found <= energies["adam"] + _TOLERATED),
+            "same_prediction_as_adam": _share(found.argmin(1) == energies["adam"].argmin(1)),
+        }
+    return result | {"refinement": _compare_refinement(ours, images)}
+
+
+def _compare_refinement(model: ABSClassifier, images: np.ndarray) -> dict[str, Any]:
+    """Refined against searched energies, where images move and the best two classes are asked."""
+    start = _in_batches(model.infer, "searching", images)
+    there, asked = _moved(images), _two_best(start.energies)
+    refined = _in_batches(model.infer, "refining", there, start, asked)
+    full = _in_batches(model.infer, "searching anew", there).energies
+    kept = refined.searched
+    above = refined.energies[kept] - full[kept]
+    return {
+        "l2_step": _STEP,
+        "pairs_searched": _share(kept),
+        f"at_most_{_REFINED_TOLERATED}_above_search": _share(above <= _REFINED_TOLERATED),
+        f"within_{_REFINED_TOLERATED}_of_search": _share(np.abs(above) <= _REFINED_TOLERATED),
+        "predictions_unlike_search": int(np.sum(refined.energies.argmin(1) != full.argmin(1))),
+        "bounds_above_search": int(np.sum(refined.energies[~kept] > full[~kept])),
+    }
+
+
+def _in_batches(infer: Callable[..., Inference], description: str, *arguments: Any) -> Inference:
+    """`infer` of all images, with a progress bar; the result holds NumPy arrays."""
+    starts = range(0, len(arguments[0]), _ENERGY_BATCH)
+    parts = []
+    for first in track(starts, description, console=Console(stderr=True)):
+        rows = slice(first, first + _ENERGY_BATCH)
+        parts.append(infer(*jax.tree.map(lambda leaf, rows=rows: leaf[rows], arguments)))
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def _moved(images: np.ndarray) -> np.ndarray:
+    """Each image moved by an L2 step in a random direction, clipped to [0, 1]."""
+    noise = np.random.default_rng(0).normal(size=images.shape)
+    noise *= _STEP / np.sqrt((noise**2).sum(axis=(1, 2, 3), keepdims=True))
+    return np.clip(images + noise, 0, 1).astype(np.float32)
+
+
+def _two_best(energies: Any) -> np.ndarray:
+    """Whether a class is one of the image's two of lowest energy, (N, classes)."""
+    return np.argsort(np.argsort(np.asarray(energies), axis=1), axis=1) < 2
+
+
+def _share(hits: np.ndarray) -> float:
+    return round(float(np.mean(hits)), 4)
+
+
+def _candidates(
+    models: dict[str, ABSClassifier], images: np.ndarray, batch_sizes: Sequence[int]
+) -> dict[tuple[str, int], _Run]:
+    """What is timed, by name and batch size."""
+    candidates: dict[tuple[str, int], _Run] = {}
+    for size in batch_sizes:
+        batch = jnp.asarray(images[:size])
+        for name, model in models.items():
+            candidates[name, size] = functools.partial(_infer, model.with_batch_size(size), batch)
+        model = models["quasi_newton"].with_batch_size(size)
+        start = model.infer(batch)
+        arguments = (jnp.asarray(_moved(images[:size])), start, _two_best(start.energies))
+        candidates["refinement", size] = functools.partial(_infer, model, *arguments)
+    return candidates
+
+
+def _infer(model: ABSClassifier, *arguments: Any) -> Inference:
+    return jax.block_until_ready(model.infer(*arguments))
+
+
+def _torch_candidates(
+    layers: list[_Layers], model: ABSClassifier, images: np.ndarray, batch_sizes: Sequence[int]
+) -> dict[tuple[str, int], _Run]:
+    """The paper's algorithm in PyTorch, from the same weights and prior samples."""
+    # Only here, so that the benchmark runs without PyTorch.
+    import torch
+
+    from scripts import torch_inference
+
+    samples = np.array(model.solver.latents[0])
+    versions = {
+        "torch": torch_inference.ConvTransposeDecoder,
+        "torch_blocks": torch_inference.BlockDecoder,
+    }
+    candidates: dict[tuple[str, int], _Run] = {}
+    for name, version in versions.items():
+        decoders = [
+            version([k.transpose(2, 3, 0, 1).copy() for k, _ in each], [b for _, b in each])
+            for each in layers
+        ]
+        search = torch_inference.make_inference(decoders, samples)
+        theirs = search(torch.tensor(images[:8].transpose(0, 3, 1, 2))).numpy()
+        np.testing.assert_allclose(theirs, model.infer(images[:8]).energies, atol=0.05)
+        for size in batch_sizes:
+            batch = torch.tensor(images[:size].transpose(0, 3, 1, 2))
+            candidates[name, size] = functools.partial(search, batch)
+    return candidates
+
+
+def _folded_layers(workdir: str) -> list[_Layers]:
+    """Kernels (height, width, in, out) and biases of each class's decoder, batch norm folded in."""
+    graphdef, model = load_vaes(workdir)
+    layers = []
+    for index in range(_NUM_CLASSES):
+        params, statistics = (
+            jax.tree.map(lambda leaf, i=index: leaf[i], model[part])
+            for part in ("params", "statistics")
+        )
+        decoder = nnx.merge(graphdef, params, statistics).decoder
+        layers.append([tuple(map(np.asarray, without_norm(layer))) for layer in decoder])
+    return layers
+
+
+def _mean_evaluations(model: ABSClassifier, images: np.ndarray) -> float:
+    """How often a decoder and its gradient are evaluated per image and class."""
+    pixels = model.solver.decoder.to_pixels(jnp.asarray(images[:_COUNTED]))
+
+    @jax.jit
+    def count(solver: QuasiNewton) -> jax.Array:
+        return map_classes(lambda one: one.polish(pixels, one.surrogate_minima(pixels))[1], solver)
+
+    return round(float(count(model.solver).sum()) / (_COUNTED * _NUM_CLASSES), 1)
+
+
+def _throughput(
+    rates: dict[str, float], evaluations: dict[str, float], layers: list[_Layers]
+) -> dict[str, float]:
+    """GFLOP/s of the decoders alone, without padding that a formulation adds, and of a GEMM."""
+    size, multiplications = 1, 0
+    for (kernel, _), stride in zip(layers[0], (1, 2, 2, 1), strict=True):
+        multiplications += kernel.size * size**2
+        size = (size - 1) * stride + len(kernel)
+    # A multiplication and an addition, forward and backward, for each class.
+    evaluation = 4 * multiplications * _NUM_CLASSES
+    gemm = _gemm_rate()
+    throughput = {"gemm": round(gemm)}
+    for name, rate in rates.items():
+        if name != "refinement":
+            achieved = rate * evaluations.get(name, evaluations["adam"]) * evaluation / 1e9
+            throughput[name] = round(achieved, 1)
+            throughput[f"{name}_share_of_gemm"] = round(achieved / gemm, 2)
+    return throughput
+
+
+def _gemm_rate() -> float:
+    """GFLOP/s of a large matrix product, the best of a few."""
+    matrix = jnp.ones((_GEMM_SIZE, _GEMM_SIZE))
+    multiply = jax.jit(jnp.matmul)
+    seconds = []
+    for _ in range(8):
+        start = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        seconds.append(time.perf_counter() - start)
+    return 2 * _GEMM_SIZE**3 / min(seconds) / 1e9
+
+
+def _rates(candidates: dict[tuple[str, int], _Run], turns: int) -> dict[str, Any]:
+    """Images/s, each candidate in each turn, after a first turn that only warms up."""
+    rates: dict[tuple[str, int], list[float]] = {key: [] for key in candidates}
+    for turn in track(range(turns + 1), "timing, in turns", console=Console(stderr=True)):
+        for (name, size), run in candidates.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                rates[name, size].append(size / (time.perf_counter() - start))
+    medians = {key: statistics.median(values) for key, values in rates.items()}
+    best: dict[str, tuple[str, int]] = {}
+    for name in dict.fromkeys(name for name, _ in medians):
+        best[name] = max((k for k in medians if k[0] == name), key=lambda key: medians[key])
+    result: dict[str, Any] = {
+        "images_per_second": {f"{n} {size}": round(rate, 1) for (n, size), rate in medians.items()},
+        "best_images_per_second": {name: round(medians[key], 1) for name, key in best.items()},
+        "range": {
+            name: [round(min(rates[key]), 1), round(max(rates[key]), 1)]
+            for name, key in best.items()
+        },
+    }
+    for baseline in ("torch", "torch_blocks"):
+        if baseline in best:
+            theirs = rates[best[baseline]]
+            result[f"ratio_to_{baseline}"] = {
+                name: round(
+                    statistics.median(a / b for a, b in zip(rates[key], theirs, strict=True)), 2
+                )
+                for name, key in best.items()
+                if not name.startswith("torch")
+            }
+    return result

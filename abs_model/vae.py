@@ -108,10 +108,11 @@ class Layer(nnx.Module):
     def __call__(self, inputs: jax.Array, *, training: bool) -> jax.Array:
         apply = transposed_convolution if self.transposed else convolve
         outputs = apply(inputs, self.kernel[...], self.stride)
-        outputs = outputs + self.bias[...][:, None, None, None]
-        if self.norm is None:
-            return outputs
-        return nnx.elu(self.norm(outputs, use_running_average=not training))
+        # As a matrix, because XLA's loops over four axes are slower (CPU).
+        matrix = outputs.reshape(len(outputs), -1) + self.bias[...][:, None]
+        if self.norm is not None:
+            matrix = nnx.elu(self.norm(matrix, use_running_average=not training))
+        return matrix.reshape(outputs.shape)
 
 
 class VAE(nnx.Module):

@@ -15,9 +15,11 @@ from abs_model.decoders import fold_decoders
 from abs_model.solvers import SearchSettings, make_solver
 from abs_model.solvers.surrogates import (
     Surrogate,
+    SurrogateFileError,
     SurrogateSettings,
     fit_surrogates,
     read_surrogate,
+    surrogate_origin,
     write_surrogate,
 )
 from abs_model.vae import VAE, derive_shape, stacked_vaes
@@ -67,10 +69,12 @@ def _arrays(vaes: VAE) -> dict[str, PyTree]:
 def search_settings(config: ml_collections.ConfigDict, solver: str | None = None) -> SearchSettings:
     """How a configuration searches latents; `solver` replaces its own.
 
+    Configurations from before there was a choice mean "adam": their runs were calibrated with it.
+
     Raises:
         ValueError: There is no such solver.
     """
-    fields = config.inference.to_dict()
+    fields = {"solver": "adam"} | config.inference.to_dict()
     return SearchSettings(**(fields if solver is None else fields | {"solver": solver}))
 
 
@@ -90,16 +94,22 @@ def open_surrogate(
         model: {"params": ..., "statistics": ...}, leading axis classes.
         image_shape: (height, width, channels).
     """
-    path = workdir / _SURROGATE_FILE
-    if path.exists():
-        return read_surrogate(path)
     # Configurations from before there were surrogates have no such section.
     fields = config.get("surrogate", ml_collections.ConfigDict()).to_dict()
+    if "widths" in fields:
+        fields["widths"] = tuple(fields["widths"])
     settings = SurrogateSettings(max_norm=config.inference.max_norm, **fields)
     decoder = fold_decoders(graphdef, (model["params"], model["statistics"]), image_shape)
+    path, origin = workdir / _SURROGATE_FILE, surrogate_origin(decoder, settings)
+    try:
+        return read_surrogate(path, origin)
+    except FileNotFoundError:
+        pass
+    except SurrogateFileError as error:
+        logging.warning("Fitting the surrogates again: %s", error)
     surrogate = fit_surrogates(decoder, config.model.latent_size, settings)
     try:
-        write_surrogate(path, surrogate)
+        write_surrogate(path, surrogate, origin)
     except OSError as error:
         logging.warning("The surrogates can't be kept and will be fitted again: %s", error)
     return surrogate

@@ -167,11 +167,12 @@ class ABSClassifier(Classifier):
 
         Args:
             images: As for `logits`.
-            start: What was found for the same images before they moved a little; the search goes
-                on from there, in a few iterations.
+            start: What this model found for the same images before they moved a little; the search
+                goes on from there.
             asked: Only with `start`: whether the caller asks about the class, bool (N, classes).
                 Other classes are searched only where they may have overtaken one of these, and
-                their energies are lower bounds elsewhere (`Inference.searched`). All by default.
+                their energies are lower bounds elsewhere (`Inference.searched`), as far as those in
+                `start` are global minima. All by default.
 
         Raises:
             ValueError: `start` or `asked` do not fit the images, or `asked` comes without `start`
@@ -181,7 +182,7 @@ class ABSClassifier(Classifier):
             if asked is not None:
                 raise ValueError("asked needs start: without one, every class is searched")
             return self._in_batches(_jitted_inference, images)
-        expected = (len(images), self.num_classes)
+        expected = (len(check_images(images, self.image_shape)), self.num_classes)
         asked = np.ones(expected, bool) if asked is None else np.asarray(asked)
         if asked.shape != expected or asked.dtype != bool:
             raise ValueError(f"asked must be bool {expected}, got {asked.dtype} {asked.shape}")
@@ -189,6 +190,11 @@ class ABSClassifier(Classifier):
             raise ValueError("asked must have at least one class for each image")
         if start.energies.shape != expected:
             raise ValueError(f"start must have energies {expected}, got {start.energies.shape}")
+        if start.images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"start must be of images {self.image_shape}, got {start.images.shape[1:]}; give "
+                "what this model's infer returned"
+            )
         return self._in_batches(_jitted_refinement, images, start, asked)
 
 

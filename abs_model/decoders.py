@@ -7,6 +7,7 @@ stride 1 and nothing is shuffled between them; the pixels that search compares s
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,8 +84,12 @@ def fold_decoders(graphdef: nnx.GraphDef, state: PyTree, image_shape: Sequence[i
         image_shape: (height, width, channels).
     """
     height, width, channels = image_shape
-    fold = jax.jit(jax.vmap(lambda one: _fold(graphdef, one, (height, width, channels))))
-    return fold(state)
+    return _fold_all(graphdef, state, (height, width, channels))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _fold_all(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int]) -> Decoder:
+    return jax.vmap(lambda one: _fold(graphdef, one, image_shape))(state)
 
 
 def _fold(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int]) -> Decoder:
@@ -147,8 +152,7 @@ def without_norm(layer: Any) -> tuple[jax.Array, jax.Array]:
 
 def _activate(products: jax.Array, bias: jax.Array) -> jax.Array:
     """elu(products + bias) for (out, height, width, batch)."""
-    # As a matrix: XLA's loops over four axes take so much longer that a whole step of the search
-    # needs a quarter more time (CPU).
+    # As a matrix, because XLA's loops over four axes are slower (CPU).
     matrix = lax.optimization_barrier(products.reshape(len(products), -1))
     return _elu(matrix + bias).reshape(products.shape)
 

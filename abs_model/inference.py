@@ -13,6 +13,8 @@ from jax import lax
 from abs_model.mapping import map_chunks, map_classes
 from abs_model.solvers import Solver
 
+_ROUNDING = 1e-5  # relative, of norms in float32
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +84,11 @@ def refine(
     """
     fixed = lax.stop_gradient(images)
     moved = jnp.sqrt(jnp.sum((fixed - start.images) ** 2, axis=(1, 2, 3)))[:, None]
-    bounds = jnp.maximum(0, jnp.sqrt(start.energies) - moved) ** 2
-    # A little tighter than the truth would be wrong, and rounding may do it.
-    bounds = lax.stop_gradient(bounds * (1 - 1e-5))
-    highest = _energies(fixed, start.latents, start.reconstructions) * class_weights
-    highest = jnp.max(jnp.where(asked, highest, -jnp.inf), axis=1, keepdims=True)
+    # With a margin, because rounding must not make bounds tighter than the truth.
+    roots = jnp.sqrt(start.energies) * (1 - _ROUNDING) - moved * (1 + _ROUNDING)
+    bounds = lax.stop_gradient(jnp.maximum(0, roots) ** 2)
+    before = _energies(fixed, start.latents, start.reconstructions)
+    highest = jnp.max(jnp.where(asked, before * class_weights, -jnp.inf), axis=1, keepdims=True)
     wanted = lax.stop_gradient(asked | (bounds * class_weights <= highest))
     pixels = solver.decoder.to_pixels(fixed)
 
@@ -96,10 +98,13 @@ def refine(
     def decode_class(solve: Solver, latents: jax.Array) -> jax.Array:
         return map_chunks(solve.decoder, latents)
 
-    before = start.latents.transpose(1, 2, 0)
-    latents = map_classes(search_class, solver, before, wanted.T)
+    latents = map_classes(search_class, solver, start.latents.transpose(1, 2, 0), wanted.T)
     found = latents, map_classes(decode_class, solver, latents)
     latents, reconstructions = _images_first(solver, *lax.stop_gradient(found))
+    # Never above the start, on which the choice of classes rests: Adam may end there.
+    better = (_energies(fixed, latents, reconstructions) < before)[:, :, None]
+    latents = jnp.where(better, latents, start.latents)
+    reconstructions = jnp.where(better[..., None, None], reconstructions, start.reconstructions)
     energies = jnp.where(wanted, _energies(images, latents, reconstructions), bounds)
     return Inference(images, energies, latents, reconstructions, wanted)
 

@@ -31,9 +31,8 @@ def map_classes(function: Callable[..., Any], *arguments: Any) -> Any:
 def chunk_size(length: int) -> int:
     """How many of `length` images to decode at once.
 
-    On CPU as many as keep a decoder's hidden layers in the caches (a step of Adam takes 50 us per
-    image and class in chunks of 32, and 60 to 80 in batches of 128; 2 cores, AMD EPYC); everything
-    on accelerators, which want wide work.
+    On CPU as many as keep a decoder's hidden layers in the caches and fill vector registers;
+    everything on accelerators, which want wide work.
     """
     return min(_CPU_CHUNK, length) if _on_cpu() else length
 

@@ -212,7 +212,7 @@ def _mean_evaluations(model: ABSClassifier, images: np.ndarray) -> float:
     def count(solver: QuasiNewton) -> jax.Array:
         return map_classes(lambda one: one.polish(pixels, one.surrogate_minima(pixels))[1], solver)
 
-    return round(float(count(model.solver).sum()) / (_COUNTED * _NUM_CLASSES), 1)
+    return round(float(count(model.solver).sum()) / (pixels.shape[1] * _NUM_CLASSES), 1)
 
 
 def _throughput(

@@ -16,9 +16,11 @@ from abs_model.mapping import map_chunks
 from abs_model.solvers import bfgs
 from abs_model.solvers.surrogates import (
     Surrogate,
+    SurrogateFileError,
     SurrogateSettings,
     fit_surrogates,
     read_surrogate,
+    surrogate_origin,
     write_surrogate,
 )
 
@@ -74,6 +76,17 @@ def test_inverse_hessians_stay_positive_definite_where_curvature_is_negative():
         assert np.linalg.eigvalsh(np.asarray(now.inverse_hessians).transpose(2, 0, 1)).min() > 0
 
 
+def test_the_first_step_only_evaluates_also_on_the_sphere():
+    directions = jax.random.normal(jax.random.key(0), (SIZE, 500))
+    start = bfgs.unevaluated(5 * directions / jnp.linalg.norm(directions, axis=0))
+    targets = 100 * jax.random.normal(jax.random.key(1), (SIZE, 500))
+    now = bfgs.step(lambda z: 3 * z, targets, start, 5.0)
+    np.testing.assert_array_equal(now.inverse_hessians, start.inverse_hessians)
+    np.testing.assert_allclose(now.latents, start.latents, rtol=1e-5)
+    assert 0.2 < float(now.held.mean()) < 0.8
+    assert float(jnp.min(bfgs.expected_decrease(now))) > 1e-3
+
+
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
 def test_chunks_give_what_the_whole_gives(length):
     a, b = jnp.arange(3 * length).reshape(3, length), jnp.arange(length)
@@ -106,10 +119,17 @@ def test_surrogates_imitate_their_own_class(tmp_path):
         components = imitate.project(decode(latents))
         errors = jnp.sum((imitate(latents) - components) ** 2, axis=0)
         assert errors.mean() < 0.05 * jnp.sum(components**2, axis=0).mean()
-    write_surrogate(tmp_path / "surrogates.npz", fitted)
-    read = read_surrogate(tmp_path / "surrogates.npz")
+    path, origin = tmp_path / "surrogates.npz", surrogate_origin(decoder, fit)
+    write_surrogate(path, fitted, origin)
+    read = read_surrogate(path, origin)
     assert isinstance(read, Surrogate)
     jax.tree.map(np.testing.assert_array_equal, read, fitted)
+    other = surrogate_origin(decoder, dataclasses.replace(fit, num_steps=601))
+    with pytest.raises(SurrogateFileError, match="another model or other settings"):
+        read_surrogate(path, other)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(SurrogateFileError, match="can't be read"):
+        read_surrogate(path, origin)
 
 
 @pytest.fixture(scope="module")

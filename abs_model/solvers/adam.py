@@ -41,7 +41,7 @@ class Adam:
         return map_chunks(self._descend, start, pixels)
 
     def refine(self, pixels: jax.Array, start: jax.Array, wanted: jax.Array) -> jax.Array:
-        """From latents (latent, N) on, where `wanted`, (N,)."""
+        """From latents (latent, N) on, where `wanted`, (N,); takes `num_steps` for all of them."""
         return jnp.where(wanted, map_chunks(self._descend, start, pixels), start)
 
     def _descend(self, latents: jax.Array, pixels: jax.Array) -> jax.Array:

@@ -74,12 +74,14 @@ def step(
     energies, gradients = _energies_and_gradients(decode, targets, latents)
     held = held_by_sphere(latents, gradients, max_norm)
     gradients = jnp.where(held, tangential(latents, gradients), gradients)
-    inverse_hessians = _update(
+    updated = _update(
         now.inverse_hessians,
         latents - now.latents,
         gradients - now.gradients,
         -scales * now.gradients,
     )
+    # Before the first evaluation there is no gradient to compare with.
+    inverse_hessians = jnp.where(jnp.isfinite(now.energies), updated, now.inverse_hessians)
     slopes = jnp.sum(now.gradients * direction, axis=0)
     predicted = -scales * (1 - 0.5 * scales) * slopes
     ratios = (now.energies - energies) / jnp.maximum(predicted, 1e-9)
@@ -139,7 +141,8 @@ def _update(
     share = jnp.where(actual >= 0.2 * model, 1, 0.8 * model / jnp.maximum(model - actual, 1e-20))
     bent = share * bent + (1 - share) * model_bent
     curvature = jnp.sum(moved * bent, axis=0)
-    usable = curvature > 1e-10
+    lengths = jnp.sqrt(jnp.sum(moved**2, axis=0) * jnp.sum(bent**2, axis=0))
+    usable = curvature > jnp.maximum(1e-6 * lengths, 1e-12)
     inverse_curvature = 1 / jnp.where(usable, curvature, 1)
     image = _multiply(inverse, bent)
     factor = (1 + jnp.sum(bent * image, axis=0) * inverse_curvature) * inverse_curvature

@@ -125,22 +125,27 @@ class QuasiNewton:
             now: bfgs.Iterate, decreases: jax.Array, evaluations: jax.Array
         ) -> jax.Array:
             """How far energies may fall: infinite before the first evaluation, 0 when done."""
-            leader = _leaders(now.energies, count)
-            distances = jnp.sum((now.latents - across(now.latents[:, leader])) ** 2, axis=0)
-            open_ = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
-            open_ &= (distances > _SAME**2) | (jnp.arange(columns) == across(leader))
-            open_ &= now.energies - _OPTIMISM * decreases < lowest(now.energies - decreases)
-            priorities = jnp.where(evaluations == 0, jnp.inf, jnp.where(open_, decreases, 0))
-            return jnp.where(promising, priorities, 0)
+            leaders = _leaders(now.energies, count)
+            leads = jnp.arange(columns) == across(leaders)
+            apart = jnp.sum((now.latents - across(now.latents[:, leaders])) ** 2, axis=0) > _SAME**2
+            unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
+            unfinished &= leads | apart
+            forecasts = jnp.where(unfinished, now.energies - decreases, now.energies)
+            hopeful = now.energies - _OPTIMISM * decreases < lowest(forecasts)
+            priorities = jnp.where(unfinished & (leads | hopeful), decreases, 0)
+            return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 
         def work(carry: _Work) -> _Work:
             now, decreases, evaluations, priorities = carry
             _, chosen = lax.top_k(priorities, size)
-            some = jax.tree.map(lambda leaf: leaf[..., chosen], now)
-            some = bfgs.step(self.decoder, pixels[:, chosen % count], some, settings.max_norm)
-            now = jax.tree.map(lambda leaf, new: leaf.at[..., chosen].set(new), now, some)
-            decreases = decreases.at[chosen].set(bfgs.expected_decrease(some))
-            evaluations = evaluations.at[chosen].add(1)
+            # Near the end of the list some are chosen only to fill up; these stay as they are.
+            busy = priorities[chosen] > 0
+            old = jax.tree.map(lambda leaf: leaf[..., chosen], now)
+            new = bfgs.step(self.decoder, pixels[:, chosen % count], old, settings.max_norm)
+            new = jax.tree.map(lambda after, before: jnp.where(busy, after, before), new, old)
+            now = jax.tree.map(lambda leaf, part: leaf.at[..., chosen].set(part), now, new)
+            decreases = decreases.at[chosen].set(bfgs.expected_decrease(new))
+            evaluations = evaluations.at[chosen].add(busy)
             return now, decreases, evaluations, prioritise(now, decreases, evaluations)
 
         now = bfgs.unevaluated(candidates.latents, candidates.inverse_hessians)

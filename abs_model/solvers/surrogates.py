@@ -1,12 +1,13 @@
 """Surrogates: small networks that imitate the decoders, for latent search to look around on.
 
 A class's surrogate is a multilayer perceptron from latents to the leading principal components of
-its decoder's images. It costs a tenth of the decoder, and its gradient is two matrix products per
-layer; minima of the energy found on it lie close to the decoder's. Fitted once per model.
+its decoder's images. It costs a small part of the decoder's time, and minima of the energy found on
+it lie close to the decoder's. Fitted once per model.
 """
 
 import dataclasses
 import functools
+import hashlib
 import io
 import pathlib
 from collections.abc import Sequence
@@ -99,19 +100,44 @@ def fit_surrogates(decoder: Decoder, latent_size: int, settings: SurrogateSettin
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *fitted)
 
 
-def write_surrogate(path: pathlib.Path, surrogate: Surrogate) -> None:
-    """Writes a surrogate as an .npz file, whole or not at all."""
+class SurrogateFileError(Exception):
+    """A file of surrogates is damaged, or of another model or other settings."""
+
+
+def surrogate_origin(decoder: Decoder, settings: SurrogateSettings) -> str:
+    """A digest of what surrogates are fitted to and how."""
+    digest = hashlib.sha256(repr(settings).encode())
+    for leaf in jax.tree.leaves(decoder):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
+
+
+def write_surrogate(path: pathlib.Path, surrogate: Surrogate, origin: str) -> None:
+    """Writes a surrogate and its `surrogate_origin` as an .npz file, whole or not at all."""
     content = io.BytesIO()
-    np.savez(content, *jax.tree.leaves(surrogate))
+    np.savez(content, np.asarray(origin), *jax.tree.leaves(surrogate))
     atomic_write_bytes(path, content.getvalue())
 
 
-def read_surrogate(path: pathlib.Path) -> Surrogate:
-    """Reads what `write_surrogate` wrote."""
-    with np.load(path) as file:
-        leaves = [jnp.asarray(file[f"arr_{i}"]) for i in range(len(file.files))]
-    layers = (len(leaves) - 2) // 2
-    return Surrogate(tuple(leaves[:layers]), tuple(leaves[layers:-2]), leaves[-2], leaves[-1])
+def read_surrogate(path: pathlib.Path, origin: str) -> Surrogate:
+    """Reads what `write_surrogate` wrote.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        SurrogateFileError: It is damaged or of another origin.
+    """
+    try:
+        with np.load(path) as file:
+            found, *leaves = (file[f"arr_{i}"] for i in range(len(file.files)))
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # damage shows as nearly any exception
+        raise SurrogateFileError(f"{path} can't be read: {error}") from error
+    if found != origin:
+        raise SurrogateFileError(f"{path} is of another model or other settings")
+    *layers, mean, basis = map(jnp.asarray, leaves)
+    half = len(layers) // 2
+    return Surrogate(tuple(layers[:half]), tuple(layers[half:]), mean, basis)
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

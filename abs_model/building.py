@@ -11,7 +11,7 @@ from absl import logging
 from flax import nnx
 
 from abs_model.classifiers import ABSClassifier
-from abs_model.decoders import fold_decoders
+from abs_model.decoders import Decoder, fold_decoders
 from abs_model.solvers import SearchSettings, make_solver
 from abs_model.solvers.surrogates import (
     Surrogate,
@@ -78,28 +78,69 @@ def search_settings(config: ml_collections.ConfigDict, solver: str | None = None
     return SearchSettings(**(fields if solver is None else fields | {"solver": solver}))
 
 
-def open_surrogate(
-    workdir: pathlib.Path,
+def build_abs(
     config: ml_collections.ConfigDict,
     graphdef: nnx.GraphDef,
     model: Mapping[str, PyTree],
     image_shape: tuple[int, int, int],
-) -> Surrogate:
-    """The surrogates of a finished run's best model: read, or fitted (minutes) and kept.
+    *,
+    search: SearchSettings,
+    workdir: pathlib.Path | None = None,
+    name: str = "abs",
+    batch_size: int = DEFAULT_BATCH_SIZE,
+    binary: bool = False,
+    calibration: Mapping[str, Any] | None = None,
+) -> ABSClassifier:
+    """An ABS classifier from trained VAEs.
+
+    With the solver "quasi_newton", their surrogates are read from the workdir, or fitted, which
+    takes minutes, and kept there.
 
     Args:
-        workdir: Of the run.
-        config: Of the run; uses `model.latent_size`, `inference.max_norm` and `surrogate`.
+        config: Uses `model.latent_size`, `calibration.alpha`, and for surrogates
+            `inference.max_norm` and `surrogate`.
         graphdef: From `init_vaes`.
         model: {"params": ..., "statistics": ...}, leading axis classes.
         image_shape: (height, width, channels).
+        search: How latents are searched.
+        workdir: Of the run; only for the solver "quasi_newton".
+        name: For tables and messages.
+        batch_size: Images per call of the compiled function.
+        binary: Whether images are thresholded.
+        calibration: {"abs" and "binary_abs": {"eta": number, "class_weights": numbers}}; without
+            one, eta is 0 and the weights are 1.
     """
+    state = (model["params"], model["statistics"])
+    num_classes = jax.tree.leaves(state)[0].shape[0]
+    fitted = {"eta": 0.0, "class_weights": [1.0] * num_classes}
+    if calibration is not None:
+        fitted = calibration["binary_abs" if binary else "abs"]
+    decoder = fold_decoders(graphdef, state, image_shape)
+    surrogate = None
+    if search.solver == "quasi_newton" and workdir is not None:
+        surrogate = _open_surrogate(workdir, config, decoder)
+    return ABSClassifier(
+        name=name,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        solver=make_solver(search, decoder, config.model.latent_size, surrogate),
+        class_weights=jnp.asarray(fitted["class_weights"], jnp.float32),
+        eta=jnp.float32(fitted["eta"]),
+        alpha=config.calibration.alpha,
+        binary=binary,
+    )
+
+
+def _open_surrogate(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, decoder: Decoder
+) -> Surrogate:
+    """The surrogates of all classes' decoders: read, or fitted and kept."""
     # Configurations from before there were surrogates have no such section.
     fields = config.get("surrogate", ml_collections.ConfigDict()).to_dict()
     if "widths" in fields:
         fields["widths"] = tuple(fields["widths"])
     settings = SurrogateSettings(max_norm=config.inference.max_norm, **fields)
-    decoder = fold_decoders(graphdef, (model["params"], model["statistics"]), image_shape)
     path, origin = workdir / _SURROGATE_FILE, surrogate_origin(decoder, settings)
     try:
         return read_surrogate(path, origin)
@@ -113,50 +154,3 @@ def open_surrogate(
     except OSError as error:
         logging.warning("The surrogates can't be kept and will be fitted again: %s", error)
     return surrogate
-
-
-def build_abs(
-    config: ml_collections.ConfigDict,
-    graphdef: nnx.GraphDef,
-    model: Mapping[str, PyTree],
-    image_shape: tuple[int, int, int],
-    *,
-    search: SearchSettings,
-    surrogate: Surrogate | None = None,
-    name: str = "abs",
-    batch_size: int = DEFAULT_BATCH_SIZE,
-    binary: bool = False,
-    calibration: Mapping[str, Any] | None = None,
-) -> ABSClassifier:
-    """An ABS classifier from trained VAEs.
-
-    Args:
-        config: Uses `model.latent_size` and `calibration.alpha`.
-        graphdef: From `init_vaes`.
-        model: {"params": ..., "statistics": ...}, leading axis classes.
-        image_shape: (height, width, channels).
-        search: How latents are searched.
-        surrogate: Of all classes; only for the solver "quasi_newton".
-        name: For tables and messages.
-        batch_size: Images per call of the compiled function.
-        binary: Whether images are thresholded.
-        calibration: {"abs" and "binary_abs": {"eta": number, "class_weights": numbers}}; without
-            one, eta is 0 and the weights are 1.
-    """
-    state = (model["params"], model["statistics"])
-    num_classes = jax.tree.leaves(state)[0].shape[0]
-    fitted = {"eta": 0.0, "class_weights": [1.0] * num_classes}
-    if calibration is not None:
-        fitted = calibration["binary_abs" if binary else "abs"]
-    decoder = fold_decoders(graphdef, state, image_shape)
-    return ABSClassifier(
-        name=name,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        solver=make_solver(search, decoder, config.model.latent_size, surrogate),
-        class_weights=jnp.asarray(fitted["class_weights"], jnp.float32),
-        eta=jnp.float32(fitted["eta"]),
-        alpha=config.calibration.alpha,
-        binary=binary,
-    )

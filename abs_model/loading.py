@@ -10,7 +10,6 @@ from flax import nnx
 from abs_model.building import (
     DEFAULT_BATCH_SIZE,
     build_abs,
-    open_surrogate,
     search_settings,
     vaes_structure,
 )
@@ -73,16 +72,13 @@ def load(
         )
     search = search_settings(config, solver)
     graphdef, model = load_vaes(path)
-    surrogate = None
-    if search.solver == "quasi_newton":
-        surrogate = open_surrogate(path, config, graphdef, model, image_shape)
     return build_abs(
         config,
         graphdef,
         model,
         image_shape,
         search=search,
-        surrogate=surrogate,
+        workdir=path,
         name=name,
         batch_size=batch_size,
         binary=binary,

@@ -37,19 +37,20 @@ def chunk_size(length: int) -> int:
     return min(_CPU_CHUNK, length) if _on_cpu() else length
 
 
-def map_chunks(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
+def map_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int | None = None) -> Any:
     """Applies `function` to chunks of the arrays' last axes, which are of one length.
 
     Args:
-        function: From arrays (..., n) to an array (..., n).
+        function: From arrays (..., n) to a pytree of arrays (..., n).
         *arrays: (..., N).
+        size: Of the chunks; `chunk_size` of N by default.
 
     Returns:
-        What `function` returns, (..., N).
+        What `function` returns, with leaves (..., N).
     """
     length = arrays[0].shape[-1]
-    size = chunk_size(length)
-    if size == length:
+    size = chunk_size(length) if size is None else size
+    if size >= length:
         return function(*arrays)
 
     def split(array: jax.Array) -> jax.Array:
@@ -57,9 +58,12 @@ def map_chunks(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Ar
         padded = jnp.pad(array, padding)
         return jnp.moveaxis(padded.reshape(*array.shape[:-1], -1, size), -2, 0)
 
-    outputs = lax.map(lambda chunks: function(*chunks), tuple(split(array) for array in arrays))
-    joined = jnp.moveaxis(outputs, 0, -2)
-    return joined.reshape(*joined.shape[:-2], -1)[..., :length]
+    def join(chunks: jax.Array) -> jax.Array:
+        joined = jnp.moveaxis(chunks, 0, -2)
+        return joined.reshape(*joined.shape[:-2], -1)[..., :length]
+
+    outputs = lax.map(lambda chunks: function(*chunks), tuple(map(split, arrays)))
+    return jax.tree.map(join, outputs)
 
 
 def _on_cpu() -> bool:

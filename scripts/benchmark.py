@@ -8,19 +8,17 @@ PyTorch is not among the requirements: `pip install torch`.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
 import platform
 import statistics
 import sys
-import time
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
@@ -29,6 +27,7 @@ from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
 from scripts import inference_benchmark
+from scripts.timing import median_ratio, time_in_turns
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 10
@@ -75,15 +74,17 @@ def _measure_training(options: argparse.Namespace) -> dict[str, object]:
 
         candidates["torch"] = training_steps(options.batch_size, _NUM_CLASSES)
     images = options.steps * options.batch_size * _NUM_CLASSES
-    rates = _time_in_turns(candidates, options.steps, options.turns, images)
+    rates = time_in_turns(
+        {name: (functools.partial(run, options.steps), images) for name, run in candidates.items()},
+        options.turns,
+    )
     result: dict[str, object] = {
         "batch_size_per_class": options.batch_size,
         "images_per_second": {name: round(statistics.median(r)) for name, r in rates.items()},
         "range": {name: [round(min(r)), round(max(r))] for name, r in rates.items()},
     }
     if options.against:
-        ratios = [ours / theirs for ours, theirs in zip(*rates.values(), strict=True)]
-        result["ratio"] = round(statistics.median(ratios), 2)
+        result["ratio"] = median_ratio(rates["jax"], rates["torch"])
     return result
 
 
@@ -107,20 +108,6 @@ def _random_dataset(images_per_class: int) -> Dataset:
     images = random.integers(0, 256, (len(labels), *_IMAGE_SHAPE), dtype=np.uint8)
     split = Split(images, labels)
     return Dataset("random", _NUM_CLASSES, split, split, split)
-
-
-def _time_in_turns(
-    candidates: dict[str, Callable[[int], None]], steps: int, turns: int, images: int
-) -> dict[str, list[float]]:
-    """Images/s of each candidate in each turn, after a first turn that only warms up."""
-    rates: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in track(range(turns + 1), "timing, in turns", console=Console(stderr=True)):
-        for name, run in candidates.items():
-            start = time.perf_counter()
-            run(steps)
-            if turn:
-                rates[name].append(images / (time.perf_counter() - start))
-    return rates
 
 
 def _machine() -> dict[str, object]:

@@ -21,6 +21,7 @@ from abs_model.inference import Inference
 from abs_model.loading import load_vaes
 from abs_model.mapping import map_classes
 from abs_model.solvers import QuasiNewton
+from scripts.timing import median_ratio, time_in_turns
 
 _TOLERATED = 0.1  # nats, of energies above Adam's
 _STEP = 0.1  # L2, of the images that refinement follows
@@ -248,14 +249,8 @@ def _gemm_rate() -> float:
 
 
 def _rates(candidates: dict[tuple[str, int], _Run], turns: int) -> dict[str, Any]:
-    """Images/s, each candidate in each turn, after a first turn that only warms up."""
-    rates: dict[tuple[str, int], list[float]] = {key: [] for key in candidates}
-    for turn in track(range(turns + 1), "timing, in turns", console=Console(stderr=True)):
-        for (name, size), run in candidates.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                rates[name, size].append(size / (time.perf_counter() - start))
+    """Images/s of the candidates, timed in turns, and ratios of each one's best batch size."""
+    rates = time_in_turns({key: (run, key[1]) for key, run in candidates.items()}, turns)
     medians = {key: statistics.median(values) for key, values in rates.items()}
     best: dict[str, tuple[str, int]] = {}
     for name in dict.fromkeys(name for name, _ in medians):
@@ -272,9 +267,7 @@ def _rates(candidates: dict[tuple[str, int], _Run], turns: int) -> dict[str, Any
         if baseline in best:
             theirs = rates[best[baseline]]
             result[f"ratio_to_{baseline}"] = {
-                name: round(
-                    statistics.median(a / b for a, b in zip(rates[key], theirs, strict=True)), 2
-                )
+                name: median_ratio(rates[key], theirs)
                 for name, key in best.items()
                 if not name.startswith("torch")
             }

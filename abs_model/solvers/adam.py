@@ -76,13 +76,8 @@ def make_adam(settings: SearchSettings, decoder: Decoder, latents: jax.Array) ->
 
 @jax.jit
 def _decode_samples(decoder: Decoder, latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-    samples = latents.shape[0]
-    padded = jnp.pad(latents, ((0, -samples % _DECODE_BATCH), (0, 0)))
-    batches = padded.reshape(-1, _DECODE_BATCH, latents.shape[1])
-
     def decode_class(decode: Decoder) -> jax.Array:
-        decoded = lax.map(lambda z: decode(z.T), batches)
-        return decoded.transpose(1, 0, 2).reshape(decoded.shape[1], -1)[:, :samples]
+        return map_chunks(decode, latents.T, size=_DECODE_BATCH)
 
     decoded = map_classes(decode_class, decoder)
     offsets = jnp.sum(decoded**2, axis=1) + 0.5 * jnp.sum(latents**2, axis=1)

@@ -23,6 +23,7 @@ from rich.progress import track
 
 from abs_model.decoders import Decoder
 from abs_model.files import atomic_write_bytes
+from abs_model.mapping import map_chunks
 from abs_model.solvers.ball import project
 
 PyTree = Any
@@ -149,7 +150,9 @@ def _fit(
     shape = (latent_size, settings.num_samples)
     latents = project(_SPREAD * jax.random.normal(latent_key, shape), settings.max_norm)
     tangents = jax.random.normal(tangent_key, shape)
-    pixels, slopes = _decode_with_slopes(decode, latents, tangents)
+    pixels, slopes = map_chunks(
+        lambda z, t: jax.jvp(decode, (z,), (t,)), latents, tangents, size=_DECODE_BATCH
+    )
     mean = pixels.mean(axis=1, keepdims=True)
     centred = pixels - mean
     _, vectors = jnp.linalg.eigh(centred @ centred.T / settings.num_samples)
@@ -177,24 +180,6 @@ def _fit(
     carry = (network, optimizer.init(network))
     (kernels, biases), _ = lax.fori_loop(0, settings.num_steps, step, carry)
     return Surrogate(kernels, biases, mean, basis)
-
-
-def _decode_with_slopes(
-    decode: Decoder, latents: jax.Array, tangents: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Pixels of the latents and their derivatives along the tangents, (pixels, samples) each."""
-    samples = latents.shape[1]
-
-    def split(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, ((0, 0), (0, -samples % _DECODE_BATCH)))
-        return padded.reshape(len(array), -1, _DECODE_BATCH).swapaxes(0, 1)
-
-    def join(array: jax.Array) -> jax.Array:
-        return array.swapaxes(0, 1).reshape(array.shape[1], -1)[:, :samples]
-
-    batches = (split(latents), split(tangents))
-    pixels, slopes = lax.map(lambda batch: jax.jvp(decode, batch[:1], batch[1:]), batches)
-    return join(pixels), join(slopes)
 
 
 def _init_network(key: jax.Array, sizes: Sequence[int]) -> PyTree:

@@ -8,7 +8,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import track
 
-from abs_model.building import build_abs, open_surrogate, search_settings
+from abs_model.building import build_abs, search_settings
 from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
 from abs_model.classifiers import ABSClassifier, threshold
 from abs_model.data import Dataset
@@ -96,11 +96,13 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     if not fit(task, config, path, store, wandb_mode):
         return False
     best = store.restore_best({"model": task.init_state()["model"]})["model"]
-    search, surrogate = search_settings(config), None
-    if search.solver == "quasi_newton":
-        surrogate = open_surrogate(path, config, task.graphdef, best, dataset.image_shape)
     classifier = build_abs(
-        config, task.graphdef, best, dataset.image_shape, search=search, surrogate=surrogate
+        config,
+        task.graphdef,
+        best,
+        dataset.image_shape,
+        search=search_settings(config),
+        workdir=path,
     )
     calibration = _calibrate(classifier, config, dataset)
     write_run(path, task, dataset.image_shape, dataset.num_classes, calibration=calibration)

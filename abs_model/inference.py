@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from abs_model.mapping import map_chunks, map_classes
+from abs_model.mapping import map_classes
 from abs_model.solvers import Solver
 
 _ROUNDING = 1e-5  # relative, of norms in float32
@@ -49,11 +49,7 @@ def infer(solver: Solver, images: jax.Array) -> Inference:
     """
     pixels = solver.decoder.to_pixels(lax.stop_gradient(images))
 
-    def search_class(solve: Solver) -> tuple[jax.Array, jax.Array]:
-        latents = solve(pixels)
-        return latents, map_chunks(solve.decoder, latents)
-
-    found = lax.stop_gradient(map_classes(search_class, solver))
+    found = lax.stop_gradient(map_classes(lambda solve: solve(pixels), solver))
     latents, reconstructions = _images_first(solver, *found)
     energies = _energies(images, latents, reconstructions)
     return Inference(images, energies, latents, reconstructions, jnp.ones(energies.shape, bool))
@@ -92,17 +88,15 @@ def refine(
     wanted = lax.stop_gradient(asked | (bounds * class_weights <= highest))
     pixels = solver.decoder.to_pixels(fixed)
 
-    def search_class(solve: Solver, latents: jax.Array, wanted: jax.Array) -> jax.Array:
+    def refine_class(
+        solve: Solver, latents: jax.Array, wanted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         return solve.refine(pixels, latents, wanted)
 
-    def decode_class(solve: Solver, latents: jax.Array) -> jax.Array:
-        return map_chunks(solve.decoder, latents)
-
-    latents = map_classes(search_class, solver, start.latents.transpose(1, 2, 0), wanted.T)
-    found = latents, map_classes(decode_class, solver, latents)
+    found = map_classes(refine_class, solver, start.latents.transpose(1, 2, 0), wanted.T)
     latents, reconstructions = _images_first(solver, *lax.stop_gradient(found))
     # Never above the start, on which the choice of classes rests: Adam may end there.
-    better = (_energies(fixed, latents, reconstructions) < before)[:, :, None]
+    better = (wanted & (_energies(fixed, latents, reconstructions) < before))[:, :, None]
     latents = jnp.where(better, latents, start.latents)
     reconstructions = jnp.where(better[..., None, None], reconstructions, start.reconstructions)
     energies = jnp.where(wanted, _energies(images, latents, reconstructions), bounds)

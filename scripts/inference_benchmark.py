@@ -28,7 +28,13 @@ _STEP = 0.1  # L2, of the images that refinement follows
 _REFINED_TOLERATED = 0.05  # nats, of refined energies above searched ones
 _QUANTILES = (0.5, 0.9, 0.99, 0.995, 1.0)
 # Finds more than the default and takes longer: with the others' energies the best known optimum.
-_THOROUGH = {"num_starts": 32, "num_minima": 16, "max_evaluations": 60, "tolerance": 1e-3}
+_THOROUGH = {
+    "num_starts": 32,
+    "num_minima": 16,
+    "num_on_the_way": 16,
+    "max_evaluations": 60,
+    "tolerance": 1e-3,
+}
 
 _NUM_CLASSES = 10
 _COUNTED = 128  # images whose evaluations are counted
@@ -211,7 +217,7 @@ def _mean_evaluations(model: ABSClassifier, images: np.ndarray) -> float:
 
     @jax.jit
     def count(solver: QuasiNewton) -> jax.Array:
-        return map_classes(lambda one: one.polish(pixels, one.surrogate_minima(pixels))[1], solver)
+        return map_classes(lambda one: one.search(pixels).evaluations, solver)
 
     return round(float(count(model.solver).sum()) / (pixels.shape[1] * _NUM_CLASSES), 1)
 

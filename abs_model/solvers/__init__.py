@@ -4,8 +4,9 @@
 - `QuasiNewton`: many starts on a cheap surrogate of the decoder, then BFGS on the decoder.
 
 A solver is a pytree whose leaves have a leading class axis. One class's slice of it is called with
-pixels (pixels, N), in the order of its `decoder`, and returns latents (latent, N); `refine` starts
-from latents found before. A new method is a new class and an entry in `make_solver`.
+pixels (pixels, N), in the order of its `decoder`, and returns latents (latent, N) and the latents
+decoded, (pixels, N); `refine` starts from latents found before. A new method is a new class and an
+entry in `make_solver`.
 """
 
 import jax

@@ -34,17 +34,20 @@ class Adam:
     offsets: jax.Array
     settings: SearchSettings = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """One class's latents (latent, N) for pixels (pixels, N)."""
+    def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One class's latents (latent, N) for pixels (pixels, N), and the latents decoded."""
         scores = self.offsets[:, None] - 2 * (self.decoded.T @ pixels)
         start = self.latents[jnp.argmin(scores, axis=0)].T
         return map_chunks(self._descend, start, pixels)
 
-    def refine(self, pixels: jax.Array, start: jax.Array, wanted: jax.Array) -> jax.Array:
-        """From latents (latent, N) on, where `wanted`, (N,); takes `num_steps` for all of them."""
-        return jnp.where(wanted, map_chunks(self._descend, start, pixels), start)
+    def refine(
+        self, pixels: jax.Array, start: jax.Array, wanted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """From latents (latent, N) on; takes `num_steps` for all of them, `wanted` or not."""
+        del wanted
+        return map_chunks(self._descend, start, pixels)
 
-    def _descend(self, latents: jax.Array, pixels: jax.Array) -> jax.Array:
+    def _descend(self, latents: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
         adam = optax.adam(self.settings.learning_rate)
 
         def total_energy(z: jax.Array) -> jax.Array:
@@ -58,7 +61,8 @@ class Adam:
             return project(z + updates, self.settings.max_norm), state
 
         carry = (latents, adam.init(latents))
-        return lax.fori_loop(0, self.settings.num_steps - 1, step, carry)[0]
+        latents, _ = lax.fori_loop(0, self.settings.num_steps - 1, step, carry)
+        return latents, self.decoder(latents)
 
 
 def make_adam(settings: SearchSettings, decoder: Decoder, latents: jax.Array) -> Adam:

@@ -58,7 +58,7 @@ def unevaluated(latents: jax.Array, inverse_hessians: jax.Array | None = None) -
 
 def step(
     decode: Callable[[jax.Array], jax.Array], targets: jax.Array, now: Iterate, max_norm: float
-) -> Iterate:
+) -> tuple[Iterate, jax.Array]:
     """One evaluation of every problem; points move only where that lowers the energy.
 
     Args:
@@ -66,12 +66,16 @@ def step(
         targets: x, (outputs, N).
         now: The points.
         max_norm: Radius of the ball.
+
+    Returns:
+        The points after the step, and G where it was evaluated, (outputs, N): that of the points
+        whose energy fell.
     """
     direction = _direction(now)
     lengths = jnp.sqrt(jnp.sum(direction**2, axis=0))
     scales = jnp.minimum(1, now.radii / jnp.maximum(lengths, 1e-9))
     latents = project(now.latents + scales * direction, max_norm)
-    energies, gradients = _energies_and_gradients(decode, targets, latents)
+    energies, gradients, outputs = _evaluate(decode, targets, latents)
     held = held_by_sphere(latents, gradients, max_norm)
     gradients = jnp.where(held, tangential(latents, gradients), gradients)
     updated = _update(
@@ -88,7 +92,7 @@ def step(
     radii = jnp.where((ratios > 0.75) & (scales < 1), 2 * now.radii, now.radii)
     radii = jnp.where(ratios < 0.1, 0.35 * scales * lengths, radii)
     better = energies < now.energies
-    return Iterate(
+    after = Iterate(
         jnp.where(better, latents, now.latents),
         jnp.where(better, energies, now.energies),
         jnp.where(better, gradients, now.gradients),
@@ -96,11 +100,14 @@ def step(
         inverse_hessians,
         radii,
     )
+    return after, outputs
 
 
-def expected_decrease(now: Iterate) -> jax.Array:
-    """By how much a full step lowers the energy in the quadratic model, in nats, (N,)."""
-    return -0.5 * jnp.sum(now.gradients * _direction(now), axis=0)
+def forecast(now: Iterate) -> tuple[jax.Array, jax.Array]:
+    """By how much a full step lowers the energy in the quadratic model, in nats, (N,); and where
+    it leads, (latent, N)."""
+    direction = _direction(now)
+    return -0.5 * jnp.sum(now.gradients * direction, axis=0), now.latents + direction
 
 
 def _direction(now: Iterate) -> jax.Array:
@@ -113,15 +120,18 @@ def _direction(now: Iterate) -> jax.Array:
     return -jnp.where(now.held, newton - multiplier * normal, newton)
 
 
-def _energies_and_gradients(
+def _evaluate(
     decode: Callable[[jax.Array], jax.Array], targets: jax.Array, latents: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    def total(z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        energies = jnp.sum((decode(z) - targets) ** 2, axis=0) + 0.5 * jnp.sum(z**2, axis=0)
-        return jnp.sum(energies), energies
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Energies, their gradients, and G."""
 
-    gradients, energies = jax.grad(total, has_aux=True)(latents)
-    return energies, gradients
+    def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        outputs = decode(z)
+        energies = jnp.sum((outputs - targets) ** 2, axis=0) + 0.5 * jnp.sum(z**2, axis=0)
+        return jnp.sum(energies), (energies, outputs)
+
+    gradients, (energies, outputs) = jax.grad(total, has_aux=True)(latents)
+    return energies, gradients, outputs
 
 
 def _update(

@@ -1,9 +1,8 @@
 """A second-order solver: many starts on a surrogate of the decoder, then BFGS on the decoder.
 
 For each class: the best prior samples by the surrogate's energy start BFGS on the surrogate, which
-is cheap; the distinct minima found there, with their inverse Hessians, start BFGS on the decoder.
-Few evaluations are needed there, but how many differs from image to image, so the decoder works
-through a list: a fixed number of the most promising minima at a time, until none has far to fall.
+is cheap. The distinct minima found there, with their inverse Hessians, start BFGS on the decoder;
+so do some points on the way to them, because the decoder has minima that the surrogate lacks.
 """
 
 import dataclasses
@@ -13,26 +12,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from abs_model.decoders import Decoder
-from abs_model.mapping import chunk_size, map_classes
+from abs_model.mapping import map_classes
 from abs_model.solvers import bfgs
 from abs_model.solvers.ball import project
+from abs_model.solvers.polishing import Polished, polish
 from abs_model.solvers.settings import SearchSettings
 from abs_model.solvers.surrogates import Surrogate
 
-# Points, expected decreases, evaluations so far, priorities.
-_Work = tuple[bfgs.Iterate, jax.Array, jax.Array, jax.Array]
-_SURROGATE_STEPS = 8
+# On the surrogate: steps to the points on the way, further ones of all starts, and further ones of
+# those that lie apart then. The first step only evaluates.
+_STEPS = (4, 1, 6)
+_REFINEMENT_STEPS = 8
 # Prior samples are spread by factors from 1 to this: the latents that explain another class's
 # images lie farther out than most samples.
 _SPREAD = 1.6
-# Points nearer to each other than this, in latent units, lead to the same minimum: those on the
-# surrogate, which have not converged, and those on the decoder.
-_SAME_ON_SURROGATE = 0.6
-_SAME = 0.1
-# A minimum whose energy on the surrogate is higher than the best one's by more, in nats, is left.
-_SURROGATE_MARGIN = 6.0
-# A minimum is given up once this many times its expected decrease would not make it the best.
-_OPTIMISM = 4.0
+# Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
+# though they have not converged.
+_SAME = 0.6
+# Points on the way are left when nearer to the best minimum than this, in latent units, or when
+# their energy on the surrogate is higher by more than this, in nats.
+_ON_THE_WAY_DISTANCE = 0.5
+_ON_THE_WAY_MARGIN = 2.0
 
 
 @jax.tree_util.register_dataclass
@@ -54,37 +54,65 @@ class QuasiNewton:
     components: jax.Array
     settings: SearchSettings = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, pixels: jax.Array) -> jax.Array:
-        """One class's latents (latent, N) for pixels (pixels, N)."""
-        return self.polish(pixels, self.surrogate_minima(pixels))[0]
+    def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """One class's latents (latent, N) for pixels (pixels, N), and the latents decoded."""
+        found = self.search(pixels)
+        return found.latents, found.decoded
 
-    def refine(self, pixels: jax.Array, start: jax.Array, wanted: jax.Array) -> jax.Array:
-        """From latents (latent, N) on, where `wanted`, (N,)."""
+    def search(self, pixels: jax.Array) -> Polished:
+        """The same, with the numbers of evaluations."""
+        return polish(self.decoder, pixels, self._candidates(pixels), self.settings)
+
+    def refine(
+        self, pixels: jax.Array, start: jax.Array, wanted: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """From latents (latent, N) on, where `wanted`, (N,); elsewhere what returns is not meant
+        to be used."""
         # The minimum is near the start; only the curvature is taken from the surrogate.
-        near = self._descend_surrogate(start, self.surrogate.project(pixels))
+        targets = self.surrogate.project(pixels)
+        near = self._descend(bfgs.unevaluated(start), targets, _REFINEMENT_STEPS)
         energies = jnp.where(wanted, 0.0, jnp.inf)
         candidates = dataclasses.replace(near, latents=start, energies=energies)
-        return jnp.where(wanted, self.polish(pixels, candidates)[0], start)
+        found = polish(self.decoder, pixels, candidates, self.settings)
+        return found.latents, found.decoded
 
-    def surrogate_minima(self, pixels: jax.Array) -> bfgs.Iterate:
-        """The distinct minima on the surrogate, best first: num_minima * N columns, images fastest.
-
-        Energies are infinite where an image has fewer.
-
-        Args:
-            pixels: (pixels, N).
-        """
+    def _candidates(self, pixels: jax.Array) -> bfgs.Iterate:
+        """Where BFGS on the decoder may start: (num_minima + num_on_the_way) * N columns, images
+        fastest, with energies on the surrogate; infinite where an image has fewer."""
+        settings = self.settings
         targets = self.surrogate.project(pixels)
+        count = targets.shape[1]
         starts = self._best_samples(targets)
-        repeated = jnp.tile(targets, (1, starts.shape[1]))
-        found = self._descend_surrogate(starts.reshape(len(starts), -1), repeated)
-        return _distinct(found, targets.shape[1], self.settings.num_minima)
+        begun = bfgs.unevaluated(starts.reshape(len(starts), -1))
+        on_the_way = self._descend(begun, targets, _STEPS[0])
+        farther = self._descend(on_the_way, targets, _STEPS[1])
+        apart = _distinct(farther, count, settings.num_minima)
+        minima = _distinct(self._descend(apart, targets, _STEPS[2]), count, settings.num_minima)
+        on_the_way = _distinct(on_the_way, count, settings.num_on_the_way)
+        best = jax.tree.map(
+            lambda leaf: jnp.tile(
+                leaf[..., :count], (1,) * (leaf.ndim - 1) + (settings.num_on_the_way,)
+            ),
+            minima,
+        )
+        distances = jnp.sqrt(jnp.sum((on_the_way.latents - best.latents) ** 2, axis=0))
+        near_in_energy = on_the_way.energies < best.energies + _ON_THE_WAY_MARGIN
+        useful = (distances > _ON_THE_WAY_DISTANCE) & near_in_energy
+        on_the_way = dataclasses.replace(
+            on_the_way,
+            energies=jnp.where(useful, on_the_way.energies, jnp.inf),
+            inverse_hessians=best.inverse_hessians,
+        )
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_the_way)
 
-    def _descend_surrogate(self, latents: jax.Array, targets: jax.Array) -> bfgs.Iterate:
+    def _descend(self, now: bfgs.Iterate, targets: jax.Array, num_steps: int) -> bfgs.Iterate:
+        """BFGS on the surrogate; targets (components, N), and any multiple of N columns."""
+        repeated = jnp.tile(targets, (1, len(now.energies) // targets.shape[1]))
+
         def step(_: int, now: bfgs.Iterate) -> bfgs.Iterate:
-            return bfgs.step(self.surrogate, targets, now, self.settings.max_norm)
+            return bfgs.step(self.surrogate, repeated, now, self.settings.max_norm)[0]
 
-        return lax.fori_loop(0, _SURROGATE_STEPS, step, bfgs.unevaluated(latents))
+        return lax.fori_loop(0, num_steps, step, now)
 
     def _best_samples(self, targets: jax.Array) -> jax.Array:
         """Of each share of the prior samples the best by the surrogate: (latent, starts, N)."""
@@ -94,65 +122,11 @@ class QuasiNewton:
         components = self.components[:, : num_starts * share]
         offsets = jnp.sum(components**2, axis=0) + 0.5 * jnp.sum(latents**2, axis=1)
         scores = offsets[:, None] - 2 * (components.T @ targets)
-        best = jnp.argmin(scores.reshape(num_starts, share, -1), axis=1)
+        scores = scores.reshape(num_starts, share, -1)
+        # The first of the lowest; XLA vectorises two passes of min, but not argmin (CPU).
+        lowest = scores.min(axis=1, keepdims=True)
+        best = jnp.where(scores == lowest, jnp.arange(share)[:, None], share).min(axis=1)
         return latents[best + share * jnp.arange(num_starts)[:, None]].transpose(2, 0, 1)
-
-    def polish(self, pixels: jax.Array, candidates: bfgs.Iterate) -> tuple[jax.Array, jax.Array]:
-        """BFGS on the decoder from each image's candidates.
-
-        Args:
-            pixels: (pixels, N).
-            candidates: Any multiple of N columns, images fastest, with energies on the surrogate;
-                those of infinite energy are left alone.
-
-        Returns:
-            The best latents, (latent, N), and how often each candidate was evaluated, (columns,).
-        """
-        settings = self.settings
-        count, columns = pixels.shape[1], len(candidates.energies)
-        size = chunk_size(columns)
-
-        def across(per_image: jax.Array) -> jax.Array:
-            return jnp.tile(per_image, columns // count)
-
-        def lowest(energies: jax.Array) -> jax.Array:
-            return across(energies.reshape(-1, count).min(axis=0))
-
-        promising = candidates.energies <= lowest(candidates.energies) + _SURROGATE_MARGIN
-        promising &= jnp.isfinite(candidates.energies)
-
-        def prioritise(
-            now: bfgs.Iterate, decreases: jax.Array, evaluations: jax.Array
-        ) -> jax.Array:
-            """How far energies may fall: infinite before the first evaluation, 0 when done."""
-            leaders = _leaders(now.energies, count)
-            leads = jnp.arange(columns) == across(leaders)
-            apart = jnp.sum((now.latents - across(now.latents[:, leaders])) ** 2, axis=0) > _SAME**2
-            unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
-            unfinished &= leads | apart
-            forecasts = jnp.where(unfinished, now.energies - decreases, now.energies)
-            hopeful = now.energies - _OPTIMISM * decreases < lowest(forecasts)
-            priorities = jnp.where(unfinished & (leads | hopeful), decreases, 0)
-            return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
-
-        def work(carry: _Work) -> _Work:
-            now, decreases, evaluations, priorities = carry
-            _, chosen = lax.top_k(priorities, size)
-            # Near the end of the list some are chosen only to fill up; these stay as they are.
-            busy = priorities[chosen] > 0
-            old = jax.tree.map(lambda leaf: leaf[..., chosen], now)
-            new = bfgs.step(self.decoder, pixels[:, chosen % count], old, settings.max_norm)
-            new = jax.tree.map(lambda after, before: jnp.where(busy, after, before), new, old)
-            now = jax.tree.map(lambda leaf, part: leaf.at[..., chosen].set(part), now, new)
-            decreases = decreases.at[chosen].set(bfgs.expected_decrease(new))
-            evaluations = evaluations.at[chosen].add(busy)
-            return now, decreases, evaluations, prioritise(now, decreases, evaluations)
-
-        now = bfgs.unevaluated(candidates.latents, candidates.inverse_hessians)
-        decreases, evaluations = jnp.zeros(columns), jnp.zeros(columns, int)
-        carry = (now, decreases, evaluations, prioritise(now, decreases, evaluations))
-        now, _, evaluations, _ = lax.while_loop(lambda carry: jnp.any(carry[3] > 0), work, carry)
-        return now.latents[:, _leaders(now.energies, count)], evaluations
 
 
 def make_quasi_newton(
@@ -173,17 +147,12 @@ def make_quasi_newton(
     return QuasiNewton(decoder, surrogate, shared, components, settings)
 
 
-def _leaders(energies: jax.Array, count: int) -> jax.Array:
-    """The column of each image's lowest energy, (N,), of columns with images fastest."""
-    return jnp.argmin(energies.reshape(-1, count), axis=0) * count + jnp.arange(count)
-
-
-def _distinct(now: bfgs.Iterate, count: int, num_minima: int) -> bfgs.Iterate:
-    """The best `num_minima` points of each image that lie apart, images fastest."""
+def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
+    """Of each image's points that lie apart the best ones, `most` at most, images fastest."""
     split = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-1], -1, count), now)
     energies = split.energies
     taken = []
-    for _ in range(min(num_minima, len(energies))):
+    for _ in range(most):
         best = jnp.argmin(energies, axis=0)[None]
         one = jax.tree.map(
             lambda leaf, i=best: jnp.take_along_axis(
@@ -192,7 +161,7 @@ def _distinct(now: bfgs.Iterate, count: int, num_minima: int) -> bfgs.Iterate:
             split,
         )
         taken.append(dataclasses.replace(one, energies=energies.min(axis=0)))
-        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME_ON_SURROGATE**2
+        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME**2
         energies = jnp.where(apart, energies, jnp.inf)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-2), *taken)
     return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), stacked)

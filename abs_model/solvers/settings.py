@@ -18,10 +18,10 @@ class SearchSettings:
         learning_rate: adam: step size.
         num_starts: quasi_newton: starts of the search on the surrogate, each the best sample of an
             equal share of the prior samples.
-        num_minima: quasi_newton: how many of the minima found there are refined at most.
-        max_evaluations: quasi_newton: of the decoder and its gradient, per minimum.
-        tolerance: quasi_newton: a minimum is refined while the energy is expected to fall by more,
-            in nats.
+        num_minima: quasi_newton: how many of the minima found there start BFGS on the decoder.
+        num_on_the_way: quasi_newton: how many points on the way to them do, too.
+        max_evaluations: quasi_newton: of the decoder and its gradient, from each of these.
+        tolerance: quasi_newton: BFGS goes on while the energy is expected to fall by more, in nats.
 
     Raises:
         ValueError: There is no such solver.
@@ -35,6 +35,7 @@ class SearchSettings:
     learning_rate: float = 0.05
     num_starts: int = 8
     num_minima: int = 4
+    num_on_the_way: int = 2
     max_evaluations: int = 25
     tolerance: float = 0.01
 

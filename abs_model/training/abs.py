@@ -53,6 +53,7 @@ _EXPECTED = {
     "inference.learning_rate": positive,
     "inference.num_starts": positive_int,
     "inference.num_minima": positive_int,
+    "inference.num_on_the_way": positive_int,
     "inference.max_evaluations": positive_int,
     "inference.tolerance": positive,
     "surrogate.components": positive_int,

@@ -28,11 +28,11 @@ _REFINEMENT_STEPS = 8
 _SPREAD = 1.6
 # Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
 # though they have not converged.
-_SAME = 0.6
+_SAME = 1.0
 # Points on the way are left when nearer to the best minimum than this, in latent units, or when
 # their energy on the surrogate is higher by more than this, in nats.
 _ON_THE_WAY_DISTANCE = 0.5
-_ON_THE_WAY_MARGIN = 2.0
+_ON_THE_WAY_MARGIN = 3.0
 
 
 @jax.tree_util.register_dataclass

@@ -69,7 +69,7 @@ def _full() -> ml_collections.ConfigDict:
                 # The solver "quasi_newton".
                 "num_starts": 8,
                 "num_minima": 4,
-                "num_on_the_way": 3,
+                "num_on_the_way": 4,
                 "max_evaluations": 25,
                 "tolerance": 0.01,
             },

@@ -32,7 +32,7 @@ _SAME = 1.0
 # Points on the way are left when nearer to the best minimum than this, in latent units, or when
 # their energy on the surrogate is higher by more than this, in nats.
 _ON_THE_WAY_DISTANCE = 0.5
-_ON_THE_WAY_MARGIN = 3.0
+_ON_THE_WAY_MARGIN = 4.0
 
 
 @jax.tree_util.register_dataclass

@@ -35,7 +35,7 @@ class SearchSettings:
     learning_rate: float = 0.05
     num_starts: int = 8
     num_minima: int = 4
-    num_on_the_way: int = 3
+    num_on_the_way: int = 4
     max_evaluations: int = 25
     tolerance: float = 0.01
 

@@ -37,6 +37,11 @@ def chunk_size(length: int) -> int:
     return min(_CPU_CHUNK, length) if _on_cpu() else length
 
 
+def list_size(entries: int, images: int) -> int:
+    """How many of a list's entries, a few for each of `images`, to decode at once."""
+    return chunk_size(entries) if _on_cpu() else min(entries, images)
+
+
 def map_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int | None = None) -> Any:
     """Applies `function` to chunks of the arrays' last axes, which are of one length.
 

@@ -13,6 +13,7 @@ from abs_model.solvers.surrogates import Surrogate
 
 IMAGE = (4, 4, 1)
 CLASSES = 3
+ONES = jnp.ones(CLASSES)
 
 
 @jax.tree_util.register_dataclass
@@ -104,6 +105,18 @@ def test_energies_are_those_of_the_latents_and_reconstructions(solver, images):
     )
 
 
+def reconstructions(found, linear):
+    """The latents of an Inference decoded anew."""
+    _, matrices, offsets = linear
+    decoded = np.einsum("cpl,ncl->ncp", matrices, found.latents) + offsets
+    return decoded.reshape(found.reconstructions.shape)
+
+
+def test_reconstructions_are_the_latents_decoded(linear, solver, images):
+    found = infer(solver, images)
+    np.testing.assert_allclose(found.reconstructions, reconstructions(found, linear), atol=1e-5)
+
+
 def test_gradients_equal_finite_differences_of_the_closed_form(linear, solver, images):
     """The envelope theorem, at converged latents: dE/dx = 2 (x - G(z*))."""
     direction = jax.random.normal(jax.random.key(0), images.shape)
@@ -165,18 +178,38 @@ def test_quasi_newton_needs_a_surrogate(linear):
         make_solver(SETTINGS["quasi_newton"], linear[0], 2, None)
 
 
-def test_an_unknown_solver_is_refused():
+def test_faulty_settings_are_refused():
     with pytest.raises(ValueError, match="adam, quasi_newton; got 'newton'"):
         SearchSettings(solver="newton")
+    with pytest.raises(ValueError, match="num_on_the_way must be at least 1, got 0"):
+        SearchSettings(num_on_the_way=0)
+
+
+@pytest.mark.parametrize("count", [1, 37])
+def test_accelerators_form_batches_of_classes_and_lists_as_long_as_the_images(
+    linear, make, images, monkeypatch, count
+):
+    monkeypatch.setattr("abs_model.mapping._on_cpu", lambda: False)
+    solver, images = make(SETTINGS["quasi_newton"]), images[:count]
+    found = infer(solver, images)
+    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
+    np.testing.assert_allclose(found.reconstructions, reconstructions(found, linear), atol=1e-5)
+    refined = refine(solver, images, found, jnp.ones((count, CLASSES), bool), ONES)
+    np.testing.assert_allclose(refined.energies, found.energies, atol=1e-3)
+
+
+def test_more_minima_than_starts_and_more_starts_than_samples(linear, make, images):
+    settings = dataclasses.replace(
+        SETTINGS["quasi_newton"], num_prior_samples=2, num_starts=3, num_minima=5
+    )
+    found = infer(make(settings), images)
+    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
 
 
 def moved(images, length, seed=0):
     """Each image moved by `length` in a random direction."""
     direction = jax.random.normal(jax.random.key(seed), images.shape)
     return images + length * direction / jnp.sqrt(jnp.sum(direction**2, (1, 2, 3), keepdims=True))
-
-
-ONES = jnp.ones(CLASSES)
 
 
 def test_refinement_follows_moved_images(linear, solver, images):
@@ -190,14 +223,22 @@ def test_refinement_follows_moved_images(linear, solver, images):
 @pytest.mark.parametrize("weights", [ONES, jnp.asarray([1.0, 0.7, 1.4])])
 def test_only_classes_that_may_have_overtaken_are_searched(linear, solver, images, weights):
     """Step after step: bounds hold, and the order of the classes is that of a full search."""
+    # Dark images too, which a black reconstruction would explain.
+    images = images.at[::2].multiply(0.02)
     found = infer(solver, images)
     first = jnp.argmin(weights * found.energies, axis=1)
     asked = jax.nn.one_hot(first, CLASSES, dtype=bool)
     for step in range(3):
-        images = moved(images, 0.05, seed=step)
+        images, before = moved(images, 0.05, seed=step), found
         found = refine(solver, images, found, asked, weights)
         exact = optimum(images, *linear[1:])
         searched = np.asarray(found.searched)
+        np.testing.assert_allclose(found.reconstructions, reconstructions(found, linear), atol=1e-5)
+        for new, old in (
+            (found.latents, before.latents),
+            (found.reconstructions, before.reconstructions),
+        ):
+            np.testing.assert_array_equal(new[~searched], old[~searched])
         assert np.all(searched[np.asarray(asked)])
         assert 0.05 < np.mean(~searched) < 0.95  # or this tests nothing
         energies = np.asarray(found.energies)

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 import abs_model
 from abs_model.errors import UserError
 from abs_model.mapping import map_chunks
-from abs_model.solvers import bfgs
+from abs_model.solvers import SearchSettings, bfgs, make_quasi_newton
+from abs_model.solvers.polishing import polish
 from abs_model.solvers.surrogates import (
     Surrogate,
     SurrogateFileError,
@@ -87,6 +88,109 @@ def test_the_first_step_only_evaluates_also_on_the_sphere():
     assert float(jnp.min(bfgs.forecast(now)[0])) > 1e-3
 
 
+def test_a_step_gives_the_outputs_of_the_points_whose_energy_fell():
+    mix = jax.random.normal(jax.random.key(0), (9, SIZE))
+
+    def decode(z):
+        return jnp.sin(mix @ z)
+
+    targets = jax.random.normal(jax.random.key(1), (9, 40))
+    now = bfgs.unevaluated(jax.random.normal(jax.random.key(2), (SIZE, 40)))
+    for _ in range(5):
+        before = now
+        now, outputs = bfgs.step(decode, targets, now, 5.0)
+        fell = np.asarray(now.energies < before.energies)
+        np.testing.assert_allclose(outputs[:, fell], decode(now.latents)[:, fell], atol=1e-6)
+    assert not fell.all()
+
+
+def test_a_forecast_with_the_true_hessian_is_the_minimum():
+    matrix = np.random.default_rng(0).normal(size=(9, SIZE))
+    targets = np.random.default_rng(1).normal(size=(9, 6))
+    inverse = np.linalg.inv(2 * matrix.T @ matrix + np.eye(SIZE))
+    start = bfgs.unevaluated(jnp.ones((SIZE, 6)), jnp.asarray(inverse)[:, :, None].repeat(6, 2))
+    now, _ = bfgs.step(lambda z: jnp.asarray(matrix) @ z, jnp.asarray(targets), start, 50.0)
+    decreases, ahead = bfgs.forecast(now)
+    expected = np.stack([ridge(matrix, target, 50) for target in targets.T], axis=1)
+    lowest = ((matrix @ expected - targets) ** 2).sum(0) + 0.5 * (expected**2).sum(0)
+    np.testing.assert_allclose(ahead, expected, atol=1e-4)
+    np.testing.assert_allclose(decreases, now.energies - lowest, rtol=1e-3)
+
+
+TWO_MINIMA = SearchSettings(max_norm=5.0, tolerance=1e-5)
+
+
+def two_minima(z):
+    """||G(z)||^2 falls towards z = (2, 0) and, lower, z = (-2, 0)."""
+    return jnp.stack([z[0] ** 2 - 4, 0.1 * (z[0] + 2), 3 * z[1]])
+
+
+def candidates(starts, energies):
+    now = bfgs.unevaluated(jnp.asarray(starts, jnp.float32).T)
+    return dataclasses.replace(now, energies=jnp.asarray(energies, jnp.float32))
+
+
+def test_polishing_finds_the_lowest_minimum_that_a_candidate_leads_to():
+    """Two images, columns with images fastest; the second image's other candidate is left alone."""
+    starts = [(1.5, 0.3), (1.5, 0.3), (-1.5, 0.2), (-1.5, 0.2)]
+    found = polish(two_minima, jnp.zeros((3, 2)), candidates(starts, [1, 1, 2, np.inf]), TWO_MINIMA)
+    assert found.latents[0, 0] < -1.5
+    assert found.latents[0, 1] > 1.5
+    np.testing.assert_allclose(found.decoded, two_minima(found.latents), atol=1e-6)
+    assert found.evaluations[3] == 0
+    assert np.all(np.asarray(found.evaluations) <= TWO_MINIMA.max_evaluations)
+    few = dataclasses.replace(TWO_MINIMA, max_evaluations=2)
+    limited = polish(two_minima, jnp.zeros((3, 2)), candidates(starts, [1, 1, 1, 1]), few)
+    assert int(limited.evaluations.max()) == 2
+
+
+def test_candidates_that_head_for_the_same_minimum_are_followed_once():
+    starts = [(1.5, 0.1), (1.8, 0.0)]
+    found = polish(two_minima, jnp.zeros((3, 1)), candidates(starts, [1, 1]), TWO_MINIMA)
+    assert sorted(np.asarray(found.evaluations) > 3) == [False, True]
+
+
+def test_polishing_without_a_finite_energy_gives_nan():
+    found = polish(two_minima, jnp.zeros((3, 1)), candidates([(1, 1)], [np.inf]), TWO_MINIMA)
+    assert np.isnan(found.decoded).all()
+
+
+def test_candidates_are_minima_that_lie_apart_and_points_on_the_way_to_them():
+    keys = jax.random.split(jax.random.key(0), 5)
+    network = (
+        (jax.random.normal(keys[0], (32, SIZE)), jax.random.normal(keys[1], (12, 32)) / 4),
+        (jax.random.normal(keys[2], (32, 1)), jnp.zeros((12, 1))),
+    )
+    surrogate = Surrogate(*network, jnp.zeros((12, 1)), jnp.eye(12))
+    setup = SearchSettings(num_prior_samples=400, num_starts=6, num_minima=3, num_on_the_way=2)
+    solver = make_quasi_newton(
+        setup,
+        None,
+        jax.tree.map(lambda leaf: leaf[None], surrogate),
+        jax.random.normal(keys[3], (400, SIZE)),
+    )
+    one = jax.tree.map(lambda leaf: leaf[0], solver)
+    targets = surrogate(2 * jax.random.normal(keys[4], (SIZE, 50))) + 0.3
+    found = jax.jit(type(one)._candidates)(one, targets)
+    energies = np.asarray(found.energies).reshape(5, 50)
+    latents = np.asarray(found.latents).reshape(SIZE, 5, 50)
+    exact = jnp.sum((surrogate(found.latents) - jnp.tile(targets, (1, 5))) ** 2, axis=0)
+    exact = np.asarray(exact + 0.5 * jnp.sum(found.latents**2, axis=0)).reshape(5, 50)
+    finite = np.isfinite(energies)
+    np.testing.assert_allclose(energies[finite], exact[finite], rtol=1e-4)
+    assert finite[0].all()
+    assert 0.03 < finite[1:3].mean() < 1
+    assert 0.03 < finite[3:].mean() < 1
+    distances = np.linalg.norm(latents[:, :, None] - latents[:, None], axis=0)
+    both = finite[:, None] & finite[None]
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert np.all(distances[i, j][both[i, j]] > 1.0)
+        assert np.all(energies[i] <= energies[j])
+    for j in (3, 4):
+        assert np.all(distances[0, j][finite[j]] > 0.5)
+        assert np.all((energies[j] <= energies[0] + 4.0)[finite[j]])
+
+
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 100])
 def test_chunks_give_what_the_whole_gives(length):
     a, b = jnp.arange(3 * length).reshape(3, length), jnp.arange(length)
@@ -105,7 +209,7 @@ class WavyDecoder:
         return jnp.sin(mix @ latents + self.biases[0])
 
 
-def test_surrogates_imitate_their_own_class(tmp_path):
+def test_surrogates_imitate_their_own_class(tmp_path, monkeypatch):
     decoder = WavyDecoder((jnp.stack([jnp.zeros((12, 1)), jnp.ones((12, 1))]),))
     fit = SurrogateSettings(
         components=12, widths=(32, 32), num_samples=1000, num_steps=600, batch_size=100
@@ -125,8 +229,12 @@ def test_surrogates_imitate_their_own_class(tmp_path):
     assert isinstance(read, Surrogate)
     jax.tree.map(np.testing.assert_array_equal, read, fitted)
     other = surrogate_origin(decoder, dataclasses.replace(fit, num_steps=601))
-    with pytest.raises(SurrogateFileError, match="another model or other settings"):
-        read_surrogate(path, other)
+    with monkeypatch.context() as patched:
+        patched.setattr("abs_model.solvers.surrogates._METHOD", -1)
+        older = surrogate_origin(decoder, fit)
+    for unlike in (other, older):
+        with pytest.raises(SurrogateFileError, match="another model or other settings"):
+            read_surrogate(path, unlike)
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(SurrogateFileError, match="can't be read"):
         read_surrogate(path, origin)

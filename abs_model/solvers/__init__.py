@@ -5,8 +5,8 @@
 
 A solver is a pytree whose leaves have a leading class axis. One class's slice of it is called with
 pixels (pixels, N), in the order of its `decoder`, and returns latents (latent, N) and the latents
-decoded, (pixels, N); `refine` starts from latents found before. A new method is a new class and an
-entry in `make_solver`.
+decoded, (pixels, N); `refine` starts from latents found before, and need only search where it is
+`wanted`, bool (N,). A new method is a new class and an entry in `make_solver`.
 """
 
 import jax

@@ -12,14 +12,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from abs_model.decoders import Decoder
-from abs_model.mapping import chunk_size
+from abs_model.mapping import list_size
 from abs_model.solvers import bfgs
+from abs_model.solvers.ball import project
 from abs_model.solvers.settings import SearchSettings
 
 # A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
 _SURROGATE_MARGIN = 6.0
 # Candidates that head for points nearer to each other, in latent units, find the same minimum.
-_SAME = 0.5
+_SAME_AHEAD = 0.5
 # A candidate is given up once this many times its expected decrease would not make it the best.
 _OPTIMISM = 3.0
 
@@ -31,7 +32,8 @@ class Polished:
 
     Attributes:
         latents: The best, (latent, N).
-        decoded: The best latents decoded, (pixels, N); zeros where no candidate was evaluated.
+        decoded: The best latents decoded, (pixels, N); NaN where no energy that was
+            found is finite.
         evaluations: Of the decoder and its gradient, for each candidate, (columns,).
     """
 
@@ -68,7 +70,7 @@ def polish(
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
     """
     count, columns = pixels.shape[1], len(candidates.energies)
-    size = chunk_size(columns)
+    size = list_size(columns, count)
     lowest = jnp.tile(candidates.energies.reshape(-1, count).min(axis=0), columns // count)
     promising = candidates.energies <= lowest + _SURROGATE_MARGIN
     promising &= jnp.isfinite(candidates.energies)
@@ -86,7 +88,7 @@ def polish(
         work = _Work(
             jax.tree.map(lambda leaf, part: leaf.at[..., chosen].set(part), work.now, new),
             work.decreases.at[chosen].set(decreases),
-            work.ahead.at[:, chosen].set(ahead),
+            work.ahead.at[:, chosen].set(project(ahead, settings.max_norm)),
             work.evaluations.at[chosen].add(busy),
             work.decoded.at[rows].set(outputs.T, mode="drop"),
         )
@@ -97,7 +99,7 @@ def polish(
         jnp.zeros(columns),
         candidates.latents,
         jnp.zeros(columns, int),
-        jnp.zeros((columns, len(pixels))),
+        jnp.full((columns, len(pixels)), jnp.nan),
     )
     carry = work, _priorities(work, promising, count, settings)
     work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
@@ -113,7 +115,7 @@ def _priorities(
     columns = len(energies)
     leaders = jnp.tile(_leaders(energies, count), columns // count)
     leads = jnp.arange(columns) == leaders
-    apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _SAME**2
+    apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _SAME_AHEAD**2
     unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
     unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)

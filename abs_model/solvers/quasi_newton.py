@@ -28,7 +28,7 @@ _REFINEMENT_STEPS = 8
 _SPREAD = 1.6
 # Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
 # though they have not converged.
-_SAME = 1.0
+_SAME_ON_SURROGATE = 1.0
 # Points on the way are left when nearer to the best minimum than this, in latent units, or when
 # their energy on the surrogate is higher by more than this, in nats.
 _ON_THE_WAY_DISTANCE = 0.5
@@ -87,7 +87,10 @@ class QuasiNewton:
         on_the_way = self._descend(begun, targets, _STEPS[0])
         farther = self._descend(on_the_way, targets, _STEPS[1])
         apart = _distinct(farther, count, settings.num_minima)
-        minima = _distinct(self._descend(apart, targets, _STEPS[2]), count, settings.num_minima)
+        minima = self._descend(apart, targets, _STEPS[2])
+        exists = jnp.isfinite(apart.energies)
+        minima = dataclasses.replace(minima, energies=jnp.where(exists, minima.energies, jnp.inf))
+        minima = _distinct(minima, count, settings.num_minima)
         on_the_way = _distinct(on_the_way, count, settings.num_on_the_way)
         best = jax.tree.map(
             lambda leaf: jnp.tile(
@@ -98,6 +101,7 @@ class QuasiNewton:
         distances = jnp.sqrt(jnp.sum((on_the_way.latents - best.latents) ** 2, axis=0))
         near_in_energy = on_the_way.energies < best.energies + _ON_THE_WAY_MARGIN
         useful = (distances > _ON_THE_WAY_DISTANCE) & near_in_energy
+        # The minimum's inverse Hessian is better than their own, after three steps.
         on_the_way = dataclasses.replace(
             on_the_way,
             energies=jnp.where(useful, on_the_way.energies, jnp.inf),
@@ -125,7 +129,7 @@ class QuasiNewton:
         scores = scores.reshape(num_starts, share, -1)
         # The first of the lowest; XLA vectorises two passes of min, but not argmin (CPU).
         lowest = scores.min(axis=1, keepdims=True)
-        best = jnp.where(scores == lowest, jnp.arange(share)[:, None], share).min(axis=1)
+        best = jnp.where(scores == lowest, jnp.arange(share)[:, None], share - 1).min(axis=1)
         return latents[best + share * jnp.arange(num_starts)[:, None]].transpose(2, 0, 1)
 
 
@@ -148,7 +152,10 @@ def make_quasi_newton(
 
 
 def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
-    """Of each image's points that lie apart the best ones, `most` at most, images fastest."""
+    """Of each image's points that lie apart the best ones: `most` * count columns, images fastest.
+
+    Where an image has fewer, the rest have infinite energy.
+    """
     split = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-1], -1, count), now)
     energies = split.energies
     taken = []
@@ -161,7 +168,7 @@ def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
             split,
         )
         taken.append(dataclasses.replace(one, energies=energies.min(axis=0)))
-        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME**2
+        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME_ON_SURROGATE**2
         energies = jnp.where(apart, energies, jnp.inf)
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-2), *taken)
     return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), stacked)

@@ -3,6 +3,14 @@
 import dataclasses
 
 SOLVERS = ("adam", "quasi_newton")
+_COUNTS = (
+    "num_prior_samples",
+    "num_steps",
+    "num_starts",
+    "num_minima",
+    "num_on_the_way",
+    "max_evaluations",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,13 +26,14 @@ class SearchSettings:
         learning_rate: adam: step size.
         num_starts: quasi_newton: starts of the search on the surrogate, each the best sample of an
             equal share of the prior samples.
-        num_minima: quasi_newton: how many of the minima found there start BFGS on the decoder.
-        num_on_the_way: quasi_newton: how many points on the way to them do, too.
+        num_minima: quasi_newton: how many of these are followed to their minima on the surrogate
+            and then start BFGS on the decoder, at most.
+        num_on_the_way: quasi_newton: how many points on the way to them do, too, at most.
         max_evaluations: quasi_newton: of the decoder and its gradient, from each of these.
         tolerance: quasi_newton: BFGS goes on while the energy is expected to fall by more, in nats.
 
     Raises:
-        ValueError: There is no such solver.
+        ValueError: There is no such solver, or a number is below 1.
     """
 
     solver: str = "quasi_newton"
@@ -42,3 +51,6 @@ class SearchSettings:
     def __post_init__(self) -> None:
         if self.solver not in SOLVERS:
             raise ValueError(f"solver must be one of {', '.join(SOLVERS)}; got {self.solver!r}")
+        for name in _COUNTS:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")

@@ -15,7 +15,7 @@ _MODELS = flags.DEFINE_list(
     "models",
     None,
     "Workdirs of training runs, NAME=PATH[,NAME=PATH...]; a PATH alone is named by its folder,"
-    " NAME=PATH:binary is evaluated as Binary ABS.",
+    " NAME=PATH:binary is evaluated on thresholded images (Binary ABS, Binary CNN).",
     required=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of the results.")

@@ -10,9 +10,10 @@ import sys
 from absl import flags, logging
 from ml_collections import config_flags
 
+from abs_model.networks import NETWORKS
 from abs_model.training.abs import train_and_evaluate as train_abs
-from abs_model.training.adversarial import train_and_evaluate as train_adversarially
 from abs_model.training.configuration import check, one_of, run_main
+from abs_model.training.network import train_and_evaluate as train_network
 
 _CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE[:VARIANT]", lock_config=True)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing.")
@@ -24,7 +25,7 @@ _WANDB = flags.DEFINE_enum(
 )
 flags.mark_flags_as_required(["config", "workdir"])
 
-_TRAINERS = {"abs": train_abs, "madry": train_adversarially}
+_TRAINERS = {"abs": train_abs} | dict.fromkeys(NETWORKS, train_network)
 
 
 def main(argv: list[str]) -> None:

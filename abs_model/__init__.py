@@ -3,6 +3,7 @@
 - `load`: a trained model from its workdir, as a classifier.
 - `Classifier`: `logits`, `predict`, `confidences`; `ABSClassifier` adds `infer`.
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
+- `nearest_neighbor`: the nearest-neighbour baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
 - `pgd`: the attack; `verify`: the check of what an attack claims.
 
@@ -16,6 +17,7 @@ from abs_model.errors import UserError
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.inference import Inference
 from abs_model.loading import load
+from abs_model.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor
 from abs_model.solvers import SearchSettings
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Classifier",
     "Dataset",
     "Inference",
+    "NearestNeighborClassifier",
     "NetworkClassifier",
     "SearchSettings",
     "Split",
@@ -31,6 +34,7 @@ __all__ = [
     "Verification",
     "load",
     "load_dataset",
+    "nearest_neighbor",
     "pgd",
     "verify",
 ]

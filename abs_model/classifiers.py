@@ -99,13 +99,17 @@ class NetworkClassifier(Classifier):
     Attributes:
         state: The module's parameters and other variables.
         graphdef: Its structure, from `nnx.split`.
+        binary: Whether images are thresholded first (the paper's Binary CNN); the gradient passes
+            the threshold straight through.
     """
 
     state: PyTree
     graphdef: nnx.GraphDef = dataclasses.field(metadata=_STATIC)
+    binary: bool = dataclasses.field(metadata=_STATIC)
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        return nnx.merge(self.graphdef, self.state)(images)
+        seen = straight_through_threshold(images) if self.binary else images
+        return nnx.merge(self.graphdef, self.state)(seen)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits)
@@ -144,9 +148,7 @@ class ABSClassifier(Classifier):
 
     def _seen(self, images: jax.Array) -> jax.Array:
         """The images that the decoders explain."""
-        if not self.binary:
-            return images
-        return images + jax.lax.stop_gradient(threshold(images) - images)
+        return straight_through_threshold(images) if self.binary else images
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
         energies = self.batch_inference(images).energies
@@ -199,8 +201,13 @@ class ABSClassifier(Classifier):
 
 
 def threshold(images: Any) -> Any:
-    """Binary ABS's images: 1 where a pixel is above 0.5, else 0."""
+    """The images of Binary ABS and Binary CNN: 1 where a pixel is above 0.5, else 0."""
     return (images > 0.5).astype(images.dtype)
+
+
+def straight_through_threshold(images: jax.Array) -> jax.Array:
+    """`threshold`, with the gradient of the identity."""
+    return images + jax.lax.stop_gradient(threshold(images) - images)
 
 
 @jax.jit

@@ -15,7 +15,7 @@ from abs_model.building import (
 )
 from abs_model.classifiers import Classifier, NetworkClassifier
 from abs_model.errors import UserError
-from abs_model.networks import MadryCNN
+from abs_model.networks import create_network
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.runs import read_run
 from abs_model.training.workdir import load_config
@@ -38,29 +38,32 @@ def load(
 
     Args:
         path: The run's workdir, such as "runs/abs".
-        binary: Whether to make an ABS model classify thresholded images (Binary ABS).
+        binary: Whether to classify thresholded images: Binary ABS, Binary CNN.
         batch_size: Images per call of the compiled function.
         name: For tables and messages; the folder's name by default.
         solver: Of an ABS model's latent search, "adam" (the paper's) or "quasi_newton"; by default
             the one of the run's configuration.
 
     Raises:
-        UserError: `path` holds no run, or one that has not been trained to its end, or `binary` or
-            `solver` was given for a model that is not ABS.
+        UserError: `path` holds no run, or one that has not been trained to its end, or `solver` was
+            given for a model that is not ABS.
         ValueError: There is no such solver.
     """
     path = pathlib.Path(path)
     config, run = load_config(path), read_run(path)
     kind = config.model.name
-    if kind != "abs" and (binary or solver is not None):
-        given = "binary=True" if binary else f"solver={solver!r}"
-        raise UserError(f"{given} needs an ABS model; {str(path)!r} holds a {kind!r} model")
+    if kind != "abs" and solver is not None:
+        raise UserError(
+            f"solver={solver!r} needs an ABS model; {str(path)!r} holds a {kind!r} model"
+        )
     if run is None:
         raise _unfinished(path)
     image_shape, num_classes = tuple(run["image_shape"]), run["num_classes"]
     name = name or path.name
-    if kind == "madry":
-        network = nnx.eval_shape(lambda: MadryCNN(image_shape, num_classes, rngs=nnx.Rngs(0)))
+    if kind != "abs":
+        network = nnx.eval_shape(
+            lambda: create_network(config.model, image_shape, num_classes, nnx.Rngs(0))
+        )
         graphdef, state = nnx.split(network)
         return NetworkClassifier(
             name=name,
@@ -69,6 +72,7 @@ def load(
             batch_size=batch_size,
             graphdef=graphdef,
             state=_restore_best(path, run, nnx.to_pure_dict(state)),
+            binary=binary,
         )
     search = search_settings(config, solver)
     graphdef, model = load_vaes(path)

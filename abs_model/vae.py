@@ -11,18 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abs_model.convolutions import convolve, convolved_size, transposed_convolution
-
-MIN_IMAGE_SIZE = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class LayerShape:
-    """One (transposed) convolution: kernel (height, width), stride, output features."""
-
-    window: tuple[int, int]
-    stride: int
-    features: int
+from abs_model.layers import LayerShape, encoder_shapes, make_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,17 +51,8 @@ def derive_shape(
     Raises:
         ValueError: The image is too small, or not two-dimensional with channels.
     """
-    if len(image_shape) != 3 or min(image_shape[:2]) < MIN_IMAGE_SIZE or image_shape[2] < 1:
-        raise ValueError(
-            f"image_shape must be (height, width, channels) with at least {MIN_IMAGE_SIZE} pixels "
-            f"in height and width, got {tuple(image_shape)}; resize smaller images first"
-        )
+    encoder = encoder_shapes(image_shape, encoder_features, 2 * latent_size)
     height, width, channels = image_shape
-    encoder, size = [], (height, width)
-    for kernel, stride, features in zip((5, 4, 3), (1, 2, 2), encoder_features, strict=True):
-        encoder.append(LayerShape((kernel, kernel), stride, features))
-        size = convolved_size(size, (kernel, kernel), stride)
-    encoder.append(LayerShape(size, 1, 2 * latent_size))
     first = ((height - 12) // 4, (width - 12) // 4)
     last = (height - 8 - 4 * first[0], width - 8 - 4 * first[1])
     windows = (first, (5, 5), (5, 5), last)
@@ -82,37 +62,7 @@ def derive_shape(
             windows, (1, 2, 2, 1), (*decoder_features, channels), strict=True
         )
     ]
-    return VAEShape((height, width, channels), latent_size, tuple(encoder), tuple(decoder))
-
-
-class Layer(nnx.Module):
-    """A (transposed) convolution with bias, then, except in a last layer, batch norm and ELU."""
-
-    def __init__(
-        self, shape: LayerShape, in_features: int, *, transposed: bool, last: bool, rngs: nnx.Rngs
-    ):
-        self.stride = shape.stride
-        self.transposed = transposed
-        # Uniform in +-1 / sqrt(fan in), the default of the authors' framework.
-        initial = nnx.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
-        self.kernel = nnx.Param(
-            initial(rngs.params(), (*shape.window, in_features, shape.features), jnp.float32)
-        )
-        self.bias = nnx.Param(jnp.zeros(shape.features))
-        self.norm = (
-            None
-            if last
-            else nnx.BatchNorm(shape.features, axis=0, momentum=0.9, epsilon=1e-5, rngs=rngs)
-        )
-
-    def __call__(self, inputs: jax.Array, *, training: bool) -> jax.Array:
-        apply = transposed_convolution if self.transposed else convolve
-        outputs = apply(inputs, self.kernel[...], self.stride)
-        # As a matrix, because XLA's loops over four axes are slower (CPU).
-        matrix = outputs.reshape(len(outputs), -1) + self.bias[...][:, None]
-        if self.norm is not None:
-            matrix = nnx.elu(self.norm(matrix, use_running_average=not training))
-        return matrix.reshape(outputs.shape)
+    return VAEShape((height, width, channels), latent_size, encoder, tuple(decoder))
 
 
 class VAE(nnx.Module):
@@ -120,8 +70,8 @@ class VAE(nnx.Module):
 
     def __init__(self, shape: VAEShape, rngs: nnx.Rngs):
         self.latent_size = shape.latent_size
-        self.encoder = _layers(shape.encoder, shape.image_shape[2], transposed=False, rngs=rngs)
-        self.decoder = _layers(shape.decoder, shape.latent_size, transposed=True, rngs=rngs)
+        self.encoder = make_layers(shape.encoder, shape.image_shape[2], transposed=False, rngs=rngs)
+        self.decoder = make_layers(shape.decoder, shape.latent_size, transposed=True, rngs=rngs)
 
     def encode(self, images: jax.Array, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
         """(batch, height, width, channels) -> posterior mean and log-variance, (batch, latent)."""
@@ -179,14 +129,3 @@ def elbo_terms(
     decoded = vae.decode(mean + jnp.exp(0.5 * log_variance) * noise, training=training)
     kl = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - 1 - log_variance, axis=1)
     return jnp.sum((images - decoded) ** 2, axis=(1, 2, 3)), kl
-
-
-def _layers(
-    shapes: Sequence[LayerShape], in_features: int, *, transposed: bool, rngs: nnx.Rngs
-) -> nnx.List:
-    layers = []
-    for i, shape in enumerate(shapes):
-        last = i == len(shapes) - 1
-        layers.append(Layer(shape, in_features, transposed=transposed, last=last, rngs=rngs))
-        in_features = shape.features
-    return nnx.List(layers)

@@ -44,6 +44,7 @@ def linear():
         batch_size=4,
         graphdef=graphdef,
         state=state,
+        binary=False,
     )
     return model, matrix
 
@@ -57,6 +58,16 @@ def test_a_network_classifier_is_its_network(linear):
     exponentials = np.exp(logits)
     expected = exponentials / exponentials.sum(1, keepdims=True)
     np.testing.assert_allclose(model.confidences(images), expected, rtol=1e-5)
+
+
+def test_a_binary_network_sees_thresholded_images_and_passes_gradients_through(linear):
+    model, matrix = linear
+    binary = dataclasses.replace(model, binary=True)
+    images = np.random.default_rng(1).uniform(size=(5, 2, 2, 1)).astype(np.float32)
+    np.testing.assert_allclose(binary.logits(images), model.logits(threshold(images)), atol=1e-6)
+    gradient = jax.grad(lambda x: binary.logits(x)[:, 1].sum())(jnp.asarray(images))
+    expected = np.broadcast_to(np.asarray(matrix)[:, 1].reshape(1, 2, 2, 1), images.shape)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
 def test_shapes_and_types(classifier, images):

@@ -1,4 +1,4 @@
-"""The Madry CNN against the same network written with XLA's own convolution and pooling."""
+"""The networks against the same ones written with XLA's own convolution and pooling."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from abs_model.networks import MadryCNN, max_pool
+from abs_model.networks import CNN, MadryCNN, create_network, max_pool
 
 SHAPES = [((28, 28, 1), 10), ((32, 32, 3), 3), ((9, 14, 2), 4)]
 
@@ -82,3 +82,75 @@ def test_max_pool_equals_reduce_window(size):
     images = jax.random.normal(jax.random.key(0), (2, *size, 3)) - 5.0
     expected = pooled(images.transpose(3, 1, 2, 0)).transpose(3, 1, 2, 0)
     np.testing.assert_array_equal(max_pool(images), expected)
+
+
+@pytest.fixture(scope="module")
+def cnn():
+    """The paper's CNN with statistics and biases as after a training."""
+    model = nnx.jit(lambda: CNN((28, 28, 1), 10, (20, 70, 256), rngs=nnx.Rngs(0)))()
+    for i, layer in enumerate(model.layers):
+        layer.bias[...] = jax.random.normal(jax.random.key(i), layer.bias.shape)
+        if layer.norm is not None:
+            norm = layer.norm
+            for j, variable in enumerate((norm.mean, norm.bias, norm.var, norm.scale)):
+                variable[...] = jax.random.uniform(
+                    jax.random.key(4 * i + j), variable.shape, minval=0.5, maxval=1.5
+                )
+    return model
+
+
+def reference_cnn_logits(model, images, training=False):
+    x = images
+    for layer, stride in zip(model.layers, (1, 2, 2, 1), strict=True):
+        x = lax.conv_general_dilated(
+            x,
+            layer.kernel[...],
+            (stride, stride),
+            "VALID",
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        )
+        x = x + layer.bias[...]
+        if layer.norm is not None:
+            norm = layer.norm
+            mean, var = norm.mean[...], norm.var[...]
+            if training:
+                mean, var = x.mean((0, 1, 2)), x.var((0, 1, 2))
+            x = (x - mean) / jnp.sqrt(var + 1e-5)
+            x = nnx.elu(x * norm.scale[...] + norm.bias[...])
+    return x.reshape(len(images), -1)
+
+
+def test_the_cnn_equals_the_reference(cnn):
+    images = jax.random.uniform(jax.random.key(2), (3, 28, 28, 1))
+    logits, gradients = with_gradients(cnn, images)
+    expected_logits, expected_gradients = with_gradients(
+        lambda x: reference_cnn_logits(cnn, x), images
+    )
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-3, atol=1e-3)
+    scale = np.abs(expected_gradients).max()
+    np.testing.assert_allclose(gradients, expected_gradients, atol=1e-4 * scale)
+
+
+def test_the_cnn_in_training_uses_and_follows_the_batches_statistics(cnn):
+    images = jax.random.uniform(jax.random.key(2), (6, 28, 28, 1))
+    expected = reference_cnn_logits(cnn, images, training=True)
+    network = nnx.clone(cnn)
+    np.testing.assert_allclose(network(images, training=True), expected, rtol=1e-3, atol=1e-3)
+    first, old = network.layers[0], cnn.layers[0]
+    outputs = lax.conv_general_dilated(
+        images, first.kernel[...], (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+    mean = (outputs + first.bias[...]).mean((0, 1, 2))
+    followed = 0.9 * old.norm.mean[...] + 0.1 * mean
+    np.testing.assert_allclose(first.norm.mean[...], followed, rtol=1e-4, atol=1e-5)
+
+
+def test_the_cnn_has_the_papers_layers(cnn):
+    kernels = [layer.kernel.shape for layer in cnn.layers]
+    assert kernels == [(5, 5, 1, 20), (4, 4, 20, 70), (3, 3, 70, 256), (5, 5, 256, 10)]
+    assert [layer.norm is None for layer in cnn.layers] == [False, False, False, True]
+
+
+def test_an_unknown_network_is_refused():
+    with pytest.raises(ValueError, match="must be one of cnn, madry, got 'resnet'"):
+        create_network({"name": "resnet"}, (28, 28, 1), 10, nnx.Rngs(0))

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from abs_model.vae import VAE, LayerShape, derive_shape, elbo_terms, stacked_vaes
+from abs_model.layers import Layer, LayerShape
+from abs_model.vae import VAE, derive_shape, elbo_terms, stacked_vaes
 
 
 def make_vae(image_shape, latent_size=8):
@@ -62,8 +63,6 @@ def test_shapes_of_encoding_and_decoding():
 
 
 def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu():
-    from abs_model.vae import Layer
-
     layer = Layer(LayerShape((3, 3), 2, 4), 2, transposed=False, last=False, rngs=nnx.Rngs(0))
     layer.norm.mean[...] = jnp.array([0.1, -0.2, 0.3, 0.0])
     layer.norm.var[...] = jnp.array([1.0, 2.0, 0.5, 0.1])

@@ -129,7 +129,7 @@ def ascend(
     norm: str,
     epsilon: float | jax.Array,
     step_size: float | jax.Array,
-    num_steps: int,
+    num_steps: int | jax.Array,
     random_start: bool = True,
 ) -> jax.Array:
     """The last iterate of PGD, as a pure function to be traced into a larger program.

@@ -28,7 +28,7 @@ class ModelSpec:
     Attributes:
         name: What tables and file names call it.
         path: The workdir of its training run, as the user wrote it.
-        binary: Whether to evaluate it as Binary ABS.
+        binary: Whether it gets thresholded images: Binary ABS, Binary CNN.
     """
 
     name: str
@@ -119,7 +119,7 @@ def _dataset_section(spec: ModelSpec) -> Any:
     if not os.path.isdir(spec.path):
         raise ModelsError(
             f"--models: there is no directory {spec.path} for model {spec.name!r}; give the"
-            f" workdir of a training run ({_BINARY_SUFFIX} after it for Binary ABS)"
+            f" workdir of a training run ({_BINARY_SUFFIX} after it for thresholded images)"
         )
     return load_config(spec.path).dataset
 

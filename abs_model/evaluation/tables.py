@@ -18,8 +18,9 @@ EXPLANATION = (
     "Accuracy at a threshold: images that are classified correctly when clean and for which the"
     " attack, at this budget, found no verified adversarial image. A stronger attack can only"
     " lower it. In brackets: the attacked images that are correct when clean. Gradients are exact,"
-    " except that those of Binary ABS pass straight through its threshold. Intervals: Wilson, 95 %."
-    " Rejected: images that the attack claimed as adversarial and that verification refused."
+    " except that those of models on thresholded images pass straight through the threshold."
+    " Intervals: Wilson, 95 %. Rejected: images that the attack claimed as adversarial and that"
+    " verification refused."
 )
 _NORMAL_QUANTILE = 1.959963984540054  # of 0.975
 _COLUMNS = (

@@ -1,14 +1,15 @@
-"""Adversarial training: each batch is attacked with PGD first, and the network learns the result.
+"""Training of feed-forward networks, plain or adversarial.
 
+In adversarial training each batch is attacked with PGD first, and the network learns the result:
 Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", ICLR 2018
 (https://arxiv.org/abs/1706.06083). With a single step from a random start it is the fast recipe of
-Wong et al., "Fast is better than free", ICLR 2020 (https://arxiv.org/abs/2001.03994).
+Wong et al., "Fast is better than free", ICLR 2020 (https://arxiv.org/abs/2001.03994). The last
+epochs may take an attack of their own, as a costly end of a cheap training.
 
 A dispatch is one XLA program: for each step, gather a batch, attack it, and make one Adam update.
 Data, parameters and optimiser stay on the device, and the state's buffers are donated.
 """
 
-import functools
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ from abs_model.attacks import ascend, pgd
 from abs_model.classifiers import NetworkClassifier
 from abs_model.data import Dataset
 from abs_model.data.batches import to_float
-from abs_model.networks import MadryCNN
+from abs_model.networks import NETWORKS, create_network
 from abs_model.training.configuration import (
     ConfigError,
     Expectation,
@@ -36,6 +37,7 @@ from abs_model.training.configuration import (
     one_of,
     positive,
     positive_int,
+    sequence_of,
 )
 from abs_model.training.loop import State, fit
 from abs_model.training.runs import build_task, is_finished, open_store, write_run
@@ -45,7 +47,7 @@ PyTree = Any
 
 _EXPECTATIONS = {
     "seed": non_negative_int,
-    "model.name": one_of("madry"),
+    "model.name": one_of(*NETWORKS),
     "train.epochs": positive_int,
     "train.steps_per_epoch": Expectation(
         "None or an integer of at least 1", lambda v: v is None or positive_int.accepts(v)
@@ -54,17 +56,24 @@ _EXPECTATIONS = {
     "train.learning_rate": positive,
     "train.schedule": one_of("constant", "one_cycle"),
     "train.attack_warmup_steps": non_negative_int,
+    "train.final_attack.epochs": non_negative_int,
+    "train.final_attack.step_size": positive,
+    "train.final_attack.num_steps": positive_int,
     "train.steps_per_dispatch": positive_int,
     "validation.num_attacked": positive_int,
     "validation.batch_size": positive_int,
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
 }
+_THREE_COUNTS = Expectation(
+    "a sequence of three integers of at least 1",
+    lambda v: sequence_of(positive_int).accepts(v) and len(v) == 3,
+)
 _ATTACK_EXPECTATIONS = {
     "norm": one_of("l2", "linf"),
     "epsilon": non_negative,
     "step_size": positive,
-    "num_steps": positive_int,
+    "num_steps": non_negative_int,
     "random_start": boolean,
 }
 
@@ -72,10 +81,10 @@ _ATTACK_EXPECTATIONS = {
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], wandb_mode: str
 ) -> bool:
-    """Trains a robust network, going on where the workdir left off.
+    """Trains a network, going on where the workdir left off.
 
     Args:
-        config: As in configs/madry.py.
+        config: As in configs/cnn.py and configs/madry.py.
         workdir: Directory of the run, made if needed.
         wandb_mode: "auto", "online", "offline" or "off".
 
@@ -88,7 +97,7 @@ def train_and_evaluate(
     check_config(config)
     if is_finished(workdir, config):
         return True
-    task, dataset = build_task(config, AdversarialTask)
+    task, dataset = build_task(config, NetworkTask)
     directory = open_workdir(workdir, config)
     store = open_store(directory, task, config.checkpoint.keep)
     if not fit(task, config, directory, store, wandb_mode):
@@ -104,24 +113,41 @@ def check_config(config: ml_collections.ConfigDict) -> None:
         for section in ("train", "validation")
         for key, expectation in _ATTACK_EXPECTATIONS.items()
     }
-    check(config, _EXPECTATIONS | attacks)
+    features = {}
+    if config.model.name == "cnn":
+        features["model.features"] = _THREE_COUNTS
+    attacks["validation.attack.num_steps"] = positive_int
+    check(config, _EXPECTATIONS | features | attacks)
+    train = config.train
+    if train.final_attack.epochs > train.epochs:
+        raise ConfigError(
+            f"train.final_attack.epochs must be at most train.epochs, {train.epochs},"
+            f" got {train.final_attack.epochs}"
+        )
+    if train.final_attack.epochs and not train.attack.num_steps:
+        raise ConfigError(
+            "train.final_attack.epochs must be 0 in plain training (train.attack.num_steps is 0),"
+            f" got {train.final_attack.epochs}"
+        )
 
 
-class AdversarialTask:
-    """Adversarial training of the Madry CNN, for `abs_model.training.loop.fit`.
+class NetworkTask:
+    """Training of a network, for `abs_model.training.loop.fit`.
+
+    Without steps of an attack (`train.attack.num_steps` = 0) it is plain training, and the best
+    checkpoint is the most accurate one, else the most robust one.
 
     Step t trains on the next batch of its epoch's random order, attacked from a random start of its
     own: both follow from the seed and t. What an epoch's steps don't reach is left out of it.
     """
 
-    best_metric = "validation/robust_accuracy"
     best_mode = "max"
 
     def __init__(self, config: ml_collections.ConfigDict, dataset: Dataset) -> None:
         """Puts the data on the device.
 
         Args:
-            config: As in configs/madry.py, checked.
+            config: As in configs/cnn.py or configs/madry.py, checked.
             dataset: What to train and validate on.
 
         Raises:
@@ -129,6 +155,8 @@ class AdversarialTask:
         """
         train = config.train
         _check_sizes(config, dataset)
+        self._plain = train.attack.num_steps == 0
+        self.best_metric = "validation/" + ("accuracy" if self._plain else "robust_accuracy")
         self.num_epochs: int = train.epochs
         self.images_per_step: int = train.batch_size
         self.steps_per_epoch: int = train.steps_per_epoch or _most_steps(config, dataset)
@@ -139,17 +167,20 @@ class AdversarialTask:
         init_key, self._order_key, self._attack_key = jax.random.split(
             jax.random.key(config.seed), 3
         )
-        network = MadryCNN(dataset.image_shape, dataset.num_classes, rngs=nnx.Rngs(init_key))
-        self._graphdef, parameters = nnx.split(network)
-        self._initial = nnx.to_pure_dict(parameters)
+        network = create_network(
+            config.model, dataset.image_shape, dataset.num_classes, nnx.Rngs(init_key)
+        )
+        self._graphdef, variables = nnx.split(network)
+        self._initial = nnx.to_pure_dict(variables)
         self._optimizer = optax.adam(_learning_rate(config, self.steps_per_epoch))
         # One program for all numbers of steps; the state is donated.
         self._run = jax.jit(self._trace_steps, donate_argnums=0)
 
     def init_state(self) -> State:
-        """The state before step 0: parameters and the state of Adam."""
-        parameters = jax.tree.map(jnp.copy, self._initial)
-        return {"model": parameters, "optimizer": self._optimizer.init(parameters)}
+        """The state before step 0: the network's variables, and the state of Adam."""
+        variables = jax.tree.map(jnp.copy, self._initial)
+        _, parameters, _ = self._split(variables)
+        return {"model": variables, "optimizer": self._optimizer.init(parameters)}
 
     def run_steps(
         self, state: State, first_step: int, num_steps: int
@@ -163,7 +194,7 @@ class AdversarialTask:
 
         Returns:
             The state after them; the means of "loss" (cross-entropy in nats) and "accuracy" on the
-            attacked batches.
+            batches, attacked unless training is plain.
         """
         return self._run(state, self._images, self._labels, first_step, num_steps)
 
@@ -197,6 +228,7 @@ class AdversarialTask:
             batch_size=self._config.validation.batch_size,
             graphdef=self._graphdef,
             state=state["model"],
+            binary=False,
         )
 
     def _trace_steps(
@@ -216,53 +248,61 @@ class AdversarialTask:
         ) -> tuple[State, dict[str, jax.Array]]:
             state, sums = carry
             batch = lax.dynamic_slice_in_dim(order, step % steps * size, size)
-            key = jax.random.fold_in(self._attack_key, step)
-            attack = self._attack(step)
-            state, metrics = self._update(
-                state, to_float(images[batch]), labels[batch], key, attack
-            )
+            chosen = to_float(images[batch])
+            if not self._plain:
+                chosen = self._attack(state["model"], chosen, labels[batch], step)
+            state, metrics = self._update(state, chosen, labels[batch])
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         sums = {"loss": jnp.zeros(()), "accuracy": jnp.zeros(())}
         state, sums = lax.fori_loop(first_step, first_step + num_steps, body, (state, sums))
         return state, jax.tree.map(lambda total: total / num_steps, sums)
 
-    def _attack(self, step: jax.Array) -> dict[str, Any]:
-        """Settings of the attack; over the first steps it grows linearly to its full size."""
+    def _attack(
+        self, variables: PyTree, images: jax.Array, labels: jax.Array, step: jax.Array
+    ) -> jax.Array:
+        """The images attacked; over the first steps the attack grows linearly to its full size."""
         train = self._config.train
-        settings = dict(train.attack)
+        final = step >= (train.epochs - train.final_attack.epochs) * self.steps_per_epoch
+        settings = dict(train.attack) | {
+            name: jnp.where(final, train.final_attack[name], train.attack[name])
+            for name in ("step_size", "num_steps")
+        }
         size = jnp.minimum(1.0, (step + 1) / max(1, train.attack_warmup_steps))
-        return settings | {name: size * settings[name] for name in ("epsilon", "step_size")}
+        settings |= {name: size * settings[name] for name in ("epsilon", "step_size")}
+        key = jax.random.fold_in(self._attack_key, step)
+        return ascend(nnx.merge(self._graphdef, variables), images, labels, key, **settings)
 
     def _update(
-        self,
-        state: State,
-        images: jax.Array,
-        labels: jax.Array,
-        key: jax.Array,
-        attack: Mapping[str, Any],
+        self, state: State, images: jax.Array, labels: jax.Array
     ) -> tuple[State, dict[str, jax.Array]]:
-        """One step: attack the batch, then descend on what came of it."""
-        parameters = state["model"]
-        logits = functools.partial(self._logits, parameters)
-        attacked = ascend(logits, images, labels, key, **attack)
-        loss = functools.partial(self._loss, images=attacked, labels=labels)
-        (value, accuracy), gradients = jax.value_and_grad(loss, has_aux=True)(parameters)
+        """One step of descent."""
+        graphdef, parameters, statistics = self._split(state["model"])
+
+        def loss(parameters: PyTree) -> tuple[jax.Array, tuple[jax.Array, PyTree]]:
+            network = nnx.merge(graphdef, parameters, statistics)
+            logits = network(images, training=True)
+            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+            # With the parameters as they were; the statistics are those of this batch.
+            variables = nnx.to_pure_dict(nnx.state(network))
+            return losses.mean(), ((logits.argmax(1) == labels).mean(), variables)
+
+        (value, (accuracy, variables)), gradients = jax.value_and_grad(loss, has_aux=True)(
+            parameters
+        )
         updates, optimizer = self._optimizer.update(gradients, state["optimizer"], parameters)
-        parameters = optax.apply_updates(parameters, updates)
-        state = {"model": parameters, "optimizer": optimizer}
+        _, _, statistics = self._split(variables)
+        network = nnx.merge(graphdef, optax.apply_updates(parameters, updates), statistics)
+        state = {"model": nnx.to_pure_dict(nnx.state(network)), "optimizer": optimizer}
         return state, {"loss": value, "accuracy": accuracy}
 
-    def _loss(
-        self, parameters: PyTree, images: jax.Array, labels: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """Mean cross-entropy in nats, and accuracy."""
-        logits = self._logits(parameters, images)
-        losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-        return losses.mean(), (logits.argmax(1) == labels).mean()
-
-    def _logits(self, parameters: PyTree, images: jax.Array) -> jax.Array:
-        return nnx.merge(self._graphdef, parameters)(images)
+    def _split(self, variables: PyTree) -> tuple[nnx.GraphDef, PyTree, PyTree]:
+        """Structure, parameters, and what else the network keeps (batch statistics)."""
+        network = nnx.merge(self._graphdef, variables)
+        graphdef, *parts = nnx.split(network, nnx.Param, ...)
+        # As plain arrays: variables of one trace can't be changed in another.
+        parameters, others = map(nnx.to_pure_dict, parts)
+        return graphdef, parameters, others
 
 
 def _learning_rate(

@@ -1,4 +1,4 @@
-"""Adversarial training on a few images, grey and colour."""
+"""Training of networks, plain and adversarial, on a few images, grey and colour."""
 
 import json
 
@@ -6,15 +6,17 @@ import jax
 import numpy as np
 import pytest
 
+from abs_model.classifiers import threshold
 from abs_model.data import Dataset, Split
 from abs_model.loading import load
-from abs_model.training.adversarial import (
-    AdversarialTask,
+from abs_model.training.configuration import ConfigError
+from abs_model.training.network import (
+    NetworkTask,
     _learning_rate,
     check_config,
     train_and_evaluate,
 )
-from abs_model.training.configuration import ConfigError
+from configs import cnn, madry, madry_l2, transfer
 from configs.madry import get_config
 from tests.tiny_datasets import RGB_CLASSES, SAMPLE, rgb_images
 
@@ -47,7 +49,7 @@ def learning_task():
     """Colour images under a small attack; shared, for compiling takes longest."""
     config = tiny_config(attack={"epsilon": 0.05, "step_size": 0.03})
     config.validation.attack.update({"epsilon": 0.05, "step_size": 0.03})
-    return AdversarialTask(config, rgb_dataset())
+    return NetworkTask(config, rgb_dataset())
 
 
 def to_float(images):
@@ -71,7 +73,7 @@ def leaves(tree):
 def test_an_epoch_visits_every_image_once(dataset):
     """Without attack and learning, the mean loss of an epoch is that of the training images."""
     config = tiny_config(learning_rate=1e-20, attack={"epsilon": 0.0})
-    task = AdversarialTask(config, dataset)
+    task = NetworkTask(config, dataset)
     assert task.steps_per_epoch * task.images_per_step == len(dataset.train.labels)
     initial = task.init_state()
     expected = clean_losses(task, initial, dataset.train).mean()
@@ -108,7 +110,7 @@ def test_trains_on_attacked_images_after_a_warm_up():
         attack={"epsilon": 0.2, "step_size": 0.1},
         attack_warmup_steps=10,
     )
-    task = AdversarialTask(config, rgb_dataset())
+    task = NetworkTask(config, rgb_dataset())
     clean = clean_losses(task, task.init_state(), rgb_dataset().train).mean()
     losses = [
         float(task.run_steps(task.init_state(), step, 1)[1]["loss"]) for step in (0, 4, 9, 30)
@@ -143,13 +145,14 @@ def test_learns_and_validates(learning_task):
     # The same network under an attack that may change everything.
     config = tiny_config()
     config.validation.attack.update({"epsilon": 1.0, "step_size": 0.5})
-    strong = AdversarialTask(config, rgb_dataset()).evaluate(state, 8)
+    strong = NetworkTask(config, rgb_dataset()).evaluate(state, 8)
     assert strong["validation/accuracy"] == values["validation/accuracy"]
     assert strong["validation/robust_accuracy"] < 0.2
 
 
-def test_trains_from_the_configuration_to_a_loaded_classifier(tmp_path):
-    config = get_config("tiny")
+@pytest.mark.parametrize("network", [cnn, madry], ids=["cnn", "madry"])
+def test_trains_from_the_configuration_to_a_loaded_classifier(tmp_path, network):
+    config = network.get_config("tiny")
     config.dataset.update(
         name="tiny_rgb",
         data_dir=str(tmp_path / "data"),
@@ -160,18 +163,71 @@ def test_trains_from_the_configuration_to_a_loaded_classifier(tmp_path):
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert records[-1]["step"] == 8
-    assert 0 <= records[-1]["validation/robust_accuracy"] <= records[-1]["validation/accuracy"] <= 1
+    accuracies = [records[-1][f"validation/{name}accuracy"] for name in ("robust_", "")]
+    assert 0 <= accuracies[0] <= accuracies[1] <= 1
     classifier = load(tmp_path / "run")
     images = to_float(rgb_images(4, seed=3)[0])
     assert classifier.logits(images).shape == (4, RGB_CLASSES)
+    binary, seen = load(tmp_path / "run", binary=True), threshold(images)
+    np.testing.assert_allclose(binary.logits(images), classifier.logits(seen), atol=1e-5)
     # A finished run is left as it is.
     assert train_and_evaluate(config, tmp_path / "run", "off")
     assert (tmp_path / "run" / "metrics.jsonl").read_text().splitlines() == lines
 
 
-@pytest.mark.parametrize("variant", ["full", "quick", "tiny"])
+@pytest.mark.parametrize("variant", ["full", "cpu", "plain", "quick", "tiny"])
 def test_variants_pass_the_check(variant):
     check_config(get_config(variant))
+
+
+@pytest.mark.parametrize(
+    ("config", "variants"),
+    [(cnn, ("full", "tiny")), (transfer, ("full", "tiny")), (madry_l2, ("full", "cpu", "tiny"))],
+)
+def test_variants_of_the_other_networks_pass_the_check(config, variants):
+    for variant in variants:
+        check_config(config.get_config(variant))
+
+
+@pytest.mark.parametrize("num_steps", [0, 1], ids=["plain", "adversarial"])
+def test_a_network_with_batch_norm_learns_parameters_and_statistics(num_steps):
+    config = cnn.get_config("tiny")
+    config.train.schedule = "constant"
+    config.train.attack.update({"epsilon": 0.02, "step_size": 0.02, "num_steps": num_steps})
+    task = NetworkTask(config, rgb_dataset())
+    metric = "accuracy" if num_steps == 0 else "robust_accuracy"
+    assert task.best_metric == f"validation/{metric}"
+    state = task.init_state()
+    before = jax.tree.map(np.asarray, state["model"]["layers"][0])
+    losses = []
+    for epoch in range(6):
+        state, metrics = task.run_steps(state, 4 * epoch, 4)
+        losses.append(float(metrics["loss"]))
+    assert losses[-1] < 0.3 * losses[0]
+    after = state["model"]["layers"][0]
+    for new, old in (
+        (after["kernel"], before["kernel"]),
+        (after["norm"]["mean"], before["norm"]["mean"]),
+        (after["norm"]["var"], before["norm"]["var"]),
+    ):
+        assert np.abs(new - old).max() > 1e-3
+    assert task.evaluate(state, 6)["validation/accuracy"] > 0.9
+
+
+def test_the_last_epochs_have_an_attack_of_their_own():
+    """With all images in every batch and nothing learnt, losses differ by the attack alone."""
+    config = tiny_config(
+        learning_rate=1e-20,
+        epochs=3,
+        batch_size=80,
+        steps_per_epoch=1,
+        attack={"epsilon": 0.2, "step_size": 1e-6, "num_steps": 1, "random_start": False},
+        final_attack={"epochs": 1, "step_size": 0.1, "num_steps": 3},
+    )
+    task = NetworkTask(config, rgb_dataset())
+    losses = [float(task.run_steps(task.init_state(), step, 1)[1]["loss"]) for step in range(3)]
+    assert losses[1] == pytest.approx(losses[0], abs=1e-4)
+    assert losses[2] > losses[1] + 1e-2
 
 
 def test_full_is_the_published_schedule():
@@ -193,11 +249,23 @@ def test_full_is_the_published_schedule():
         ({"attack": {"norm": "l1"}}, "train.attack.norm must be one of l2, linf"),
         ({"attack": {"epsilon": -1.0}}, "train.attack.epsilon must be"),
         ({"attack_warmup_steps": -1}, "train.attack_warmup_steps must be"),
+        ({"final_attack": {"epochs": 3}}, "train.final_attack.epochs must be at most train.epochs"),
+        (
+            {"attack": {"num_steps": 0}, "final_attack": {"epochs": 1}},
+            "train.final_attack.epochs must be 0 in plain training",
+        ),
     ],
 )
 def test_faulty_values_are_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         check_config(tiny_config(**changes))
+
+
+def test_features_of_another_number_are_named():
+    config = cnn.get_config("tiny")
+    config.model.features = (8, 8)
+    with pytest.raises(ConfigError, match=r"model.features must be a sequence of three integers"):
+        check_config(config)
 
 
 @pytest.mark.parametrize(
@@ -212,4 +280,4 @@ def test_too_few_images_are_reported(section, name, value, message):
     config = get_config("tiny")
     config[section][name] = value
     with pytest.raises(ConfigError, match=message):
-        AdversarialTask(config, rgb_dataset())
+        NetworkTask(config, rgb_dataset())

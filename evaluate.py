@@ -5,7 +5,7 @@ import os
 import sys
 
 import rich.console
-from absl import flags
+from absl import flags, logging
 
 from abs_model.evaluation import Settings, evaluate, load_models, parse_models, to_rich
 from abs_model.training.configuration import run_main
@@ -44,6 +44,7 @@ _DATA_DIR = flags.DEFINE_string(
 
 def main(argv: list[str]) -> None:
     """Evaluates, and prints the table."""
+    logging.set_verbosity(logging.WARNING)
     specs = parse_models(_MODELS.value)
     models, dataset = load_models(specs, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value)
     settings = Settings(

@@ -184,6 +184,10 @@ class ABSClassifier(Classifier):
             if asked is not None:
                 raise ValueError("asked needs start: without one, every class is searched")
             return self._in_batches(_jitted_inference, images)
+        if not isinstance(start, Inference):
+            raise ValueError(
+                f"start must be what this model's infer returned, got {type(start).__name__}"
+            )
         expected = (len(check_images(images, self.image_shape)), self.num_classes)
         asked = np.ones(expected, bool) if asked is None else np.asarray(asked)
         if asked.shape != expected or asked.dtype != bool:

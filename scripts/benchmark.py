@@ -9,6 +9,7 @@ PyTorch is not among the requirements: `pip install torch`.
 
 import argparse
 import functools
+import importlib.util
 import json
 import os
 import pathlib
@@ -23,6 +24,7 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.data import Dataset, Split
+from abs_model.errors import UserError
 from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
@@ -38,22 +40,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--against", choices=["torch"], help="time another implementation in turns")
-    common.add_argument("--turns", type=int, default=7)
-    common.add_argument("--json", help="also write the result to this file")
+    common.add_argument("--turns", type=_count, default=7, help="how often each is timed")
+    common.add_argument("--json", type=_writable, help="also write the result to this file")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
-    training = benchmarks.add_parser("training", parents=[common])
-    training.add_argument("--batch_size", type=int, default=64, help="images per class and step")
-    training.add_argument("--steps", type=int, default=8, help="steps per turn")
-    inference = benchmarks.add_parser("inference", parents=[common])
+    form = argparse.ArgumentDefaultsHelpFormatter
+    training = benchmarks.add_parser("training", parents=[common], formatter_class=form)
+    training.add_argument("--batch_size", type=_count, default=64, help="images per class and step")
+    training.add_argument("--steps", type=_count, default=8, help="steps per turn")
+    inference = benchmarks.add_parser("inference", parents=[common], formatter_class=form)
     inference.add_argument("--workdir", default="runs/released", help="of a trained ABS model")
-    inference.add_argument("--batch_sizes", type=int, nargs="+", default=[64, 128, 256])
-    inference.add_argument("--images", type=int, default=1000, help="whose energies are compared")
+    inference.add_argument(
+        "--batch_sizes", type=_count, nargs="+", default=[64, 128, 256], help="images at a time"
+    )
+    inference.add_argument(
+        "--images", type=_count, default=1000, help="test images whose energies are compared"
+    )
     options = parser.parse_args()
+    if options.against and importlib.util.find_spec("torch") is None:
+        parser.error("--against torch needs PyTorch: pip install torch")
     measure = _measure_training if options.benchmark == "training" else _measure_inference
-    result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
+    try:
+        result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
+    except UserError as error:
+        parser.error(str(error))
     print(json.dumps(result, indent=2))
     if options.json:
         write_json(options.json, result)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def _writable(text: str) -> str:
+    folder = pathlib.Path(text).absolute().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {folder}; make it first")
+    return text
 
 
 def _measure_inference(options: argparse.Namespace) -> dict[str, object]:

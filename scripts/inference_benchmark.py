@@ -17,6 +17,7 @@ from rich.progress import track
 import abs_model
 from abs_model.classifiers import ABSClassifier
 from abs_model.decoders import without_norm
+from abs_model.errors import UserError
 from abs_model.inference import Inference
 from abs_model.loading import load_vaes
 from abs_model.mapping import map_classes
@@ -64,6 +65,8 @@ def measure(
     adam = abs_model.load(workdir, solver="adam")
     models = {"adam": adam, "quasi_newton": ours, "quasi_newton_fast": fast}
     test = abs_model.load_dataset("mnist").test
+    if max(num_images, *batch_sizes) > len(test.labels):
+        raise UserError(f"--images and --batch_sizes can be {len(test.labels)} at most")
     images = test.images[: max(num_images, *batch_sizes)].astype(np.float32) / 255
     layers = _folded_layers(workdir)
     candidates = _candidates(models, images, batch_sizes)

@@ -185,11 +185,11 @@ def test_faulty_settings_are_refused():
         SearchSettings(num_on_the_way=0)
 
 
-@pytest.mark.parametrize("count", [1, 37])
 def test_accelerators_form_batches_of_classes_and_lists_as_long_as_the_images(
-    linear, make, images, monkeypatch, count
+    linear, make, images, monkeypatch
 ):
     monkeypatch.setattr("abs_model.mapping._on_cpu", lambda: False)
+    count = 5
     solver, images = make(SETTINGS["quasi_newton"]), images[:count]
     found = infer(solver, images)
     np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)

@@ -301,5 +301,7 @@ def test_what_is_asked_must_fit(searched, mnist_sample, asked, message):
         searched["adam"].infer(images, start=start, asked=asked)
     with pytest.raises(ValueError, match="asked needs start"):
         searched["adam"].infer(images, asked=asked)
+    with pytest.raises(ValueError, match="start must be what this model's infer returned"):
+        searched["adam"].infer(images, start=start.latents)
     with pytest.raises(ValueError, match="start must have energies"):
         searched["adam"].infer(images[:2], start=start)

@@ -6,7 +6,11 @@
 A solver is a pytree whose leaves have a leading class axis. One class's slice of it is called with
 pixels (pixels, N), in the order of its `decoder`, and returns latents (latent, N) and the latents
 decoded, (pixels, N); `refine` starts from latents found before, and need only search where it is
-`wanted`, bool (N,). A new method is a new class and an entry in `make_solver`.
+`wanted`, bool (N,).
+
+A new method is a class here, a branch in `make_solver` and in `Solver`, its name and its fields in
+`settings.py`, and these fields in `configs/abs.py` and their checks in `training/abs.py`; with
+surrogates of the decoders, also a word in `building.py`.
 """
 
 import jax

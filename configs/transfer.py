@@ -9,66 +9,11 @@ Another data set is another entry: --config.dataset.name=fashion_mnist.
 
 import ml_collections
 
-from abs_model.training.configuration import choose_variant
+from configs import cnn
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
-    """The configuration of a variant: "full" or "tiny" (seconds, for the tests)."""
-    config = _full()
-    config.update(choose_variant(variant, _VARIANTS))
+    """The configuration of a variant of configs/cnn.py, "full" or "tiny"."""
+    config = cnn.get_config(variant)
+    config.update({"seed": 1, "model": {"features": (32, 32, 64)}})
     return config
-
-
-def _full() -> ml_collections.ConfigDict:
-    return ml_collections.ConfigDict(
-        {
-            "seed": 1,
-            "dataset": {
-                "name": "mnist",
-                "data_dir": ml_collections.config_dict.placeholder(str),
-                "validation_size": 5000,
-                "module": "",
-            },
-            "model": {"name": "cnn", "features": (32, 32, 64)},
-            "train": {
-                "epochs": 20,
-                # None: as many as the training images fill.
-                "steps_per_epoch": ml_collections.config_dict.placeholder(int),
-                "batch_size": 100,
-                "learning_rate": 2e-3,
-                "schedule": "one_cycle",
-                "steps_per_dispatch": 50,
-                # No steps: plain training.
-                "attack": _attack(0),
-                "attack_warmup_steps": 0,
-                "final_attack": {"epochs": 0, "step_size": 0.01, "num_steps": 40},
-            },
-            "validation": {"num_attacked": 200, "batch_size": 100, "attack": _attack(40)},
-            "checkpoint": {"every_epochs": 1, "keep": 2},
-        }
-    )
-
-
-def _attack(num_steps: int) -> dict[str, object]:
-    return {
-        "norm": "linf",
-        "epsilon": 0.3,
-        "step_size": 0.01,
-        "num_steps": num_steps,
-        "random_start": True,
-    }
-
-
-_VARIANTS = {
-    "full": {},
-    "tiny": {
-        "dataset": {"validation_size": 100},
-        "train": {
-            "epochs": 2,
-            "steps_per_epoch": 4,
-            "batch_size": 20,
-            "steps_per_dispatch": 3,
-        },
-        "validation": {"num_attacked": 20, "batch_size": 20, "attack": {"num_steps": 2}},
-    },
-}

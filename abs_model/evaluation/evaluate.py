@@ -12,10 +12,8 @@ Attacks get the first `num_attacked` test images, and the same random numbers fo
 """
 
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
-import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -33,12 +31,12 @@ from abs_model.evaluation.progress import count_progress
 from abs_model.evaluation.tables import AttackSettings, Row
 from abs_model.evaluation.verification import verify
 from abs_model.files import atomic_write_text, write_json
+from abs_model.provenance import environment, git_commit
 
 # The thresholds of the paper (Schott et al. 2019, arXiv 1805.09190), table 1.
 THRESHOLDS = {"l2": 1.5, "linf": 0.3}
 # A walk of all steps can cross the ball, from wherever in it it starts.
 _STEP_LENGTHS_PER_RADIUS = 2.5
-_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 
 
 class EvaluationError(UserError):
@@ -123,7 +121,12 @@ def evaluate(
         EvaluationError: There are fewer test images than asked for, or the workdir can't be made.
     """
     directory = _prepare(settings, test, workdir)
-    header = {"settings": dataclasses.asdict(settings), **(about or {}), **environment()}
+    header = {
+        "settings": dataclasses.asdict(settings),
+        **(about or {}),
+        "git_commit": git_commit(),
+        **environment(),
+    }
     rows: list[Row] = []
     for name, model in models.items():
         for row, attacked in _evaluate_model(name, model, test, settings, attack):
@@ -138,23 +141,6 @@ def evaluate(
     figures.save(figures.draw_summary(rows), directory / "summary.png")
     _write_results(directory, header, rows, complete=True)
     return rows
-
-
-def environment() -> dict[str, Any]:
-    """Versions and device, for results.json."""
-    devices = jax.devices()
-    return {
-        "packages": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
-        "device": {
-            "platform": devices[0].platform,
-            "kind": devices[0].device_kind,
-            "count": len(devices),
-            "cpu_cores": os.cpu_count(),
-        },
-    }
 
 
 def _prepare(settings: Settings, test: Split, workdir: str | os.PathLike[str]) -> pathlib.Path:

@@ -25,7 +25,13 @@ from abs_model.training.configuration import (
     sequence_of,
 )
 from abs_model.training.loop import fit
-from abs_model.training.runs import build_task, is_finished, open_store, write_run
+from abs_model.training.runs import (
+    build_task,
+    is_finished,
+    open_store,
+    training_record,
+    write_run,
+)
 from abs_model.training.workdir import open_workdir
 
 _EXPECTED = {
@@ -106,7 +112,14 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         workdir=path,
     )
     calibration = _calibrate(classifier, config, dataset)
-    write_run(path, task, dataset.image_shape, dataset.num_classes, calibration=calibration)
+    write_run(
+        path,
+        task,
+        dataset.image_shape,
+        dataset.num_classes,
+        calibration=calibration,
+        training=training_record(path),
+    )
     return True
 
 

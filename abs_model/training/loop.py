@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from abs_model.errors import UserError
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.interrupts import graceful_exit
-from abs_model.training.metrics import MetricsLogger
+from abs_model.training.metrics import SECONDS, MetricsLogger, training_seconds
 
 PyTree = Any
 State = dict[str, PyTree]
@@ -99,6 +99,8 @@ def fit(
         ) as logger,
         _progress() as progress,
     ):
+        # The logger has dropped what came after the checkpoint.
+        session_start = time.perf_counter() - training_seconds(workdir)
         bar = progress.add_task("training", total=total, completed=step, status="compiling")
         while step < total and not stop.requested:
             to_epoch_end = task.steps_per_epoch - step % task.steps_per_epoch
@@ -109,7 +111,8 @@ def fit(
             rate = num_steps * task.images_per_step / (time.perf_counter() - start)
             step += num_steps
             _check_finite(values, step, store)
-            logger.scalars(step, values | {"train/images_per_second": rate})
+            seconds = time.perf_counter() - session_start
+            logger.scalars(step, values | {"train/images_per_second": rate, SECONDS: seconds})
             status = f"loss {values['train/loss']:.3f}, {rate:,.0f} images/s"
             progress.update(bar, completed=step, status=status)
             epoch, into_epoch = divmod(step, task.steps_per_epoch)

@@ -24,6 +24,8 @@ from abs_model.training.tracking import Tracker, open_tracker
 
 METRICS_FILE = "metrics.jsonl"
 IMAGES_DIRECTORY = "images"
+# Of training and validation so far, over all sessions of a run.
+SECONDS = "train/seconds"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -129,6 +131,11 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """
     path = pathlib.Path(workdir) / METRICS_FILE
     return [record for record, _ in _records(path)] if path.exists() else []
+
+
+def training_seconds(workdir: str | os.PathLike[str]) -> float:
+    """How long a run had been training and validating at its last dispatch, over all sessions."""
+    return max((record.get(SECONDS, 0.0) for record in read_metrics(workdir)), default=0.0)
 
 
 def _records(path: pathlib.Path) -> list[tuple[dict[str, Any], bytes]]:

@@ -40,7 +40,13 @@ from abs_model.training.configuration import (
     sequence_of,
 )
 from abs_model.training.loop import State, fit
-from abs_model.training.runs import build_task, is_finished, open_store, write_run
+from abs_model.training.runs import (
+    build_task,
+    is_finished,
+    open_store,
+    training_record,
+    write_run,
+)
 from abs_model.training.workdir import open_workdir
 
 PyTree = Any
@@ -102,7 +108,13 @@ def train_and_evaluate(
     store = open_store(directory, task, config.checkpoint.keep)
     if not fit(task, config, directory, store, wandb_mode):
         return False
-    write_run(directory, task, dataset.image_shape, dataset.num_classes)
+    write_run(
+        directory,
+        task,
+        dataset.image_shape,
+        dataset.num_classes,
+        training=training_record(directory),
+    )
     return True
 
 

@@ -10,8 +10,10 @@ import ml_collections
 
 from abs_model.data import Dataset, load_dataset
 from abs_model.files import write_json
+from abs_model.provenance import environment, git_commit
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.configuration import ConfigError
+from abs_model.training.metrics import training_seconds
 from abs_model.training.workdir import open_workdir
 
 if TYPE_CHECKING:  # whoever loads a model needs no training loop
@@ -60,12 +62,17 @@ def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStor
     )
 
 
+def training_record(workdir: str | os.PathLike[str]) -> dict[str, Any]:
+    """How the training that ends now came about, for `write_run`: commit, seconds, environment."""
+    return {"git_commit": git_commit(), "seconds": training_seconds(workdir), **environment()}
+
+
 def write_run(
     workdir: pathlib.Path,
     task: "Task",
     image_shape: tuple[int, int, int],
     num_classes: int,
-    **fitted: dict[str, Any],
+    **more: dict[str, Any],
 ) -> None:
     """Marks a run as finished.
 
@@ -74,7 +81,8 @@ def write_run(
         task: What was trained.
         image_shape: (height, width, channels) of what it was trained on.
         num_classes: Likewise.
-        **fitted: What was fitted after training, such as the calibration.
+        **more: What whoever loads the model needs besides, such as what was fitted after training,
+            and "training", a `training_record`.
     """
     description = {
         "image_shape": image_shape,
@@ -82,7 +90,7 @@ def write_run(
         "best_metric": task.best_metric,
         "best_mode": task.best_mode,
     }
-    write_json(workdir / _FILE, description | fitted)
+    write_json(workdir / _FILE, description | more)
 
 
 def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

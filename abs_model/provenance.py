@@ -1,0 +1,58 @@
+"""How a result came about: versions, hardware, and the commit of this repository."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+
+_PACKAGES = ("jax", "jaxlib", "flax", "numpy")
+_ROOT = pathlib.Path(__file__).parent.parent
+
+
+def environment() -> dict[str, Any]:
+    """{"packages": versions by name, "device": what JAX runs on}."""
+    devices = jax.devices()
+    return {
+        "packages": {
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+        "device": {
+            "platform": devices[0].platform,
+            "kind": devices[0].device_kind,
+            "count": len(devices),
+            "cpu": _cpu_name(),
+            "cpu_cores": os.cpu_count(),
+        },
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, "-dirty" behind it where tracked files differ from it.
+
+    None where the code is in no git repository, or git isn't there.
+    """
+    try:
+        commit = _git("rev-parse", "HEAD")
+        return commit + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+def _cpu_name() -> str:
+    """The processor's name as Linux gives it, elsewhere the architecture."""
+    try:
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()

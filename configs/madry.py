@@ -73,12 +73,12 @@ _VARIANTS = {
     "full": {},
     "cpu": {
         "train": {
-            "epochs": 20,
+            "epochs": 16,
             "learning_rate": 2e-3,
             "schedule": "one_cycle",
             "attack": {"step_size": 0.375, "num_steps": 1},
             "attack_warmup_steps": 1100,
-            "final_attack": {"epochs": 8, "step_size": 0.06, "num_steps": 8},
+            "final_attack": {"epochs": 6, "step_size": 0.075, "num_steps": 8},
         }
     },
     "plain": {

@@ -1,10 +1,11 @@
 """Analysis by synthesis in JAX: this page is the table of contents.
 
-- `load`: a trained model from its workdir, as a classifier.
+- `load`: a trained model as a classifier, by name or from its workdir; `available`: the names.
 - `Classifier`: `logits`, `predict`, `confidences`; `ABSClassifier` adds `infer`.
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
 - `nearest_neighbor`: the nearest-neighbour baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
+- `foolbox`: any classifier as a Foolbox model.
 - `pgd`: the attack; `verify`: the check of what an attack claims.
 
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
@@ -15,10 +16,12 @@ from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation.verification import Verification, verify
+from abs_model.foolbox_model import foolbox
 from abs_model.inference import Inference
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor
 from abs_model.solvers import SearchSettings
+from abs_model.zoo import available
 
 __all__ = [
     "ABSClassifier",
@@ -32,6 +35,8 @@ __all__ = [
     "Split",
     "UserError",
     "Verification",
+    "available",
+    "foolbox",
     "load",
     "load_dataset",
     "nearest_neighbor",

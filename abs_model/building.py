@@ -1,7 +1,7 @@
 """ABS from a configuration: structure, untrained parameters, classifiers from trained ones."""
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -85,7 +85,7 @@ def build_abs(
     image_shape: tuple[int, int, int],
     *,
     search: SearchSettings,
-    workdir: pathlib.Path | None = None,
+    open_surrogate: Callable[[Decoder], Surrogate] | None = None,
     name: str = "abs",
     batch_size: int = DEFAULT_BATCH_SIZE,
     binary: bool = False,
@@ -93,17 +93,14 @@ def build_abs(
 ) -> ABSClassifier:
     """An ABS classifier from trained VAEs.
 
-    With the solver "quasi_newton", their surrogates are read from the workdir, or fitted, which
-    takes minutes, and kept there.
-
     Args:
-        config: Uses `model.latent_size`, `calibration.alpha`, and for surrogates
-            `inference.max_norm` and `surrogate`.
+        config: Uses `model.latent_size` and `calibration.alpha`.
         graphdef: From `init_vaes`.
         model: {"params": ..., "statistics": ...}, leading axis classes.
         image_shape: (height, width, channels).
         search: How latents are searched.
-        workdir: Of the run; only for the solver "quasi_newton".
+        open_surrogate: Gives the surrogates of all classes' decoders, to the solver "quasi_newton"
+            only.
         name: For tables and messages.
         batch_size: Images per call of the compiled function.
         binary: Whether images are thresholded.
@@ -117,8 +114,8 @@ def build_abs(
         fitted = calibration["binary_abs" if binary else "abs"]
     decoder = fold_decoders(graphdef, state, image_shape)
     surrogate = None
-    if search.solver == "quasi_newton" and workdir is not None:
-        surrogate = _open_surrogate(workdir, config, decoder)
+    if search.solver == "quasi_newton" and open_surrogate is not None:
+        surrogate = open_surrogate(decoder)
     return ABSClassifier(
         name=name,
         image_shape=image_shape,
@@ -132,10 +129,16 @@ def build_abs(
     )
 
 
-def _open_surrogate(
+def kept_surrogate(
     workdir: pathlib.Path, config: ml_collections.ConfigDict, decoder: Decoder
 ) -> Surrogate:
-    """The surrogates of all classes' decoders: read, or fitted and kept."""
+    """The surrogates of all classes' decoders: read, or fitted, which takes minutes, and kept.
+
+    Args:
+        workdir: Where they are kept.
+        config: Uses `inference.max_norm` and `surrogate`.
+        decoder: All classes' decoders.
+    """
     # Configurations from before there were surrogates have no such section.
     fields = config.get("surrogate", ml_collections.ConfigDict()).to_dict()
     if "widths" in fields:

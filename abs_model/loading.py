@@ -1,123 +1,161 @@
-"""`load`: a trained model from its workdir, as a classifier."""
+"""`load`: a trained model as a classifier, from the zoo or from the workdir of its training run."""
 
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import ml_collections
 from flax import nnx
 
-from abs_model.building import (
-    DEFAULT_BATCH_SIZE,
-    build_abs,
-    search_settings,
-    vaes_structure,
-)
+from abs_model import zoo
+from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
 from abs_model.classifiers import Classifier, NetworkClassifier
+from abs_model.compilation import keep_compiled
+from abs_model.data import load_dataset
+from abs_model.decoders import Decoder
 from abs_model.errors import UserError
+from abs_model.nearest_neighbor import nearest_neighbor
 from abs_model.networks import create_network
-from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.runs import read_run
-from abs_model.training.workdir import load_config
+from abs_model.solvers.surrogates import Surrogate
+from abs_model.training.runs import FinishedRun
 
 PyTree = Any
+_BINARY_SUFFIX = ":binary"
+
+
+class Trained(Protocol):
+    """A trained model as it is kept: `abs_model.zoo.Entry` or `FinishedRun`."""
+
+    @property
+    def name(self) -> str:
+        """For tables and messages."""
+
+    @property
+    def binary(self) -> bool:
+        """Whether it thresholds images without being asked to."""
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The configuration that it was trained with."""
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """What `abs_model.training.runs.write_run` wrote."""
+
+    def restore(self, template: PyTree) -> PyTree:
+        """The model's arrays in the structure of `template`."""
+
+    def surrogate(self, decoder: Decoder) -> Surrogate:
+        """The surrogates of an ABS model's decoders."""
 
 
 def load(
-    path: str | os.PathLike[str],
+    model: str | os.PathLike[str],
     *,
     binary: bool = False,
     batch_size: int = DEFAULT_BATCH_SIZE,
     name: str | None = None,
     solver: str | None = None,
 ) -> Classifier:
-    """Loads a training run's best checkpoint (by its validation metric) as a classifier.
+    """Loads a trained model as a classifier.
 
-    The first time that a run is opened with the solver "quasi_newton", surrogates are fitted, which
-    takes minutes, and kept in its workdir; train.py has done it for runs that it finished.
+    What JAX compiles is kept on disk from the first call on; see `abs_model.compilation`.
 
     Args:
-        path: The run's workdir, such as "runs/abs".
+        model: A name of `abs_model.available()`, such as "abs", or the workdir of a training run,
+            such as "runs/abs", of which the best checkpoint is taken. A name goes before a folder
+            of that name; "./abs" is the folder. "nearest_neighbor" is made of MNIST's training
+            images, which are prepared when they aren't yet.
         binary: Whether to classify thresholded images: Binary ABS, Binary CNN.
         batch_size: Images per call of the compiled function.
-        name: For tables and messages; the folder's name by default.
+        name: For tables and messages; that of the model or folder by default.
         solver: Of an ABS model's latent search, "adam" (the paper's) or "quasi_newton"; by default
-            the one of the run's configuration.
+            the one of its configuration. The first time that a run from before there were
+            surrogates is opened with "quasi_newton", they are fitted, which takes minutes, and kept
+            in its workdir.
 
     Raises:
-        UserError: `path` holds no run, or one that has not been trained to its end, or `solver` was
-            given for a model that is not ABS.
+        UserError: There is no such model or workdir, its files can't be used, its training has not
+            ended, or an option does not fit the kind of model.
         ValueError: There is no such solver.
     """
-    path = pathlib.Path(path)
-    config, run = load_config(path), read_run(path)
-    kind = config.model.name
+    keep_compiled()
+    if model == zoo.NEAREST_NEIGHBOR:
+        if binary or solver is not None:
+            raise UserError(f"{model!r} takes neither binary nor solver")
+        return nearest_neighbor(load_dataset("mnist"), name or model).with_batch_size(batch_size)
+    trained = find_trained(model)
+    config = trained.config
+    image_shape, num_classes = tuple(trained.run["image_shape"]), trained.run["num_classes"]
+    kind, name, binary = config.model.name, name or trained.name, binary or trained.binary
     if kind != "abs" and solver is not None:
         raise UserError(
-            f"solver={solver!r} needs an ABS model; {str(path)!r} holds a {kind!r} model"
+            f"solver={solver!r} needs an ABS model; {str(model)!r} holds a {kind!r} model"
         )
-    if run is None:
-        raise _unfinished(path)
-    image_shape, num_classes = tuple(run["image_shape"]), run["num_classes"]
-    name = name or path.name
-    if kind != "abs":
+    graphdef, arrays = load_arrays(trained)
+    if kind == "abs":
+        return build_abs(
+            config,
+            graphdef,
+            arrays,
+            image_shape,
+            search=search_settings(config, solver),
+            open_surrogate=trained.surrogate,
+            name=name,
+            batch_size=batch_size,
+            binary=binary,
+            calibration=trained.run["calibration"],
+        )
+    return NetworkClassifier(
+        name=name,
+        image_shape=image_shape,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        graphdef=graphdef,
+        state=arrays,
+        binary=binary,
+    )
+
+
+def find_trained(model: str | os.PathLike[str]) -> Trained:
+    """What `load` loads, but for the nearest neighbour.
+
+    Raises:
+        UserError: There is no such model or workdir, or its training has not ended.
+    """
+    entry = zoo.find(model) if isinstance(model, str) else None
+    if entry is not None:
+        return entry
+    if pathlib.Path(model).is_dir():
+        return FinishedRun(model)
+    text = os.fspath(model)
+    if text.endswith(_BINARY_SUFFIX):
+        plain = text.removesuffix(_BINARY_SUFFIX)
+        raise UserError(f"{text!r} is for evaluate.py; load({plain!r}, binary=True)")
+    raise UserError(
+        f"there is no pretrained model {text!r} ({zoo.suggest(text)}), and there is no directory of"
+        " that name that could be the workdir of a training run"
+    )
+
+
+def load_arrays(trained: Trained) -> tuple[nnx.GraphDef, PyTree]:
+    """The structure and the arrays of a trained model, for `nnx.merge`.
+
+    Of a network the module's state; of ABS the structure of one `abs_model.vae.VAE`, and
+    {"params": ..., "statistics": ...} of all classes' VAEs, with a leading class axis.
+
+    Raises:
+        UserError: The model's files can't be used.
+    """
+    config = trained.config
+    image_shape, num_classes = tuple(trained.run["image_shape"]), trained.run["num_classes"]
+    if config.model.name == "abs":
+        graphdef, template = vaes_structure(config, image_shape, num_classes)
+    else:
         network = nnx.eval_shape(
             lambda: create_network(config.model, image_shape, num_classes, nnx.Rngs(0))
         )
         graphdef, state = nnx.split(network)
-        return NetworkClassifier(
-            name=name,
-            image_shape=image_shape,
-            num_classes=num_classes,
-            batch_size=batch_size,
-            graphdef=graphdef,
-            state=_restore_best(path, run, nnx.to_pure_dict(state)),
-            binary=binary,
-        )
-    search = search_settings(config, solver)
-    graphdef, model = load_vaes(path)
-    return build_abs(
-        config,
-        graphdef,
-        model,
-        image_shape,
-        search=search,
-        workdir=path,
-        name=name,
-        batch_size=batch_size,
-        binary=binary,
-        calibration=run["calibration"],
-    )
-
-
-def load_vaes(path: str | os.PathLike[str]) -> tuple[nnx.GraphDef, dict[str, PyTree]]:
-    """The VAEs of an ABS run's best checkpoint.
-
-    Returns:
-        The structure of one `abs_model.vae.VAE`, and {"params": ..., "statistics": ...} of all
-        classes' VAEs, with a leading class axis; `nnx.merge` makes one of a class's slices.
-
-    Raises:
-        UserError: `path` holds no run, or one that has not been trained to its end.
-    """
-    path = pathlib.Path(path)
-    config, run = load_config(path), read_run(path)
-    if run is None:
-        raise _unfinished(path)
-    graphdef, template = vaes_structure(config, tuple(run["image_shape"]), run["num_classes"])
-    return graphdef, _restore_best(path, run, template)
-
-
-def _restore_best(path: pathlib.Path, run: Mapping[str, Any], template: PyTree) -> PyTree:
-    """The model of the best checkpoint; `template` holds shapes and dtypes only."""
-    store = CheckpointStore(
-        path / "checkpoints", best_metric=run["best_metric"], best_mode=run["best_mode"]
-    )
-    return store.restore_best({"model": template})["model"]
-
-
-def _unfinished(path: pathlib.Path) -> UserError:
-    return UserError(
-        f"{str(path)!r} holds a training run that has not ended; start train.py again with the "
-        "same --config and --workdir, and it goes on from the last checkpoint"
-    )
+        template = nnx.to_pure_dict(state)
+    return graphdef, trained.restore(template)

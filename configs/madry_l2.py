@@ -4,8 +4,7 @@ python train.py --config=configs/madry_l2.py --workdir=runs/madry_l2
 python train.py --config=configs/madry_l2.py:cpu --workdir=runs/madry_l2
 
 full: as configs/madry.py, with 40 steps of L2 PGD at 1.5. It takes a GPU, and has not been run yet.
-cpu: a cheap recipe, not run to its end yet: single steps from a random start with one cycle of a
-higher rate, the last epochs with several steps.
+cpu: the cheap recipe of configs/madry.py:cpu, not run to its end yet.
 
 The same network trained plainly is configs/madry.py:plain. Another data set is another entry:
 --config.dataset.name=fashion_mnist.
@@ -34,7 +33,7 @@ _L2 = {
 # What else differs from the variants of configs/madry.py.
 _VARIANTS = {
     "full": {},
-    "cpu": {"train": {"attack": {"step_size": 1.5}, "final_attack": {"step_size": 0.4}}},
+    "cpu": {"train": {"attack": {"step_size": 0.6}, "final_attack": {"step_size": 0.4}}},
     "tiny": {
         "train": {"attack": {"step_size": 0.5}},
         "validation": {"attack": {"step_size": 0.5}},

@@ -19,7 +19,7 @@ from abs_model.classifiers import ABSClassifier
 from abs_model.decoders import without_norm
 from abs_model.errors import UserError
 from abs_model.inference import Inference
-from abs_model.loading import load_vaes
+from abs_model.loading import find_trained, load_arrays
 from abs_model.mapping import map_classes
 from abs_model.solvers import QuasiNewton
 from scripts.timing import median_ratio, time_in_turns
@@ -211,7 +211,7 @@ def _torch_candidates(
 
 def _folded_layers(workdir: str) -> list[_Layers]:
     """Kernels (height, width, in, out) and biases of each class's decoder, batch norm folded in."""
-    graphdef, model = load_vaes(workdir)
+    graphdef, model = load_arrays(find_trained(workdir))
     layers = []
     for index in range(_NUM_CLASSES):
         params, statistics = (

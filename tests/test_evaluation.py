@@ -217,13 +217,14 @@ def test_unusable_models_are_refused(entries, message):
 
 
 def test_a_missing_workdir_is_named():
-    with pytest.raises(UserError, match=r"no directory runs/absent for model 'a'"):
+    with pytest.raises(UserError, match="no pretrained model 'runs/absent'"):
         load_models([ModelSpec("a", "runs/absent")])
 
 
 def make_run(path, dataset):
     section = {"name": dataset, "data_dir": "", "validation_size": 5, "module": ""}
     open_workdir(path, ml_collections.ConfigDict({"dataset": section}))
+    (path / "run.json").write_text("{}")
     return ModelSpec(path.name, str(path))
 
 
@@ -254,7 +255,7 @@ def test_a_model_of_other_images_is_refused(model, message, tmp_path, monkeypatc
 def test_the_command_line_reports_without_traceback():
     done = run_script("evaluate.py", "--models=a=absent", "--workdir=absent-too")
     assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert "no directory absent for model 'a'" in done.stderr
+    assert "no pretrained model 'absent'" in done.stderr
 
 
 def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):

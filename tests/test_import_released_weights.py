@@ -12,7 +12,7 @@ from flax import nnx
 
 import abs_model
 from abs_model.inference import infer
-from abs_model.loading import load_vaes
+from abs_model.loading import find_trained, load_arrays
 from abs_model.solvers import adam, make_adam
 from abs_model.training.workdir import load_config
 from configs.abs import get_config
@@ -93,7 +93,7 @@ def few_samples(imported, tmp_path_factory):
 @pytest.fixture(scope="module")
 def our_vaes(imported):
     """Each class's VAE, from the checkpoint."""
-    graphdef, model = load_vaes(imported)
+    graphdef, model = load_arrays(find_trained(imported))
     states = [jax.tree.map(lambda leaf, i=i: leaf[i], model) for i in range(10)]
     return [nnx.merge(graphdef, state["params"], state["statistics"]) for state in states]
 

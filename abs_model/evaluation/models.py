@@ -7,13 +7,16 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from abs_model import zoo
+from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, load_dataset
 from abs_model.errors import UserError
-from abs_model.loading import load
-from abs_model.training.workdir import load_config
+from abs_model.loading import find_trained, load
+from abs_model.nearest_neighbor import nearest_neighbor
 
 _BINARY_SUFFIX = ":binary"
 _ADVICE = "evaluate models of one data set at a time"
+_NEAREST_NEIGHBOR_DATASET = {"name": "mnist"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -27,7 +30,8 @@ class ModelSpec:
 
     Attributes:
         name: What tables and file names call it.
-        path: The workdir of its training run, as the user wrote it.
+        path: What `abs_model.load` takes, as the user wrote it: the name of a pretrained model, or
+            the workdir of a training run.
         binary: Whether it gets thresholded images: Binary ABS, Binary CNN.
     """
 
@@ -39,8 +43,11 @@ class ModelSpec:
 def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     """Reads NAME=PATH, NAME=PATH:binary, PATH or PATH:binary; PATH alone is named by its folder.
 
+    PATH is a workdir or the name of a pretrained model.
+
     Raises:
-        ModelsError: There is no entry, a name can't be part of a file name, or two are the same.
+        ModelsError: There is no entry, a name can't be part of a file name, two are the same, or
+            the nearest neighbour is to threshold images.
     """
     if not any(entry.strip() for entry in entries):
         raise ModelsError("--models names no model; give NAME=PATH[,NAME=PATH...]")
@@ -60,7 +67,10 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
             raise ModelsError(
                 f"--models: two models are called {name!r}; tell them apart with NAME=PATH"
             )
-        specs.append(ModelSpec(name, path, binary=location.endswith(_BINARY_SUFFIX)))
+        binary = location.endswith(_BINARY_SUFFIX)
+        if binary and path == zoo.NEAREST_NEIGHBOR:
+            raise ModelsError(f"--models: {path} does not come with {_BINARY_SUFFIX}")
+        specs.append(ModelSpec(name, path, binary))
     return specs
 
 
@@ -68,6 +78,8 @@ def load_models(
     specs: Sequence[ModelSpec], *, data_dir: str | None = None, batch_size: int | None = None
 ) -> tuple[dict[str, Any], Dataset]:
     """Loads the models, and the data set that all of them were trained on.
+
+    The nearest neighbour is made of the data set of the other models; by itself, of MNIST.
 
     Args:
         specs: The models, with different names.
@@ -78,24 +90,20 @@ def load_models(
         The classifiers by name, in the order of `specs`, and the data set.
 
     Raises:
-        ModelsError: A path isn't there, or the models belong to different data sets.
-        UserError: A workdir, its checkpoint or the data set can't be read.
+        ModelsError: The models belong to different data sets.
+        UserError: A model isn't there or can't be read, or the data set can't.
     """
-    sections = {spec.name: _dataset_section(spec) for spec in specs}
-    if len({(section.name, section.module) for section in sections.values()}) > 1:
-        found = ", ".join(f"{name!r} on {section.name}" for name, section in sections.items())
-        raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
-    section = sections[specs[0].name]
-    dataset = load_dataset(
-        section.name,
-        data_dir=data_dir or section.data_dir or None,
-        validation_size=section.validation_size,
-        module=section.module,
-    )
-    options: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
-    models = {
-        spec.name: load(spec.path, binary=spec.binary, name=spec.name, **options) for spec in specs
+    sections = {
+        spec.name: find_trained(spec.path).config.dataset.to_dict()
+        for spec in specs
+        if spec.path != zoo.NEAREST_NEIGHBOR
     }
+    if len({(section["name"], section["module"]) for section in sections.values()}) > 1:
+        found = ", ".join(f"{name!r} on {section['name']}" for name, section in sections.items())
+        raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
+    section = next(iter(sections.values()), _NEAREST_NEIGHBOR_DATASET)
+    dataset = load_dataset(**section | ({"data_dir": data_dir} if data_dir else {}))
+    models = {spec.name: _load(spec, dataset, batch_size) for spec in specs}
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
     return models, dataset
@@ -115,13 +123,12 @@ def check_shape(name: str, model: Any, image_shape: tuple[int, ...], num_classes
         )
 
 
-def _dataset_section(spec: ModelSpec) -> Any:
-    if not os.path.isdir(spec.path):
-        raise ModelsError(
-            f"--models: there is no directory {spec.path} for model {spec.name!r}; give the"
-            f" workdir of a training run ({_BINARY_SUFFIX} after it for thresholded images)"
-        )
-    return load_config(spec.path).dataset
+def _load(spec: ModelSpec, dataset: Dataset, batch_size: int | None) -> Classifier:
+    if spec.path == zoo.NEAREST_NEIGHBOR:
+        model: Classifier = nearest_neighbor(dataset, spec.name)
+    else:
+        model = load(spec.path, binary=spec.binary, name=spec.name)
+    return model if batch_size is None else model.with_batch_size(batch_size)
 
 
 def _by(shape: Sequence[int]) -> str:

@@ -10,8 +10,8 @@ import functools
 import hashlib
 import io
 import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
@@ -86,6 +86,28 @@ class Surrogate:
         """(pixels, N) -> components, (components, N)."""
         return self.basis.T @ (pixels - self.mean)
 
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """As host arrays by name, for files; `from_arrays` reads them."""
+        arrays = {"mean": self.mean, "basis": self.basis}
+        for i, (kernel, bias) in enumerate(zip(self.kernels, self.biases, strict=True)):
+            arrays |= {f"kernel_{i}": kernel, f"bias_{i}": bias}
+        return {name: np.asarray(array) for name, array in arrays.items()}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
+        """From what `to_arrays` made.
+
+        Raises:
+            KeyError: An array is missing.
+        """
+        layers = range(sum(name.startswith("kernel_") for name in arrays))
+        return cls(
+            kernels=tuple(jnp.asarray(arrays[f"kernel_{i}"]) for i in layers),
+            biases=tuple(jnp.asarray(arrays[f"bias_{i}"]) for i in layers),
+            mean=jnp.asarray(arrays["mean"]),
+            basis=jnp.asarray(arrays["basis"]),
+        )
+
 
 def fit_surrogates(decoder: Decoder, latent_size: int, settings: SurrogateSettings) -> Surrogate:
     """Fits all classes' surrogates, one after the other, with a progress bar.
@@ -120,7 +142,7 @@ def surrogate_origin(decoder: Decoder, settings: SurrogateSettings) -> str:
 def write_surrogate(path: pathlib.Path, surrogate: Surrogate, origin: str) -> None:
     """Writes a surrogate and its `surrogate_origin` as an .npz file, whole or not at all."""
     content = io.BytesIO()
-    np.savez(content, np.asarray(origin), *jax.tree.leaves(surrogate))
+    np.savez(content, allow_pickle=False, origin=np.asarray(origin), **surrogate.to_arrays())
     atomic_write_bytes(path, content.getvalue())
 
 
@@ -133,16 +155,15 @@ def read_surrogate(path: pathlib.Path, origin: str) -> Surrogate:
     """
     try:
         with np.load(path) as file:
-            found, *leaves = (file[f"arr_{i}"] for i in range(len(file.files)))
+            arrays = dict(file)
+            found, surrogate = arrays["origin"], Surrogate.from_arrays(arrays)
     except FileNotFoundError:
         raise
     except Exception as error:  # damage shows as nearly any exception
         raise SurrogateFileError(f"{path} can't be read: {error}") from error
     if found != origin:
         raise SurrogateFileError(f"{path} is of another model or other settings")
-    *layers, mean, basis = map(jnp.asarray, leaves)
-    half = len(layers) // 2
-    return Surrogate(tuple(layers[:half]), tuple(layers[half:]), mean, basis)
+    return surrogate
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3))

@@ -1,5 +1,6 @@
 """Training of ABS from start to end: VAEs, surrogates for search, calibration."""
 
+import functools
 from typing import Any
 
 import ml_collections
@@ -8,7 +9,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import track
 
-from abs_model.building import build_abs, search_settings
+from abs_model.building import build_abs, kept_surrogate, search_settings
 from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
 from abs_model.classifiers import ABSClassifier, threshold
 from abs_model.data import Dataset
@@ -109,7 +110,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         best,
         dataset.image_shape,
         search=search_settings(config),
-        workdir=path,
+        open_surrogate=functools.partial(kept_surrogate, path, config),
     )
     calibration = _calibrate(classifier, config, dataset)
     write_run(

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
+from abs_model import leaves
 from abs_model.errors import UserError
-from abs_model.training import leaves, step_files
+from abs_model.training import step_files
 
 PyTree = Any
 _LOGGER = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
+from abs_model.compilation import keep_compiled
 from abs_model.errors import UserError
 from abs_model.training.workdir import flatten
 
@@ -129,6 +130,8 @@ def choose_variant(name: str, variants: Mapping[str, T]) -> T:
 def run_main(main: Callable[[list[str]], int | None]) -> None:
     """Runs a script through `absl.app.run`, with one clean message for what the user can mend.
 
+    What it compiles is kept on disk.
+
     Faulty flags, unknown configuration keys and every `UserError` that `main` raises are
     printed to stderr without a traceback, and the process exits with status 2. Anything else is
     a fault of the program and keeps its traceback.
@@ -138,6 +141,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
     """
 
     def guarded(argv: list[str]) -> int | None:
+        keep_compiled()
         try:
             return main(argv)
         except UserError as error:

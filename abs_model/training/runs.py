@@ -8,18 +8,24 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
+from abs_model.building import kept_surrogate
 from abs_model.data import Dataset, load_dataset
+from abs_model.decoders import Decoder
+from abs_model.errors import UserError
 from abs_model.files import write_json
 from abs_model.provenance import environment, git_commit
+from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.configuration import ConfigError
 from abs_model.training.metrics import training_seconds
-from abs_model.training.workdir import open_workdir
+from abs_model.training.workdir import load_config, open_workdir
 
 if TYPE_CHECKING:  # whoever loads a model needs no training loop
     from abs_model.training.loop import Task
 
 _FILE = "run.json"
+_CHECKPOINTS = "checkpoints"
+PyTree = Any
 _T = TypeVar("_T")
 
 
@@ -55,7 +61,7 @@ def is_finished(workdir: str | os.PathLike[str], config: ml_collections.ConfigDi
 def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStore:
     """The checkpoints of a run of `task`, in `workdir`/checkpoints."""
     return CheckpointStore(
-        workdir / "checkpoints",
+        workdir / _CHECKPOINTS,
         keep=keep,
         best_metric=task.best_metric,
         best_mode=task.best_mode,
@@ -91,6 +97,55 @@ def write_run(
         "best_mode": task.best_mode,
     }
     write_json(workdir / _FILE, description | more)
+
+
+class FinishedRun:
+    """A training run that has ended, as `abs_model.load` wants it.
+
+    Attributes:
+        name: That of the folder.
+        binary: Whether the model thresholds images: it can, but doesn't by itself.
+        config: The run's configuration.
+        run: What `write_run` wrote.
+    """
+
+    binary = False
+
+    def __init__(self, workdir: str | os.PathLike[str]) -> None:
+        """Reads the workdir's description.
+
+        Raises:
+            UserError: It holds no run, or one that has not ended.
+        """
+        self._workdir = pathlib.Path(workdir)
+        self.name = self._workdir.absolute().name
+        self.config = load_config(workdir)
+        run = read_run(workdir)
+        if run is None:
+            raise UserError(
+                f"{str(workdir)!r} holds a training run that has not ended; start train.py again"
+                " with the same --config and --workdir, and it goes on from the last checkpoint"
+            )
+        self.run = run
+
+    def restore(self, template: PyTree) -> PyTree:
+        """The model of the best checkpoint; `template` holds shapes and dtypes only.
+
+        Raises:
+            UserError: It can't be read, or holds something else.
+        """
+        store = CheckpointStore(
+            self._workdir / _CHECKPOINTS,
+            best_metric=self.run["best_metric"],
+            best_mode=self.run["best_mode"],
+        )
+        return store.restore_best({"model": template})["model"]
+
+    def surrogate(self, decoder: Decoder) -> Surrogate:
+        """Of the decoders: the first time that a run from before there were any is opened, they
+        are fitted, which takes minutes, and kept.
+        """
+        return kept_surrogate(self._workdir, self.config, decoder)
 
 
 def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -60,6 +60,11 @@ def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict
     return workdir
 
 
+def as_config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """What was read from a configuration's JSON as a locked configuration, lists as tuples."""
+    return ml_collections.ConfigDict(_with_tuples(content)).lock()
+
+
 def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The configuration a workdir was made with.
 
@@ -72,8 +77,7 @@ def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     Raises:
         WorkdirError: There is no such directory, no config.json in it, or not a readable one.
     """
-    config = ml_collections.ConfigDict(_with_tuples(_read(pathlib.Path(path).absolute())))
-    return config.lock()
+    return as_config(_read(pathlib.Path(path).absolute()))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

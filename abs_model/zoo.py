@@ -1,0 +1,174 @@
+"""The model zoo: trained models that come with the code, by name.
+
+An entry is two files in `pretrained/`: weights (safetensors) and a card (JSON)::
+
+    sha256    of the weights file
+    models    by name: whether the model thresholds images, and what was measured of it
+    config    of the training run
+    run       what the run noted at its end: image shape, calibration, time, commit, hardware
+
+Models of one entry share its weights: Binary ABS is ABS on thresholded images.
+`scripts/export_pretrained.py` makes an entry of a training run.
+"""
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import ml_collections
+import numpy as np
+import safetensors.numpy
+
+from abs_model import leaves
+from abs_model.decoders import Decoder
+from abs_model.errors import UserError
+from abs_model.files import atomic_write_bytes, write_json
+from abs_model.solvers.surrogates import Surrogate
+from abs_model.training.workdir import as_config
+
+PyTree = Any
+FOLDER = pathlib.Path(__file__).parent / "pretrained"
+# Of the baseline that is made of the data set instead of trained.
+NEAREST_NEIGHBOR = "nearest_neighbor"
+_MODEL, _SURROGATE = "model", "surrogate"
+
+
+class ZooError(UserError):
+    """A file of the zoo is missing or damaged, or not the one that its card describes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A model of the zoo, as `abs_model.load` wants it; reads the weights when first asked.
+
+    Attributes:
+        name: Of the model.
+        path: Of the weights.
+        card: Content of the card.
+    """
+
+    name: str
+    path: pathlib.Path
+    card: Mapping[str, Any]
+
+    @property
+    def binary(self) -> bool:
+        """Whether the model thresholds images."""
+        return self.card["models"][self.name]["binary"]
+
+    @property
+    def config(self) -> ml_collections.ConfigDict:
+        """The configuration that it was trained with."""
+        return as_config(self.card["config"])
+
+    @property
+    def run(self) -> Mapping[str, Any]:
+        """What the run noted at its end."""
+        return self.card["run"]
+
+    def restore(self, template: PyTree) -> PyTree:
+        """The model's arrays in the structure of `template`.
+
+        Raises:
+            ZooError: The file is damaged, or holds other arrays.
+        """
+        found = self._arrays(_MODEL)
+        if lines := leaves.mismatches(_MODEL, template, found):
+            raise ZooError(f"{self.path} holds other arrays than its card says: {lines}")
+        return leaves.from_arrays(_MODEL, template, found)
+
+    def surrogate(self, decoder: Decoder) -> Surrogate:
+        """Of the decoders, as fitted before the model was put into the zoo.
+
+        Raises:
+            ZooError: The file is damaged.
+        """
+        del decoder
+        return Surrogate.from_arrays(self._arrays(_SURROGATE))
+
+    def _arrays(self, group: str) -> dict[str, np.ndarray]:
+        prefix = f"{group}/"
+        return {
+            key.removeprefix(prefix): array
+            for key, array in self._weights.items()
+            if key.startswith(prefix)
+        }
+
+    @functools.cached_property
+    def _weights(self) -> dict[str, np.ndarray]:
+        try:
+            data = self.path.read_bytes()
+        except OSError as error:
+            raise ZooError(f"the weights of {self.name!r} can't be read: {error}") from error
+        if hashlib.sha256(data).hexdigest() != self.card["sha256"]:
+            raise ZooError(
+                f"{self.path} is not the file that its card describes: the SHA-256 differs. Get"
+                " both anew"
+            )
+        return safetensors.numpy.load(data)
+
+
+def available() -> list[str]:
+    """The names of the models that `abs_model.load` makes without a training run."""
+    return sorted([*_entries(), NEAREST_NEIGHBOR])
+
+
+def find(name: str) -> Entry | None:
+    """The model of a name, or None."""
+    return _entries().get(name)
+
+
+def suggest(name: str) -> str:
+    """What there is instead of a model called `name`, as part of a message."""
+    near = difflib.get_close_matches(name, available(), n=3)
+    if near:
+        return f"did you mean {' or '.join(map(repr, near))}?"
+    return f"there are {', '.join(available())}"
+
+
+def write_entry(
+    name: str,
+    model: PyTree,
+    surrogate: Surrogate | None,
+    card: Mapping[str, Any],
+) -> pathlib.Path:
+    """Writes the weights and then the card of an entry.
+
+    Args:
+        name: Of the files.
+        model: The model's arrays.
+        surrogate: Of an ABS model's decoders.
+        card: Content of the card, but for the hash.
+
+    Returns:
+        The weights file.
+    """
+    groups = {_MODEL: leaves.to_arrays(_MODEL, model)}
+    if surrogate is not None:
+        groups[_SURROGATE] = surrogate.to_arrays()
+    data = safetensors.numpy.save(
+        {
+            f"{group}/{key}": np.ascontiguousarray(array)
+            for group, arrays in groups.items()
+            for key, array in arrays.items()
+        }
+    )
+    FOLDER.mkdir(exist_ok=True)
+    path = FOLDER / f"{name}.safetensors"
+    atomic_write_bytes(path, data)
+    write_json(path.with_suffix(".json"), {"sha256": hashlib.sha256(data).hexdigest(), **card})
+    return path
+
+
+def _entries() -> dict[str, Entry]:
+    entries = {}
+    for path in sorted(FOLDER.glob("*.json")):
+        card = json.loads(path.read_text())
+        for name in card["models"]:
+            entries[name] = Entry(name, path.with_suffix(".safetensors"), card)
+    return entries

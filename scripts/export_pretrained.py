@@ -1,0 +1,99 @@
+"""Makes an entry of the model zoo of a finished training run, after measuring the model.
+
+python scripts/export_pretrained.py runs/cnn cnn --binary_name=binary_cnn
+python scripts/export_pretrained.py runs/abs abs --binary_name=binary_abs --num_attacked=100
+
+Measured are the accuracy on all test images, and on the first ones under 40 steps of PGD at the
+thresholds of the paper; what evaluate.py would write lies in WORKDIR/measured afterwards.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model import zoo
+from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.errors import UserError
+from abs_model.evaluation import ModelSpec, Settings, evaluate, load_models, to_dict
+from abs_model.loading import Trained, find_trained, load, load_arrays
+from abs_model.solvers import QuasiNewton
+from abs_model.solvers.surrogates import Surrogate
+
+_NUM_COMPARED = 64
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the export; what the user can mend ends as one message and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", help="of the training run")
+    parser.add_argument("name", metavar="NAME", help="what abs_model.load will call the model")
+    parser.add_argument("--binary_name", help="also the same model on thresholded images")
+    parser.add_argument(
+        "--num_attacked", type=int, default=1000, help="test images that are attacked (%(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        path = _export(options.workdir, options.name, options.binary_name, options.num_attacked)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    print(f"Exported: {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
+
+
+def _export(workdir: str, name: str, binary_name: str | None, num_attacked: int) -> pathlib.Path:
+    # Absolute, because a workdir may be called like a model of the zoo.
+    directory = pathlib.Path(workdir).absolute()
+    trained = find_trained(directory)
+    specs = [ModelSpec(name, str(directory))]
+    if binary_name is not None:
+        specs.append(ModelSpec(binary_name, str(directory), binary=True))
+    models, dataset = load_models(specs)
+    settings = Settings(num_clean=len(dataset.test.labels), num_attacked=num_attacked)
+    measured = directory / "measured"
+    rows = evaluate(models, dataset.test, settings, measured)
+    card: dict[str, Any] = {
+        "models": {
+            spec.name: {
+                "binary": spec.binary,
+                "measured": [to_dict(row) for row in rows if row.model == spec.name],
+            }
+            for spec in specs
+        },
+        "measured_with": _header(measured),
+        "config": _without_folder(trained.config.to_dict()),
+        "run": trained.run,
+    }
+    _, arrays = load_arrays(trained)
+    path = zoo.write_entry(name, arrays, _surrogate(trained, models[name]), card)
+    images = dataset.test.images[:_NUM_COMPARED].astype(np.float32) / 255
+    for spec in specs:
+        expected, found = models[spec.name].logits(images), load(spec.name).logits(images)
+        np.testing.assert_array_equal(found, expected)
+    return path
+
+
+def _header(directory: pathlib.Path) -> dict[str, Any]:
+    """How it was measured: all of results.json but the rows."""
+    results = json.loads((directory / "results.json").read_text())
+    return {key: value for key, value in results.items() if key not in ("complete", "rows")}
+
+
+def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without this machine's folder of data sets."""
+    return config | {"dataset": config["dataset"] | {"data_dir": None}}
+
+
+def _surrogate(trained: Trained, model: Classifier) -> Surrogate | None:
+    if isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton):
+        return trained.surrogate(model.solver.decoder)
+    return None
+
+
+if __name__ == "__main__":
+    main()

@@ -3,13 +3,15 @@
 import json
 import shutil
 
+import jax
 import numpy as np
 import pytest
 
 import abs_model
 from abs_model import zoo
+from abs_model.loading import find_trained, load_arrays
 from scripts import export_pretrained
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script, train_arguments
 
 SHIPPED = sorted(set(abs_model.available()) - {"nearest_neighbor"})
 MAX_BYTES = 60e6
@@ -21,49 +23,66 @@ def images(mnist_sample):
 
 
 @pytest.fixture(scope="module")
-def run(abs_run, tmp_path_factory):
-    """The tiny ABS run, with surrogates."""
-    workdir = shutil.copytree(abs_run, tmp_path_factory.mktemp("runs") / "surrogates")
-    config = json.loads((workdir / "config.json").read_text())
-    config["inference"]["solver"] = "quasi_newton"
-    (workdir / "config.json").write_text(json.dumps(config))
+def cnn_run(data_dir, tmp_path_factory):
+    """The workdir of a tiny CNN's training."""
+    workdir = tmp_path_factory.mktemp("runs") / "cnn"
+    done = run_script(*train_arguments("cnn", workdir, data_dir, "mnist_sample"))
+    assert done.returncode == 0, done.stderr
     return workdir
 
 
 @pytest.fixture(scope="module")
-def folder(run, tmp_path_factory):
+def folder(cnn_run, tmp_path_factory):
     """A zoo of one entry with two models, made of the run."""
     folder = tmp_path_factory.mktemp("zoo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(zoo, "FOLDER", folder)
         export_pretrained.main(
-            [str(run), "tiny_abs", "--binary_name=tiny_binary", "--num_attacked=2"]
+            [str(cnn_run), "tiny", "--binary_name=binary_tiny", "--num_attacked=2"]
         )
     return folder
 
 
 @pytest.fixture
 def tiny_zoo(folder, tmp_path, monkeypatch):
-    """A copy of that zoo, to be damaged."""
+    """A copy of that zoo, to be changed."""
     copy = shutil.copytree(folder, tmp_path / "zoo")
     monkeypatch.setattr(zoo, "FOLDER", copy)
     return copy
 
 
-@pytest.mark.parametrize(("name", "binary"), [("tiny_abs", False), ("tiny_binary", True)])
-def test_an_entry_is_the_model_it_was_made_of(name, binary, tiny_zoo, run, images):
-    model, original = abs_model.load(name), abs_model.load(run, binary=binary)
+@pytest.mark.parametrize(("name", "binary"), [("tiny", False), ("binary_tiny", True)])
+def test_an_entry_is_the_model_it_was_made_of(name, binary, tiny_zoo, cnn_run, images):
+    model, original = abs_model.load(name), abs_model.load(cnn_run, binary=binary)
     assert (model.name, model.binary) == (name, binary)
     np.testing.assert_array_equal(model.logits(images), original.logits(images))
+
+
+def test_an_entry_of_abs_has_surrogates_and_calibration(abs_run, tiny_zoo, tmp_path, images):
+    workdir = shutil.copytree(abs_run, tmp_path / "run")
+    config = json.loads((workdir / "config.json").read_text())
+    config["inference"]["solver"] = "quasi_newton"
+    (workdir / "config.json").write_text(json.dumps(config))
+    original, trained = abs_model.load(workdir), find_trained(workdir)
+    card = {
+        "models": {"tiny_abs": {"binary": False}},
+        "config": trained.config.to_dict(),
+        "run": trained.run,
+    }
+    surrogate = original.solver.surrogate
+    zoo.write_entry("tiny_abs", load_arrays(trained)[1], surrogate, card)
+    model = abs_model.load("tiny_abs")
+    assert jax.tree.structure(model.solver) == jax.tree.structure(original.solver)
+    jax.tree.map(np.testing.assert_array_equal, model.solver, original.solver)
     np.testing.assert_array_equal(model.confidences(images), original.confidences(images))
 
 
-def test_the_card_says_what_the_model_is_and_how_good(tiny_zoo, run):
-    card = json.loads((tiny_zoo / "tiny_abs.json").read_text())
-    assert set(card["models"]) == {"tiny_abs", "tiny_binary"}
-    assert card["config"]["train"] == json.loads((run / "config.json").read_text())["train"]
+def test_the_card_says_what_the_model_is_and_how_good(tiny_zoo, cnn_run):
+    card = json.loads((tiny_zoo / "tiny.json").read_text())
+    assert set(card["models"]) == {"tiny", "binary_tiny"}
+    assert card["config"]["train"] == json.loads((cnn_run / "config.json").read_text())["train"]
     assert card["config"]["dataset"]["data_dir"] is None
-    training = json.loads((run / "run.json").read_text())["training"]
+    training = json.loads((cnn_run / "run.json").read_text())["training"]
     assert card["run"]["training"] == training and training["seconds"] > 0
     for model in card["models"].values():
         clean, *attacked = model["measured"]
@@ -73,36 +92,36 @@ def test_the_card_says_what_the_model_is_and_how_good(tiny_zoo, run):
 
 
 def test_available_lists_what_load_takes(tiny_zoo):
-    assert abs_model.available() == ["nearest_neighbor", "tiny_abs", "tiny_binary"]
+    assert abs_model.available() == ["binary_tiny", "nearest_neighbor", "tiny"]
 
 
 def test_other_weights_than_the_cards_are_refused(tiny_zoo):
-    path = tiny_zoo / "tiny_abs.safetensors"
+    path = tiny_zoo / "tiny.safetensors"
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    with pytest.raises(abs_model.UserError, match=r"tiny_abs\.safetensors .* SHA-256 differs"):
-        abs_model.load("tiny_abs")
+    with pytest.raises(abs_model.UserError, match=r"tiny\.safetensors .* SHA-256 differs"):
+        abs_model.load("tiny")
     path.unlink()
-    with pytest.raises(abs_model.UserError, match="the weights of 'tiny_abs' can't be read"):
-        abs_model.load("tiny_abs")
+    with pytest.raises(abs_model.UserError, match="the weights of 'tiny' can't be read"):
+        abs_model.load("tiny")
 
 
 def test_an_unknown_name_lists_the_near_ones(tiny_zoo):
-    with pytest.raises(abs_model.UserError, match=r"'tiny_asb' \(did you mean 'tiny_abs'"):
-        abs_model.load("tiny_asb")
-    with pytest.raises(abs_model.UserError, match="there are nearest_neighbor, tiny_abs, tiny_bin"):
+    with pytest.raises(abs_model.UserError, match=r"'tinny' \(did you mean 'tiny'\?"):
+        abs_model.load("tinny")
+    with pytest.raises(abs_model.UserError, match="there are binary_tiny, nearest_neighbor, tiny"):
         abs_model.load("resnet")
-    with pytest.raises(abs_model.UserError, match=r"load\('tiny_abs', binary=True\)"):
-        abs_model.load("tiny_abs:binary")
+    with pytest.raises(abs_model.UserError, match=r"load\('tiny', binary=True\)"):
+        abs_model.load("tiny:binary")
 
 
 def test_a_name_goes_before_a_folder(tiny_zoo, tmp_path, monkeypatch):
-    (tmp_path / "tiny_abs").mkdir()
+    (tmp_path / "tiny").mkdir()
     monkeypatch.chdir(tmp_path)
-    assert abs_model.load("tiny_abs").name == "tiny_abs"
+    assert abs_model.load("tiny").name == "tiny"
     with pytest.raises(abs_model.UserError, match=r"holds no config\.json"):
-        abs_model.load("./tiny_abs")
+        abs_model.load("./tiny")
 
 
 @pytest.mark.parametrize("option", [{"binary": True}, {"solver": "adam"}])

@@ -1,4 +1,4 @@
-"""Evaluates trained models: `python evaluate.py --models abs=runs/abs,madry=runs/madry`."""
+"""Evaluates trained models: `python evaluate.py --models=abs,madry,mine=runs/mine`."""
 
 import dataclasses
 import os
@@ -14,8 +14,9 @@ _DEFAULT = Settings()
 _MODELS = flags.DEFINE_list(
     "models",
     None,
-    "Workdirs of training runs, NAME=PATH[,NAME=PATH...]; a PATH alone is named by its folder,"
-    " NAME=PATH:binary is evaluated on thresholded images (Binary ABS, Binary CNN).",
+    "Names of pretrained models and workdirs of training runs, [NAME=]PATH[,[NAME=]PATH...]; a PATH"
+    " alone is named by its folder, PATH:binary is evaluated on thresholded images (Binary ABS,"
+    " Binary CNN).",
     required=True,
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of the results.")
@@ -38,7 +39,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
     "batch_size", None, "Images a model takes at a time; default: each model's own.", lower_bound=1
 )
 _DATA_DIR = flags.DEFINE_string(
-    "data_dir", None, "Folder of TFDS; default: that of the first model's training."
+    "data_dir", None, "Folder of TFDS; default: the first that a model's training names."
 )
 
 

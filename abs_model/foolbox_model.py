@@ -24,5 +24,7 @@ def foolbox(model: Classifier) -> "JAXModel":
     try:
         from foolbox import JAXModel
     except ImportError as error:
-        raise UserError(f"Foolbox can't be imported ({error}); pip install foolbox") from error
+        raise UserError(
+            f"Foolbox can't be imported ({error}); pip install 'foolbox>=3.3.4,<4'"
+        ) from error
     return JAXModel(model.logits, bounds=(0, 1), data_format="channels_last")

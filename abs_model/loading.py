@@ -21,11 +21,12 @@ from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.runs import FinishedRun
 
 PyTree = Any
-_BINARY_SUFFIX = ":binary"
+# How command lines ask for thresholded images.
+BINARY_SUFFIX = ":binary"
 
 
 class Trained(Protocol):
-    """A trained model as it is kept: `abs_model.zoo.Entry` or `FinishedRun`."""
+    """A trained model as it is kept."""
 
     @property
     def name(self) -> str:
@@ -54,7 +55,7 @@ def load(
     model: str | os.PathLike[str],
     *,
     binary: bool = False,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int | None = None,
     name: str | None = None,
     solver: str | None = None,
 ) -> Classifier:
@@ -68,7 +69,8 @@ def load(
             of that name; "./abs" is the folder. "nearest_neighbor" is made of MNIST's training
             images, which are prepared when they aren't yet.
         binary: Whether to classify thresholded images: Binary ABS, Binary CNN.
-        batch_size: Images per call of the compiled function.
+        batch_size: Images per call of the compiled function; by default 64, for the nearest
+            neighbour 100.
         name: For tables and messages; that of the model or folder by default.
         solver: Of an ABS model's latent search, "adam" (the paper's) or "quasi_newton"; by default
             the one of its configuration. The first time that a run from before there were
@@ -83,15 +85,25 @@ def load(
     keep_compiled()
     if model == zoo.NEAREST_NEIGHBOR:
         if binary or solver is not None:
-            raise UserError(f"{model!r} takes neither binary nor solver")
-        return nearest_neighbor(load_dataset("mnist"), name or model).with_batch_size(batch_size)
-    trained = find_trained(model)
+            raise UserError(
+                f"{model!r} takes neither binary nor solver, got binary={binary}, solver={solver!r}"
+            )
+        classifier: Classifier = nearest_neighbor(load_dataset("mnist"), name or model)
+    else:
+        classifier = build_classifier(find_trained(model), binary=binary, name=name, solver=solver)
+    return classifier if batch_size is None else classifier.with_batch_size(batch_size)
+
+
+def build_classifier(
+    trained: Trained, *, binary: bool = False, name: str | None = None, solver: str | None = None
+) -> Classifier:
+    """The classifier that a trained model is; arguments and errors as in `load`."""
     config = trained.config
     image_shape, num_classes = tuple(trained.run["image_shape"]), trained.run["num_classes"]
     kind, name, binary = config.model.name, name or trained.name, binary or trained.binary
     if kind != "abs" and solver is not None:
         raise UserError(
-            f"solver={solver!r} needs an ABS model; {str(model)!r} holds a {kind!r} model"
+            f"solver={solver!r} needs an ABS model; {trained.name!r} is a {kind!r} model"
         )
     graphdef, arrays = load_arrays(trained)
     if kind == "abs":
@@ -103,7 +115,6 @@ def load(
             search=search_settings(config, solver),
             open_surrogate=trained.surrogate,
             name=name,
-            batch_size=batch_size,
             binary=binary,
             calibration=trained.run["calibration"],
         )
@@ -111,7 +122,7 @@ def load(
         name=name,
         image_shape=image_shape,
         num_classes=num_classes,
-        batch_size=batch_size,
+        batch_size=DEFAULT_BATCH_SIZE,
         graphdef=graphdef,
         state=arrays,
         binary=binary,
@@ -130,9 +141,9 @@ def find_trained(model: str | os.PathLike[str]) -> Trained:
     if pathlib.Path(model).is_dir():
         return FinishedRun(model)
     text = os.fspath(model)
-    if text.endswith(_BINARY_SUFFIX):
-        plain = text.removesuffix(_BINARY_SUFFIX)
-        raise UserError(f"{text!r} is for evaluate.py; load({plain!r}, binary=True)")
+    if text.endswith(BINARY_SUFFIX):
+        plain = text.removesuffix(BINARY_SUFFIX)
+        raise UserError(f"for {text!r}, thresholded images, call load({plain!r}, binary=True)")
     raise UserError(
         f"there is no pretrained model {text!r} ({zoo.suggest(text)}), and there is no directory of"
         " that name that could be the workdir of a training run"

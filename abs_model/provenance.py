@@ -32,19 +32,21 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, "-dirty" behind it where tracked files differ from it.
+    """The commit that is checked out, "-dirty" behind it where tracked Python files differ from it.
 
     None where the code is in no git repository, or git isn't there.
     """
     try:
         commit = _git("rev-parse", "HEAD")
-        return commit + ("-dirty" if _git("status", "--porcelain", "-uno") else "")
+        changes = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
+        return commit + ("-dirty" if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
 def _git(*arguments: str) -> str:
-    command = ["git", "-C", str(_ROOT), *arguments]
+    # Without optional locks, it stays out of the way of whoever commits meanwhile.
+    command = ["git", "--no-optional-locks", "-C", str(_ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 

@@ -8,7 +8,6 @@ An entry is two files in `pretrained/`: weights (safetensors) and a card (JSON):
     run       what the run noted at its end: image shape, calibration, time, commit, hardware
 
 Models of one entry share its weights: Binary ABS is ABS on thresholded images.
-`scripts/export_pretrained.py` makes an entry of a training run.
 """
 
 import dataclasses
@@ -17,7 +16,8 @@ import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import ml_collections
@@ -35,7 +35,9 @@ PyTree = Any
 FOLDER = pathlib.Path(__file__).parent / "pretrained"
 # Of the baseline that is made of the data set instead of trained.
 NEAREST_NEIGHBOR = "nearest_neighbor"
+SUFFIX = ".safetensors"
 _MODEL, _SURROGATE = "model", "surrogate"
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 class ZooError(UserError):
@@ -44,7 +46,7 @@ class ZooError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A model of the zoo, as `abs_model.load` wants it; reads the weights when first asked.
+    """A model of the zoo: an `abs_model.loading.Trained`. Reads its weights when first asked.
 
     Attributes:
         name: Of the model.
@@ -79,17 +81,27 @@ class Entry:
         """
         found = self._arrays(_MODEL)
         if lines := leaves.mismatches(_MODEL, template, found):
-            raise ZooError(f"{self.path} holds other arrays than its card says: {lines}")
+            raise ZooError(
+                f"{self.path} holds other arrays than this code makes of its card's configuration;"
+                " it belongs to another version of the code, or must be exported again:\n"
+                + "\n".join(f"  {line}" for line in lines)
+            )
         return leaves.from_arrays(_MODEL, template, found)
 
     def surrogate(self, decoder: Decoder) -> Surrogate:
         """Of the decoders, as fitted before the model was put into the zoo.
 
         Raises:
-            ZooError: The file is damaged.
+            ZooError: The file is damaged, or was made without them.
         """
         del decoder
-        return Surrogate.from_arrays(self._arrays(_SURROGATE))
+        arrays = self._arrays(_SURROGATE)
+        if not arrays:
+            raise ZooError(
+                f"{self.name!r} came into the zoo without surrogates, which solver='quasi_newton'"
+                " needs; load it with solver='adam'"
+            )
+        return Surrogate.from_arrays(arrays)
 
     def _arrays(self, group: str) -> dict[str, np.ndarray]:
         prefix = f"{group}/"
@@ -104,7 +116,10 @@ class Entry:
         try:
             data = self.path.read_bytes()
         except OSError as error:
-            raise ZooError(f"the weights of {self.name!r} can't be read: {error}") from error
+            raise ZooError(
+                f"the weights of {self.name!r} can't be read: {error}; get them anew, together with"
+                f" {self.path.stem}.json"
+            ) from error
         if hashlib.sha256(data).hexdigest() != self.card["sha256"]:
             raise ZooError(
                 f"{self.path} is not the file that its card describes: the SHA-256 differs. Get"
@@ -115,60 +130,82 @@ class Entry:
 
 def available() -> list[str]:
     """The names of the models that `abs_model.load` makes without a training run."""
-    return sorted([*_entries(), NEAREST_NEIGHBOR])
+    return sorted([*read_entries(FOLDER), NEAREST_NEIGHBOR])
 
 
 def find(name: str) -> Entry | None:
     """The model of a name, or None."""
-    return _entries().get(name)
+    return read_entries(FOLDER).get(name)
 
 
 def suggest(name: str) -> str:
     """What there is instead of a model called `name`, as part of a message."""
-    near = difflib.get_close_matches(name, available(), n=3)
+    near = difflib.get_close_matches(name.lower(), available(), n=3)
     if near:
         return f"did you mean {' or '.join(map(repr, near))}?"
     return f"there are {', '.join(available())}"
 
 
-def write_entry(
-    name: str,
-    model: PyTree,
-    surrogate: Surrogate | None,
-    card: Mapping[str, Any],
-) -> pathlib.Path:
-    """Writes the weights and then the card of an entry.
+def check_names(entry: str, models: Sequence[str]) -> None:
+    """Raises a ZooError where an entry can't have these names.
 
     Args:
-        name: Of the files.
+        entry: Name of its files; what they held before is going to be replaced.
+        models: Names of its models.
+    """
+    for name in (entry, *models):
+        if not _NAME.fullmatch(name):
+            raise ZooError(
+                f"{name!r} can't be the name of a model: it must be made of lower-case letters,"
+                " digits and _"
+            )
+    taken = {name for name, other in read_entries(FOLDER).items() if other.path.stem != entry}
+    taken.add(NEAREST_NEIGHBOR)
+    if taken.intersection(models) or len(set(models)) < len(models):
+        raise ZooError(
+            f"each model needs a name of its own, got {' and '.join(models)}; there are"
+            f" {', '.join(sorted(taken))} already"
+        )
+
+
+def write_entry(
+    path: pathlib.Path, model: PyTree, surrogate: Surrogate | None, card: Mapping[str, Any]
+) -> None:
+    """Writes an entry; `read_entries` finds its models.
+
+    Args:
+        path: Of the weights, with the suffix `SUFFIX`; the card goes beside them.
         model: The model's arrays.
         surrogate: Of an ABS model's decoders.
         card: Content of the card, but for the hash.
-
-    Returns:
-        The weights file.
     """
     groups = {_MODEL: leaves.to_arrays(_MODEL, model)}
     if surrogate is not None:
         groups[_SURROGATE] = surrogate.to_arrays()
     data = safetensors.numpy.save(
         {
-            f"{group}/{key}": np.ascontiguousarray(array)
+            f"{group}/{key}": np.asarray(array, order="C")
             for group, arrays in groups.items()
             for key, array in arrays.items()
         }
     )
-    FOLDER.mkdir(exist_ok=True)
-    path = FOLDER / f"{name}.safetensors"
     atomic_write_bytes(path, data)
     write_json(path.with_suffix(".json"), {"sha256": hashlib.sha256(data).hexdigest(), **card})
-    return path
 
 
-def _entries() -> dict[str, Entry]:
+def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
+    """The models in a folder of entries, by name.
+
+    Raises:
+        ZooError: A card can't be read.
+    """
     entries = {}
-    for path in sorted(FOLDER.glob("*.json")):
-        card = json.loads(path.read_text())
-        for name in card["models"]:
-            entries[name] = Entry(name, path.with_suffix(".safetensors"), card)
+    for path in sorted(folder.glob("*.json")):
+        try:
+            card = json.loads(path.read_text())
+            names = list(card["models"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ZooError(f"the card {path} can't be read: {error!r}; get it anew") from error
+        for name in names:
+            entries[name] = Entry(name, path.with_suffix(SUFFIX), card)
     return entries

@@ -4,14 +4,15 @@ python scripts/export_pretrained.py runs/cnn cnn --binary_name=binary_cnn
 python scripts/export_pretrained.py runs/abs abs --binary_name=binary_abs --num_attacked=100
 
 Measured are the accuracy on all test images, and on the first ones under 40 steps of PGD at the
-thresholds of the paper; what evaluate.py would write lies in WORKDIR/measured afterwards.
+thresholds of the paper. Tables, adversarial images and pictures are left in WORKDIR/measured.
 """
 
 import argparse
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +20,13 @@ import numpy as np
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model import zoo
-from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.classifiers import Classifier
+from abs_model.data import Split
 from abs_model.errors import UserError
 from abs_model.evaluation import ModelSpec, Settings, evaluate, load_models, to_dict
-from abs_model.loading import Trained, find_trained, load, load_arrays
-from abs_model.solvers import QuasiNewton
-from abs_model.solvers.surrogates import Surrogate
+from abs_model.loading import build_classifier, find_trained, load_arrays
 
+_MEASURED = "measured"
 _NUM_COMPARED = 64
 
 
@@ -47,17 +48,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _export(workdir: str, name: str, binary_name: str | None, num_attacked: int) -> pathlib.Path:
+    names = [name] if binary_name is None else [name, binary_name]
+    zoo.check_names(name, names)
     # Absolute, because a workdir may be called like a model of the zoo.
     directory = pathlib.Path(workdir).absolute()
     trained = find_trained(directory)
-    specs = [ModelSpec(name, str(directory))]
-    if binary_name is not None:
-        specs.append(ModelSpec(binary_name, str(directory), binary=True))
+    if "training" not in trained.run:
+        raise UserError(
+            f"{workdir} does not say when and how it was trained, which a card must; it is from"
+            " before train.py noted that, or imported. Train it anew"
+        )
+    specs = [ModelSpec(name, str(directory), binary=name == binary_name) for name in names]
     models, dataset = load_models(specs)
     settings = Settings(num_clean=len(dataset.test.labels), num_attacked=num_attacked)
-    measured = directory / "measured"
-    rows = evaluate(models, dataset.test, settings, measured)
-    card: dict[str, Any] = {
+    rows = evaluate(models, dataset.test, settings, directory / _MEASURED)
+    card = {
         "models": {
             spec.name: {
                 "binary": spec.binary,
@@ -65,17 +70,30 @@ def _export(workdir: str, name: str, binary_name: str | None, num_attacked: int)
             }
             for spec in specs
         },
-        "measured_with": _header(measured),
+        "measured_with": _header(directory / _MEASURED),
         "config": _without_folder(trained.config.to_dict()),
         "run": trained.run,
     }
     _, arrays = load_arrays(trained)
-    path = zoo.write_entry(name, arrays, _surrogate(trained, models[name]), card)
-    images = dataset.test.images[:_NUM_COMPARED].astype(np.float32) / 255
-    for spec in specs:
-        expected, found = models[spec.name].logits(images), load(spec.name).logits(images)
-        np.testing.assert_array_equal(found, expected)
-    return path
+    # None where there is no solver, or one that needs none.
+    surrogate = getattr(getattr(models[name], "solver", None), "surrogate", None)
+    with tempfile.TemporaryDirectory(dir=zoo.FOLDER.parent) as folder:
+        path = pathlib.Path(folder) / f"{name}{zoo.SUFFIX}"
+        zoo.write_entry(path, arrays, surrogate, card)
+        _compare(zoo.read_entries(path.parent), models, dataset.test)
+        for file in (path, path.with_suffix(".json")):
+            file.replace(zoo.FOLDER / file.name)
+    return zoo.FOLDER / path.name
+
+
+def _compare(
+    entries: Mapping[str, zoo.Entry], models: Mapping[str, Classifier], test: Split
+) -> None:
+    """Makes sure that what was written is what was measured."""
+    images = test.images[:_NUM_COMPARED].astype(np.float32) / 255
+    for name, model in models.items():
+        found = build_classifier(entries[name]).logits(images)
+        np.testing.assert_array_equal(found, model.logits(images))
 
 
 def _header(directory: pathlib.Path) -> dict[str, Any]:
@@ -87,12 +105,6 @@ def _header(directory: pathlib.Path) -> dict[str, Any]:
 def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration without this machine's folder of data sets."""
     return config | {"dataset": config["dataset"] | {"data_dir": None}}
-
-
-def _surrogate(trained: Trained, model: Classifier) -> Surrogate | None:
-    if isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton):
-        return trained.surrogate(model.solver.decoder)
-    return None
 
 
 if __name__ == "__main__":

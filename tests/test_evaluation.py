@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import abs_model.evaluation.models as evaluation_models
-from abs_model.data import Split
+from abs_model.data import Split, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation import (
     EvaluationError,
@@ -209,6 +209,7 @@ def test_parsing_models(tmp_path):
         (["../a/b=x"], "must be NAME=PATH"),
         (["a="], "must be NAME=PATH"),
         ([""], "names no model"),
+        (["nearest_neighbor:binary"], "nearest_neighbor does not come with :binary"),
     ],
 )
 def test_unusable_models_are_refused(entries, message):
@@ -217,7 +218,7 @@ def test_unusable_models_are_refused(entries, message):
 
 
 def test_a_missing_workdir_is_named():
-    with pytest.raises(UserError, match="no pretrained model 'runs/absent'"):
+    with pytest.raises(UserError, match="--models: model 'a': there is no pretrained model"):
         load_models([ModelSpec("a", "runs/absent")])
 
 
@@ -250,6 +251,26 @@ def test_a_model_of_other_images_is_refused(model, message, tmp_path, monkeypatc
     monkeypatch.setattr(evaluation_models, "load", lambda *_, **__: model)
     with pytest.raises(UserError, match=message):
         load_models([make_run(tmp_path / "a", "mnist")])
+
+
+def test_pretrained_models_and_the_nearest_neighbor_are_loaded_by_name(data_dir, monkeypatch):
+    def load_sample(name, **options):
+        assert name == "mnist" and options["data_dir"] == "here"
+        return load_dataset(
+            "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
+        )
+
+    monkeypatch.setattr(evaluation_models, "load_dataset", load_sample)
+    specs = parse_models(["cnn", "bin=cnn:binary", "nn=nearest_neighbor"])
+    models, dataset = load_models(specs, data_dir="here", batch_size=10)
+    assert [models[name].name for name in ("cnn", "bin", "nn")] == ["cnn", "bin", "nn"]
+    assert models["bin"].binary and not models["cnn"].binary
+    images = dataset.test.images[:10].astype(np.float32) / 255
+    for model in models.values():
+        assert model.batch_size == 10
+        assert np.mean(model.predict(images) == dataset.test.labels[:10]) >= 0.8
+    alone, _ = load_models([ModelSpec("nn", "nearest_neighbor")], data_dir="here")
+    np.testing.assert_array_equal(alone["nn"].predict(images), models["nn"].predict(images))
 
 
 def test_the_command_line_reports_without_traceback():

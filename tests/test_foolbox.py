@@ -68,5 +68,5 @@ def test_a_decision_attack_approaches_the_boundary(subjects):
 
 def test_without_foolbox_the_message_says_what_to_install(subjects, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
-    with pytest.raises(abs_model.UserError, match="pip install foolbox"):
+    with pytest.raises(abs_model.UserError, match="pip install 'foolbox>=3"):
         abs_model.foolbox(subjects[0])

@@ -11,10 +11,9 @@ from abs_model import zoo
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, load_dataset
 from abs_model.errors import UserError
-from abs_model.loading import find_trained, load
+from abs_model.loading import BINARY_SUFFIX, find_trained, load
 from abs_model.nearest_neighbor import nearest_neighbor
 
-_BINARY_SUFFIX = ":binary"
 _ADVICE = "evaluate models of one data set at a time"
 _NEAREST_NEIGHBOR_DATASET = {"name": "mnist"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
@@ -55,7 +54,7 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     for entry in entries:
         name, separator, location = entry.strip().partition("=")
         location = location if separator else name
-        path = location.removesuffix(_BINARY_SUFFIX)
+        path = location.removesuffix(BINARY_SUFFIX)
         if not separator:
             name = pathlib.Path(os.path.abspath(path)).name
         if not path or not _NAME.fullmatch(name):
@@ -67,9 +66,11 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
             raise ModelsError(
                 f"--models: two models are called {name!r}; tell them apart with NAME=PATH"
             )
-        binary = location.endswith(_BINARY_SUFFIX)
+        binary = location.endswith(BINARY_SUFFIX)
         if binary and path == zoo.NEAREST_NEIGHBOR:
-            raise ModelsError(f"--models: {path} does not come with {_BINARY_SUFFIX}")
+            raise ModelsError(
+                f"--models: {path} does not come with {BINARY_SUFFIX}; give {path} alone"
+            )
         specs.append(ModelSpec(name, path, binary))
     return specs
 
@@ -83,7 +84,7 @@ def load_models(
 
     Args:
         specs: The models, with different names.
-        data_dir: Folder of the data sets; None takes the one of the first model's configuration.
+        data_dir: Folder of the data sets; None takes the first that a model's configuration names.
         batch_size: Images that a model takes at a time; None leaves each model its own.
 
     Returns:
@@ -94,15 +95,15 @@ def load_models(
         UserError: A model isn't there or can't be read, or the data set can't.
     """
     sections = {
-        spec.name: find_trained(spec.path).config.dataset.to_dict()
-        for spec in specs
-        if spec.path != zoo.NEAREST_NEIGHBOR
+        spec.name: _dataset_section(spec) for spec in specs if spec.path != zoo.NEAREST_NEIGHBOR
     }
     if len({(section["name"], section["module"]) for section in sections.values()}) > 1:
         found = ", ".join(f"{name!r} on {section['name']}" for name, section in sections.items())
         raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
     section = next(iter(sections.values()), _NEAREST_NEIGHBOR_DATASET)
-    dataset = load_dataset(**section | ({"data_dir": data_dir} if data_dir else {}))
+    folders = (data_dir, *(section["data_dir"] for section in sections.values()))
+    folder = next((folder for folder in folders if folder), None)
+    dataset = load_dataset(**section | {"data_dir": folder})
     models = {spec.name: _load(spec, dataset, batch_size) for spec in specs}
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
@@ -121,6 +122,13 @@ def check_shape(name: str, model: Any, image_shape: tuple[int, ...], num_classes
             f"model {name!r} has {model.num_classes} classes, but the data set {num_classes};"
             f" {_ADVICE}"
         )
+
+
+def _dataset_section(spec: ModelSpec) -> dict[str, Any]:
+    try:
+        return find_trained(spec.path).config.dataset.to_dict()
+    except UserError as error:
+        raise ModelsError(f"--models: model {spec.name!r}: {error}") from error
 
 
 def _load(spec: ModelSpec, dataset: Dataset, batch_size: int | None) -> Classifier:

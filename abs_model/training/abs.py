@@ -1,6 +1,7 @@
 """Training of ABS from start to end: VAEs, surrogates for search, calibration."""
 
 import functools
+import time
 from typing import Any
 
 import ml_collections
@@ -26,11 +27,12 @@ from abs_model.training.configuration import (
     sequence_of,
 )
 from abs_model.training.loop import fit
+from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (
     build_task,
     is_finished,
+    note_session,
     open_store,
-    training_record,
     write_run,
 )
 from abs_model.training.workdir import open_workdir
@@ -101,8 +103,10 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     _check_median_confidence(config, dataset.num_classes)
     path = open_workdir(workdir, config)
     store = open_store(path, task, config.checkpoint.keep)
+    note_session(path)
     if not fit(task, config, path, store, wandb_mode):
         return False
+    start = time.perf_counter()
     best = store.restore_best({"model": task.init_state()["model"]})["model"]
     classifier = build_abs(
         config,
@@ -119,7 +123,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         dataset.image_shape,
         dataset.num_classes,
         calibration=calibration,
-        training=training_record(path),
+        seconds=training_seconds(path) + time.perf_counter() - start,
     )
     return True
 

@@ -100,7 +100,7 @@ def fit(
         _progress() as progress,
     ):
         # The logger has dropped what came after the checkpoint.
-        session_start = time.perf_counter() - training_seconds(workdir)
+        start_time = time.perf_counter() - training_seconds(workdir)
         bar = progress.add_task("training", total=total, completed=step, status="compiling")
         while step < total and not stop.requested:
             to_epoch_end = task.steps_per_epoch - step % task.steps_per_epoch
@@ -111,7 +111,7 @@ def fit(
             rate = num_steps * task.images_per_step / (time.perf_counter() - start)
             step += num_steps
             _check_finite(values, step, store)
-            seconds = time.perf_counter() - session_start
+            seconds = time.perf_counter() - start_time
             logger.scalars(step, values | {"train/images_per_second": rate, SECONDS: seconds})
             status = f"loss {values['train/loss']:.3f}, {rate:,.0f} images/s"
             progress.update(bar, completed=step, status=status)
@@ -119,7 +119,7 @@ def fit(
             last = epoch == task.num_epochs
             if not into_epoch and (epoch % config.checkpoint.every_epochs == 0 or last):
                 progress.update(bar, status="validating")
-                _validate_and_save(task, state, step, logger, store)
+                _validate_and_save(task, state, step, start_time, logger, store)
         if store.latest_step() != step:
             # Mid-epoch: no validation metrics yet. NaN ranks as the worst.
             store.save(step, state, {task.best_metric: math.nan})
@@ -127,12 +127,18 @@ def fit(
 
 
 def _validate_and_save(
-    task: Task, state: State, step: int, logger: MetricsLogger, store: CheckpointStore
+    task: Task,
+    state: State,
+    step: int,
+    start_time: float,
+    logger: MetricsLogger,
+    store: CheckpointStore,
 ) -> None:
     epoch = step // task.steps_per_epoch
     metrics = task.evaluate(state, epoch)
     _check_finite(metrics, step, store)
-    logger.scalars(step, {"epoch": epoch} | metrics)
+    seconds = time.perf_counter() - start_time
+    logger.scalars(step, {"epoch": epoch} | metrics | {SECONDS: seconds})
     for name, image in task.images(state).items():
         logger.image(step, name, image)
     store.save(step, state, metrics)

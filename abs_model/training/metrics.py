@@ -25,7 +25,7 @@ from abs_model.training.tracking import Tracker, open_tracker
 METRICS_FILE = "metrics.jsonl"
 IMAGES_DIRECTORY = "images"
 # Of training and validation so far, over all sessions of a run.
-SECONDS = "train/seconds"
+SECONDS = "seconds"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -134,7 +134,10 @@ def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def training_seconds(workdir: str | os.PathLike[str]) -> float:
-    """How long a run had been training and validating at its last dispatch, over all sessions."""
+    """Wall-clock seconds of training and validation up to the last line, over all sessions.
+
+    Sessions of code that didn't log them count as nothing.
+    """
     return max((record.get(SECONDS, 0.0) for record in read_metrics(workdir)), default=0.0)
 
 

@@ -40,11 +40,12 @@ from abs_model.training.configuration import (
     sequence_of,
 )
 from abs_model.training.loop import State, fit
+from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (
     build_task,
     is_finished,
+    note_session,
     open_store,
-    training_record,
     write_run,
 )
 from abs_model.training.workdir import open_workdir
@@ -106,6 +107,7 @@ def train_and_evaluate(
     task, dataset = build_task(config, NetworkTask)
     directory = open_workdir(workdir, config)
     store = open_store(directory, task, config.checkpoint.keep)
+    note_session(directory)
     if not fit(task, config, directory, store, wandb_mode):
         return False
     write_run(
@@ -113,7 +115,7 @@ def train_and_evaluate(
         task,
         dataset.image_shape,
         dataset.num_classes,
-        training=training_record(directory),
+        seconds=training_seconds(directory),
     )
     return True
 

@@ -17,13 +17,13 @@ from abs_model.provenance import environment, git_commit
 from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.configuration import ConfigError
-from abs_model.training.metrics import training_seconds
 from abs_model.training.workdir import load_config, open_workdir
 
 if TYPE_CHECKING:  # whoever loads a model needs no training loop
     from abs_model.training.loop import Task
 
 _FILE = "run.json"
+_SESSIONS_FILE = "sessions.json"
 _CHECKPOINTS = "checkpoints"
 PyTree = Any
 _T = TypeVar("_T")
@@ -68,9 +68,17 @@ def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStor
     )
 
 
-def training_record(workdir: str | os.PathLike[str]) -> dict[str, Any]:
-    """How the training that ends now came about, for `write_run`: commit, seconds, environment."""
-    return {"git_commit": git_commit(), "seconds": training_seconds(workdir), **environment()}
+def note_session(workdir: pathlib.Path) -> None:
+    """Notes with what code and on what hardware a run begins or goes on, for `write_run`."""
+    session = {"git_commit": git_commit(), **environment()}
+    sessions = _sessions(workdir)
+    if session not in sessions:
+        write_json(workdir / _SESSIONS_FILE, {"sessions": [*sessions, session]})
+
+
+def _sessions(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    path = workdir / _SESSIONS_FILE
+    return json.loads(path.read_text())["sessions"] if path.exists() else []
 
 
 def write_run(
@@ -78,7 +86,9 @@ def write_run(
     task: "Task",
     image_shape: tuple[int, int, int],
     num_classes: int,
-    **more: dict[str, Any],
+    *,
+    seconds: float | None = None,
+    **fitted: dict[str, Any],
 ) -> None:
     """Marks a run as finished.
 
@@ -87,16 +97,18 @@ def write_run(
         task: What was trained.
         image_shape: (height, width, channels) of what it was trained on.
         num_classes: Likewise.
-        **more: What whoever loads the model needs besides, such as what was fitted after training,
-            and "training", a `training_record`.
+        seconds: Wall-clock time of the whole training; None where there was none here.
+        **fitted: What was fitted after training, such as the calibration.
     """
-    description = {
+    description: dict[str, Any] = {
         "image_shape": image_shape,
         "num_classes": num_classes,
         "best_metric": task.best_metric,
         "best_mode": task.best_mode,
     }
-    write_json(workdir / _FILE, description | more)
+    if seconds is not None:
+        description["training"] = {"seconds": round(seconds), "sessions": _sessions(workdir)}
+    write_json(workdir / _FILE, description | fitted)
 
 
 class FinishedRun:

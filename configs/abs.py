@@ -103,12 +103,12 @@ _VARIANTS = {
     },
     "quick": {
         "train": {
-            "epochs": 8,
-            "beta_fraction": 0.25,
+            "epochs": 5,
+            "beta_fraction": 0.2,
             "decay_fraction": 0.5,
             "learning_rate": 3e-3,
         },
-        "validation": {"abs_images": 200, "abs_every_epochs": 8},
+        "validation": {"abs_images": 200, "abs_every_epochs": 5},
         "surrogate": {"num_steps": 1000},
         "calibration": {"num_images": 500},
     },

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import abs_model
-from abs_model.errors import UserError
 from abs_model.mapping import map_chunks
 from abs_model.solvers import SearchSettings, bfgs, make_quasi_newton
 from abs_model.solvers.polishing import polish
@@ -259,12 +258,6 @@ def test_quasi_newton_explains_better_than_few_steps_of_adam(searched, mnist_sam
 def test_surrogates_are_fitted_once(searched):
     fitted, read = searched["quasi_newton"].solver.surrogate, searched["again"].solver.surrogate
     jax.tree.map(np.testing.assert_array_equal, fitted, read)
-
-
-def test_solvers_are_of_abs_models_only(tmp_path):
-    (tmp_path / "config.json").write_text('{"model": {"name": "madry"}}')
-    with pytest.raises(UserError, match="solver='adam' needs an ABS model"):
-        abs_model.load(tmp_path, solver="adam")
 
 
 def test_refinement_of_a_trained_model_agrees_with_a_full_search(searched, mnist_sample):

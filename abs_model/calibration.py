@@ -1,4 +1,9 @@
-"""What is fitted after training, on training images: eta, and Binary ABS's class weights."""
+"""What is fitted after training, on training images: eta and class weights.
+
+Why weights: an energy fixes the posterior's variance to 1, and so leaves out how much of the latent
+space explains the image (half the log determinant of 1 + 2 J^T J, J the decoder's Jacobian). For
+"ones" that is much more than for other digits, which a weight below 1 makes up for.
+"""
 
 import numpy as np
 

@@ -126,7 +126,8 @@ class ABSClassifier(Classifier):
 
     Attributes:
         solver: Searches the latents; holds all classes' decoders.
-        class_weights: Factors w_c of the energies, (classes,); ones except for Binary ABS.
+        class_weights: Factors w_c of the energies, (classes,); see `abs_model.calibration`. The
+            paper has ones but for Binary ABS.
         eta: Added to each class's score; makes the model unsure far from the data.
         alpha: Scale of the logits in the confidences.
         binary: Whether images are thresholded.

@@ -82,7 +82,13 @@ def _full() -> ml_collections.ConfigDict:
                 "learning_rate": 0.05,
                 "seed": 0,
             },
-            "calibration": {"num_images": 2000, "alpha": 440.0, "median_confidence": 0.9},
+            "calibration": {
+                "num_images": 6000,
+                # Class weights for ABS too; the paper has them for Binary ABS only.
+                "weigh_abs": True,
+                "alpha": 440.0,
+                "median_confidence": 0.9,
+            },
             "checkpoint": {"every_epochs": 2, "keep": 2},
         }
     )

@@ -11,6 +11,25 @@ from abs_model.calibration import (
     search_class_weights,
     solve_eta,
 )
+from abs_model.data import Dataset, Split
+from abs_model.training.abs import calibrate
+from configs.abs import get_config
+
+LABELS = np.arange(256) % 3
+
+
+class TooHighForOnes:
+    """Stands in for ABS: tells images by their first pixel; class 1's energies are 5% too high."""
+
+    image_shape = (2, 1, 1)
+    batch_size = 100
+
+    def logits(self, images):
+        found = np.rint(images[:, 0, 0, 0] * 255).astype(int)
+        energies = 20 + np.random.default_rng(0).uniform(0.6, 2, size=(256, 3))[found]
+        energies[np.arange(len(found)), LABELS[found]] = 20
+        energies[:, 1] *= 1.05
+        return -energies / 2
 
 
 @settings(max_examples=30, deadline=None)
@@ -67,3 +86,17 @@ def test_class_weights_mend_one_class_that_explains_too_little():
 def test_class_weights_stay_at_one_where_nothing_can_be_gained():
     energies = np.array([[1.0, 2.0], [2.0, 1.0]])
     np.testing.assert_array_equal(search_class_weights(energies, np.array([0, 1])), [1, 1])
+
+
+@pytest.mark.parametrize("weigh_abs", [True, False])
+def test_abs_gets_class_weights_where_the_configuration_says_so(weigh_abs):
+    images = np.stack([np.arange(256), np.zeros(256)], axis=1).astype(np.uint8)
+    split = Split(images.reshape(-1, 2, 1, 1), LABELS)
+    config = get_config("tiny")
+    config.calibration.update(num_images=256, weigh_abs=weigh_abs, alpha=10.0)
+    fitted = calibrate(TooHighForOnes(), config, Dataset("made", 3, split, split, split))["abs"]
+    assert (fitted["class_weights"][1] < 1) == weigh_abs
+    logits = fitted["class_weights"] * TooHighForOnes().logits(split.images / 255)
+    assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not weigh_abs
+    median = np.median(confidences(logits, config.calibration.alpha, fitted["eta"]).max(axis=1))
+    assert median == pytest.approx(config.calibration.median_confidence, abs=1e-3)

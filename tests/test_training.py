@@ -88,8 +88,9 @@ def test_a_finished_run_leaves_what_the_readme_says(abs_run):
         assert f"validation/{name}" in names
     assert {path.stem.split("-")[0] for path in (abs_run / "images").iterdir()} >= {"samples"}
     run = json.loads((abs_run / "run.json").read_text())
-    assert run["calibration"]["abs"]["class_weights"] == [1.0] * 10
-    assert run["calibration"]["binary_abs"]["eta"] > 0
+    for fitted in run["calibration"].values():
+        assert fitted["eta"] > 0
+        assert len(fitted["class_weights"]) == 10
     assert run["training"]["seconds"] > 0
     (session,) = run["training"]["sessions"]
     assert session["packages"]["jax"] == jax.__version__

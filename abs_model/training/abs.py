@@ -19,6 +19,7 @@ from abs_model.training.abs_task import ABSTask
 from abs_model.training.configuration import (
     ConfigError,
     between,
+    boolean,
     check,
     non_negative_int,
     one_of,
@@ -73,6 +74,7 @@ _EXPECTED = {
     "surrogate.learning_rate": positive,
     "surrogate.seed": non_negative_int,
     "calibration.num_images": positive_int,
+    "calibration.weigh_abs": boolean,
     "calibration.alpha": positive,
     "calibration.median_confidence": between(0, 1),
     "checkpoint.every_epochs": positive_int,
@@ -116,7 +118,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         search=search_settings(config),
         open_surrogate=functools.partial(kept_surrogate, path, config),
     )
-    calibration = _calibrate(classifier, config, dataset)
+    calibration = calibrate(classifier, config, dataset)
     write_run(
         path,
         task,
@@ -137,28 +139,45 @@ def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int
         )
 
 
-def _calibrate(
+def calibrate(
     classifier: ABSClassifier, config: ml_collections.ConfigDict, dataset: Dataset
 ) -> dict[str, dict[str, Any]]:
-    """eta and class weights of ABS and Binary ABS, from the first training images."""
+    """eta and class weights of ABS and Binary ABS, from the first training images.
+
+    Args:
+        classifier: ABS without a calibration: all class weights 1.
+        config: Uses `calibration`.
+        dataset: Whose training images are used.
+
+    Returns:
+        What `abs_model.building.build_abs` takes as calibration.
+    """
     settings = config.calibration
     count = min(settings.num_images, len(dataset.train.labels))
     images = dataset.train.images[:count].astype(np.float32) / 255
     labels = dataset.train.labels[:count]
-    pixels = np.prod(dataset.image_shape)
-    logits = _logits(classifier, images, "calibrating ABS")
-    # Binary ABS is ABS on thresholded images, but for the class weights.
-    energies = -pixels * _logits(classifier, threshold(images), "calibrating Binary ABS")
-    weights = search_class_weights(energies, labels)
-    binary_logits = -weights * energies / pixels
-    ones = [1.0] * dataset.num_classes
+    # Binary ABS is ABS on thresholded images, but for what is fitted here.
     return {
-        "abs": {"eta": _eta("ABS", logits, config), "class_weights": ones},
-        "binary_abs": {
-            "eta": _eta("Binary ABS", binary_logits, config),
-            "class_weights": weights.tolist(),
-        },
+        "abs": _fit("ABS", classifier, images, labels, config, weigh=settings.weigh_abs),
+        "binary_abs": _fit("Binary ABS", classifier, threshold(images), labels, config, weigh=True),
     }
+
+
+def _fit(
+    name: str,
+    classifier: ABSClassifier,
+    images: np.ndarray,
+    labels: np.ndarray,
+    config: ml_collections.ConfigDict,
+    *,
+    weigh: bool,
+) -> dict[str, Any]:
+    """eta and class weights for the images as the decoders get to see them."""
+    logits = _logits(classifier, images, f"calibrating {name}")
+    weights = np.ones(logits.shape[1], np.float32)
+    if weigh:
+        weights = search_class_weights(-np.prod(classifier.image_shape) * logits, labels)
+    return {"eta": _eta(name, weights * logits, config), "class_weights": weights.tolist()}
 
 
 def _eta(name: str, logits: np.ndarray, config: ml_collections.ConfigDict) -> float:

@@ -80,8 +80,10 @@ def load(
     Raises:
         UserError: There is no such model or workdir, its files can't be used, its training has not
             ended, or an option does not fit the kind of model.
-        ValueError: There is no such solver.
+        ValueError: There is no such solver, or the batch size is below 1.
     """
+    if batch_size is not None and batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     keep_compiled()
     if model == zoo.NEAREST_NEIGHBOR:
         if binary or solver is not None:

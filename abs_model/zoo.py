@@ -38,6 +38,7 @@ NEAREST_NEIGHBOR = "nearest_neighbor"
 SUFFIX = ".safetensors"
 _MODEL, _SURROGATE = "model", "surrogate"
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_CARD_KEYS = {"sha256", "models", "config", "run"}
 
 
 class ZooError(UserError):
@@ -135,7 +136,8 @@ def available() -> list[str]:
 
 def find(name: str) -> Entry | None:
     """The model of a name, or None."""
-    return read_entries(FOLDER).get(name)
+    # A path needs no card, and no card that is whole.
+    return read_entries(FOLDER).get(name) if _NAME.fullmatch(name) else None
 
 
 def suggest(name: str) -> str:
@@ -147,7 +149,7 @@ def suggest(name: str) -> str:
 
 
 def check_names(entry: str, models: Sequence[str]) -> None:
-    """Raises a ZooError where an entry can't have these names.
+    """Raises a ZooError where an entry can't have these names, or would lose a model.
 
     Args:
         entry: Name of its files; what they held before is going to be replaced.
@@ -159,8 +161,14 @@ def check_names(entry: str, models: Sequence[str]) -> None:
                 f"{name!r} can't be the name of a model: it must be made of lower-case letters,"
                 " digits and _"
             )
-    taken = {name for name, other in read_entries(FOLDER).items() if other.path.stem != entry}
-    taken.add(NEAREST_NEIGHBOR)
+    entries = read_entries(FOLDER)
+    replaced = {name for name, other in entries.items() if other.path.stem == entry}
+    if lost := replaced.difference(models):
+        raise ZooError(
+            f"the entry {entry!r} also holds {' and '.join(sorted(lost))}, which replacing it"
+            " would lose: name it too (--binary_name), or take another name"
+        )
+    taken = {NEAREST_NEIGHBOR, *entries.keys() - replaced}
     if taken.intersection(models) or len(set(models)) < len(models):
         raise ZooError(
             f"each model needs a name of its own, got {' and '.join(models)}; there are"
@@ -203,9 +211,10 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
     for path in sorted(folder.glob("*.json")):
         try:
             card = json.loads(path.read_text())
-            names = list(card["models"])
-        except (OSError, ValueError, KeyError) as error:
-            raise ZooError(f"the card {path} can't be read: {error!r}; get it anew") from error
-        for name in names:
+            if missing := _CARD_KEYS - set(card):
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
+        except (OSError, ValueError, TypeError) as error:
+            raise ZooError(f"the card {path} can't be read: {error}; get it anew") from error
+        for name in card["models"]:
             entries[name] = Entry(name, path.with_suffix(SUFFIX), card)
     return entries

@@ -93,6 +93,7 @@ def _import(source: pathlib.Path, out: pathlib.Path) -> None:
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; all ten classes' files are needed")
     config = get_config()
+    config.calibration.weigh_abs = False  # as in _CALIBRATION
     _, structure = vaes_structure(config, _IMAGE_SHAPE, _NUM_CLASSES)
     layout = jax.tree_util.tree_map_with_path(_tensor, structure)
     vaes = [_read_vae(source / name, layout) for name in _FILES]

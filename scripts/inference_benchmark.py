@@ -99,14 +99,16 @@ def _compare_energies(
     for name, found in energies.items():
         quantiles = np.quantile(found - best, _QUANTILES)
         result[name] = {
-            "accuracy": _share(found.argmin(1) == labels),
+            "accuracy": _share(_predictions(ours, found) == labels),
             "mean_above_best_known": round(float((found - best).mean()), 3),
             "quantiles_above_best_known": {
                 str(q): round(float(gap), 3) for q, gap in zip(_QUANTILES, quantiles, strict=True)
             },
             "mean_above_adam": round(float((found - energies["adam"]).mean()), 3),
             f"at_most_{_TOLERATED}_above_adam": _share(found <= energies["adam"] + _TOLERATED),
-            "same_prediction_as_adam": _share(found.argmin(1) == energies["adam"].argmin(1)),
+            "same_prediction_as_adam": _share(
+                _predictions(ours, found) == _predictions(ours, energies["adam"])
+            ),
         }
     return result | {"refinement": _compare_refinement(ours, images)}
 
@@ -119,7 +121,7 @@ def _with_settings(model: ABSClassifier, changes: dict[str, Any]) -> ABSClassifi
 def _compare_refinement(model: ABSClassifier, images: np.ndarray) -> dict[str, Any]:
     """Refined against searched energies, where images move and the best two classes are asked."""
     start = _in_batches(model.infer, "searching", images)
-    there, asked = _moved(images), _two_best(start.energies)
+    there, asked = _moved(images), _two_best(model, start.energies)
     refined = _in_batches(model.infer, "refining", there, start, asked)
     full = _in_batches(model.infer, "searching anew", there).energies
     kept = refined.searched
@@ -129,7 +131,9 @@ def _compare_refinement(model: ABSClassifier, images: np.ndarray) -> dict[str, A
         "pairs_searched": _share(kept),
         f"at_most_{_REFINED_TOLERATED}_above_search": _share(above <= _REFINED_TOLERATED),
         f"within_{_REFINED_TOLERATED}_of_search": _share(np.abs(above) <= _REFINED_TOLERATED),
-        "predictions_unlike_search": int(np.sum(refined.energies.argmin(1) != full.argmin(1))),
+        "predictions_unlike_search": int(
+            np.sum(_predictions(model, refined.energies) != _predictions(model, full))
+        ),
         "bounds_above_search": int(np.sum(refined.energies[~kept] > full[~kept])),
     }
 
@@ -151,9 +155,14 @@ def _moved(images: np.ndarray) -> np.ndarray:
     return np.clip(images + noise, 0, 1).astype(np.float32)
 
 
-def _two_best(energies: Any) -> np.ndarray:
-    """Whether a class is one of the image's two of lowest energy, (N, classes)."""
-    return np.argsort(np.argsort(np.asarray(energies), axis=1), axis=1) < 2
+def _predictions(model: ABSClassifier, energies: Any) -> np.ndarray:
+    """The class that the model predicts at these energies, (N,)."""
+    return np.argmin(model.class_weights * energies, axis=1)
+
+
+def _two_best(model: ABSClassifier, energies: Any) -> np.ndarray:
+    """Whether a class is one of the two that the model finds most probable, (N, classes)."""
+    return np.argsort(np.argsort(model.class_weights * energies, axis=1), axis=1) < 2
 
 
 def _share(hits: np.ndarray) -> float:
@@ -171,7 +180,7 @@ def _candidates(
             candidates[name, size] = functools.partial(_infer, model.with_batch_size(size), batch)
         model = models["quasi_newton"].with_batch_size(size)
         start = model.infer(batch)
-        arguments = (jnp.asarray(_moved(images[:size])), start, _two_best(start.energies))
+        arguments = (jnp.asarray(_moved(images[:size])), start, _two_best(model, start.energies))
         candidates["refinement", size] = functools.partial(_infer, model, *arguments)
     return candidates
 

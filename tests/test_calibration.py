@@ -19,15 +19,22 @@ LABELS = np.arange(256) % 3
 
 
 class TooHighForOnes:
-    """Stands in for ABS: tells images by their first pixel; class 1's energies are 5% too high."""
+    """Stands in for ABS: tells images by their position; class 1's energies are 5% too high.
+
+    Attributes:
+        seen: The images of each call.
+    """
 
     image_shape = (2, 1, 1)
-    batch_size = 100
+    batch_size = 256
+
+    def __init__(self):
+        self.seen = []
 
     def logits(self, images):
-        found = np.rint(images[:, 0, 0, 0] * 255).astype(int)
-        energies = 20 + np.random.default_rng(0).uniform(0.6, 2, size=(256, 3))[found]
-        energies[np.arange(len(found)), LABELS[found]] = 20
+        self.seen.append(images)
+        energies = 20 + np.random.default_rng(0).uniform(0.6, 2, size=(256, 3))
+        energies[np.arange(256), LABELS] = 20
         energies[:, 1] *= 1.05
         return -energies / 2
 
@@ -89,14 +96,20 @@ def test_class_weights_stay_at_one_where_nothing_can_be_gained():
 
 
 @pytest.mark.parametrize("weigh_abs", [True, False])
-def test_abs_gets_class_weights_where_the_configuration_says_so(weigh_abs):
+def test_calibration_weighs_classes_where_the_configuration_says_so(weigh_abs):
     images = np.stack([np.arange(256), np.zeros(256)], axis=1).astype(np.uint8)
     split = Split(images.reshape(-1, 2, 1, 1), LABELS)
+    dataset = Dataset("made", 3, split, split, split)
     config = get_config("tiny")
     config.calibration.update(num_images=256, weigh_abs=weigh_abs, alpha=10.0)
-    fitted = calibrate(TooHighForOnes(), config, Dataset("made", 3, split, split, split))["abs"]
-    assert (fitted["class_weights"][1] < 1) == weigh_abs
-    logits = fitted["class_weights"] * TooHighForOnes().logits(split.images / 255)
+    model = TooHighForOnes()
+    fitted = calibrate(model, config, dataset)
+    assert (fitted["abs"]["class_weights"][1] < 1) == weigh_abs
+    grey, thresholded = model.seen
+    np.testing.assert_allclose(grey, split.images / 255, rtol=1e-6)
+    np.testing.assert_array_equal(thresholded, split.images > 127)
+    assert fitted["binary_abs"]["class_weights"][1] < 1
+    logits = fitted["abs"]["class_weights"] * model.logits(grey)
     assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not weigh_abs
-    median = np.median(confidences(logits, config.calibration.alpha, fitted["eta"]).max(axis=1))
+    median = np.median(confidences(logits, 10.0, fitted["abs"]["eta"]).max(axis=1))
     assert median == pytest.approx(config.calibration.median_confidence, abs=1e-3)

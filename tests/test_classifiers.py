@@ -13,10 +13,14 @@ from abs_model.calibration import confidences
 from abs_model.classifiers import NetworkClassifier, threshold
 from abs_model.errors import UserError
 
+WEIGHTS = np.linspace(0.8, 1.2, 10, dtype=np.float32)
+
 
 @pytest.fixture(scope="module")
 def classifier(abs_run):
-    return abs_model.load(abs_run, batch_size=8)
+    """A trained ABS whose class weights are `WEIGHTS`."""
+    model = abs_model.load(abs_run, batch_size=8)
+    return dataclasses.replace(model, class_weights=jnp.asarray(WEIGHTS))
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +86,10 @@ def test_shapes_and_types(classifier, images):
 def test_logits_and_confidences_follow_from_the_energies(classifier, images):
     energies = np.asarray(classifier.infer(images).energies)
     logits = np.asarray(classifier.logits(images))
-    np.testing.assert_allclose(logits, -energies / 784, rtol=1e-4)
+    np.testing.assert_allclose(logits, -WEIGHTS * energies / 784, rtol=1e-4)
     expected = confidences(logits, 440.0, float(classifier.eta))
     np.testing.assert_allclose(classifier.confidences(images), expected, atol=1e-4)
-    np.testing.assert_array_equal(classifier.predict(images), energies.argmin(1))
+    np.testing.assert_array_equal(classifier.predict(images), (WEIGHTS * energies).argmin(1))
 
 
 def test_results_do_not_depend_on_the_batch(classifier, images):
@@ -107,10 +111,10 @@ def test_a_new_number_of_images_does_not_compile_again(linear):
 
 
 def test_logits_are_differentiable_and_their_gradient_is_the_residual(classifier, images):
-    """d logit_c / dx = -2 (x - G_c(z*)) / pixels."""
+    """d logit_c / dx = -2 w_c (x - G_c(z*)) / pixels."""
     inference = classifier.infer(images[:2])
     gradient = jax.grad(lambda x: classifier.logits(x)[:, 3].sum())(jnp.asarray(images[:2]))
-    expected = -2 * (images[:2] - inference.reconstructions[:, 3]) / 784
+    expected = -2 * WEIGHTS[3] * (images[:2] - inference.reconstructions[:, 3]) / 784
     np.testing.assert_allclose(gradient, expected, atol=1e-6)
 
 

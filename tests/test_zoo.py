@@ -8,12 +8,21 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model import zoo
+from abs_model import loading, zoo
 from abs_model.loading import find_trained, load_arrays
 from scripts import export_pretrained
 from tests.conftest import ROOT, run_script, train_arguments
 
-SHIPPED = sorted(set(abs_model.available()) - {"nearest_neighbor"})
+SHIPPED = (
+    "abs",
+    "binary_abs",
+    "binary_cnn",
+    "cnn",
+    "madry",
+    "madry_l2",
+    "plain",
+    "transfer",
+)
 MAX_BYTES = 60e6
 
 
@@ -112,16 +121,19 @@ def test_other_weights_than_the_cards_are_refused(tiny_zoo):
         abs_model.load("tiny")
 
 
-def test_a_damaged_card_is_named(tiny_zoo):
-    (tiny_zoo / "tiny.json").write_text("{")
-    with pytest.raises(abs_model.UserError, match=r"the card .*tiny\.json can't be read"):
-        abs_model.load("tiny")
+def test_a_damaged_card_is_named_and_runs_are_loaded_all_the_same(tiny_zoo, cnn_run):
+    for content in ("{", "[]", '{"models": {"tiny": {"binary": false}}}'):
+        (tiny_zoo / "tiny.json").write_text(content)
+        with pytest.raises(abs_model.UserError, match=r"the card .*tiny\.json can't be read"):
+            abs_model.load("tiny")
+    assert abs_model.load(str(cnn_run)).name == cnn_run.name
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["other", "--binary_name=tiny"], "needs a name of its own, got other and tiny"),
+        (["tiny"], "also holds binary_tiny, which replacing it would lose"),
         (["nearest_neighbor"], "needs a name of its own, got nearest_neighbor"),
         (["same", "--binary_name=same"], "needs a name of its own, got same and same"),
         (["a/b"], "'a/b' can't be the name of a model"),
@@ -168,6 +180,24 @@ def test_a_name_goes_before_a_folder(tiny_zoo, tmp_path, monkeypatch):
         abs_model.load("./tiny")
 
 
+def test_the_nearest_neighbor_is_made_of_mnist(data_dir, monkeypatch):
+    def load_sample(name):
+        assert name == "mnist"
+        return abs_model.load_dataset(
+            "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
+        )
+
+    monkeypatch.setattr(loading, "load_dataset", load_sample)
+    model, dataset = abs_model.load("nearest_neighbor"), load_sample("mnist")
+    assert (model.name, model.batch_size) == ("nearest_neighbor", 100)
+    other = abs_model.load("nearest_neighbor", name="nn", batch_size=7)
+    assert (other.name, other.batch_size) == ("nn", 7)
+    # Each training image is its own nearest neighbour.
+    images = dataset.train.images[:20].astype(np.float32) / 255
+    for each in (model, other):
+        np.testing.assert_array_equal(each.predict(images), dataset.train.labels[:20])
+
+
 @pytest.mark.parametrize("option", [{"binary": True}, {"solver": "adam"}])
 def test_the_nearest_neighbor_takes_no_options_of_others(option):
     with pytest.raises(abs_model.UserError, match="takes neither binary nor solver"):
@@ -177,6 +207,10 @@ def test_the_nearest_neighbor_takes_no_options_of_others(option):
 def test_only_abs_takes_a_solver():
     with pytest.raises(abs_model.UserError, match="needs an ABS model; 'cnn' is a 'cnn' model"):
         abs_model.load("cnn", solver="adam")
+
+
+def test_all_of_the_papers_models_are_there():
+    assert abs_model.available() == sorted([*SHIPPED, "nearest_neighbor"])
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -97,7 +97,8 @@ def write_run(
         task: What was trained.
         image_shape: (height, width, channels) of what it was trained on.
         num_classes: Likewise.
-        seconds: Wall-clock time of the whole training; None where there was none here.
+        seconds: Wall-clock time of the whole training, and of what the session that ended the run
+            fitted after it; None where there was no training here.
         **fitted: What was fitted after training, such as the calibration.
     """
     description: dict[str, Any] = {

@@ -42,12 +42,16 @@ class LinearClassifier:
     meta_fields=["name", "image_shape", "num_classes", "batch_size"],
 )
 class GenerativeClassifier(LinearClassifier):
-    """With `infer`: the energies are the negated logits, the reconstructions dimmed images."""
+    """With `infer`: weighted energies are negated logits, the reconstructions dimmed images."""
+
+    @property
+    def class_weights(self):
+        return jnp.linspace(0.5, 1.5, self.num_classes)
 
     def infer(self, images):
         dims = jnp.linspace(0.2, 1.2, self.num_classes)
         return types.SimpleNamespace(
-            energies=100 - 10 * self.logits(jnp.asarray(images)),
+            energies=(100 - 10 * self.logits(jnp.asarray(images))) / self.class_weights,
             latents=jnp.zeros((len(images), self.num_classes, 2)),
             reconstructions=jnp.asarray(images)[:, None] * dims[None, :, None, None, None],
         )

@@ -108,9 +108,12 @@ def test_of_many_classes_the_lowest_energies_are_shown_and_the_prediction_framed
     assert len(small) == 2 * examples.MAX_CLASSES
     thick = [axes.spines["left"].get_linewidth() > 1 for axes in small]
     assert sum(thick[:10]) == 1 and sum(thick[10:]) == 1
-    energies = np.asarray(model.infer(attacked.clean).energies)[0]
-    shown = [int(text.split(":")[0]) for text in texts(figure) if text[:2].strip(":").isdigit()]
-    assert set(shown[:10]) == set(np.argsort(energies)[:10].tolist())
+    energies = np.asarray(model.class_weights * model.infer(attacked.clean).energies)[0]
+    titles = [text for text in texts(figure) if text[:2].strip(":").isdigit()][:10]
+    shown = [int(title.split(":")[0]) for title in titles]
+    assert set(shown) == set(np.argsort(energies)[:10].tolist())
+    assert titles == [f"{label}: {energies[label]:.1f}" for label in shown]
+    assert shown[thick.index(True)] == energies.argmin()
 
 
 def test_summary_bars_and_intervals(tmp_path):

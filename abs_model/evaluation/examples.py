@@ -34,11 +34,12 @@ def draw_examples(
     Images with a verified adversarial image come first, then those where the attack failed (drawn
     as the attack left them), in the order of the data set; clean errors only where nothing else is
     left. For a classifier with `infer`, the reconstructions by every class stand to the right:
-    those of the clean image above those of the adversarial one, with their energies, and a frame
-    around the predicted class. Of more than `MAX_CLASSES` classes, those of lowest energy.
+    those of the clean image above those of the adversarial one, with their energies times the class
+    weights, and a frame around the predicted class, which has the lowest. Of more than
+    `MAX_CLASSES` classes, the lowest.
 
     Args:
-        model: The classifier that was attacked.
+        model: The classifier that was attacked; with `infer` it also has `class_weights`.
         attacked: The images and their verification.
         name: What to call the model.
         max_examples: Number of rows at most.
@@ -64,7 +65,7 @@ def draw_examples(
                     top + which * _SMALL_ROW,
                     ("clean", "adversarial")[which],
                     np.asarray(inference.reconstructions[place]),
-                    np.asarray(inference.energies[place]),
+                    np.asarray(model.class_weights * inference.energies[place]),
                     (int(attacked.labels[index]), int(predictions[index])),
                 )
     return page.figure
@@ -109,7 +110,7 @@ def _draw_header(page: Page, attacked: Attacked, name: str, generative: bool) ->
         page.text(
             left,
             _HEADER - 0.24,
-            "Reconstruction by each class, with its energy in nats (frame: predicted class)",
+            "Reconstruction by each class, weighted energy in nats (frame: predicted class)",
             fontweight="bold",
         )
 

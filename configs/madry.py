@@ -12,7 +12,8 @@ epochs with 8 steps. 98.9% of the test images; 40-step PGD at 0.3 leaves 93.1% o
 steps of Wong et al., ICLR 2020, are cheaper still but fail here: with a step size of 0.375, eight
 epochs leave 0 to 3% of 500 validation images under 40 steps, and yet over 90% of the training
 images under the training attack.)
-plain: the same network without attacks, not run to its end yet.
+plain: the same network without attacks, 10 epochs with one cycle in 12 minutes. 99.3% of the test
+images. Shipped as "plain".
 
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """

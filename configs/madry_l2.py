@@ -4,7 +4,9 @@ python train.py --config=configs/madry_l2.py --workdir=runs/madry_l2
 python train.py --config=configs/madry_l2.py:cpu --workdir=runs/madry_l2
 
 full: as configs/madry.py, with 40 steps of L2 PGD at 1.5. It takes a GPU, and has not been run yet.
-cpu: the cheap recipe of configs/madry.py:cpu, not run to its end yet.
+cpu: the cheap recipe of configs/madry.py:cpu. 99.4% of the test images; 40-step L2 PGD at 1.5
+leaves 88.4% of the first 1,000. 48 minutes on 2 CPU cores (AMD EPYC), with other work beside it.
+Shipped as "madry_l2".
 
 The same network trained plainly is configs/madry.py:plain. Another data set is another entry:
 --config.dataset.name=fashion_mnist.

@@ -14,10 +14,11 @@ $python train.py --config=configs/abs.py:quick --workdir=$runs/quick_abs "$@"
 [[ -f $runs/quick_abs/run.json ]] || exit 130
 
 results=$runs/eval/results.json
-if grep -qs '"complete": true' $results && [[ $results -nt $runs/quick_abs/run.json ]]; then
+models="abs_model/pretrained $runs/quick_abs/run.json"
+if grep -qs '"complete": true' $results && [[ -z $(find $models -newer $results) ]]; then
     cat $runs/eval/results.md
 else
-    pretrained=madry,cnn,binary_cnn,nearest_neighbor
+    pretrained=abs,binary_abs,madry,cnn,binary_cnn,nearest_neighbor
     $python evaluate.py --workdir=$runs/eval --models=$pretrained,$runs/quick_abs
 fi
 echo "Table and pictures: $runs/eval"

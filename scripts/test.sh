@@ -7,4 +7,5 @@ install tests/requirements.txt
 .venv/bin/ruff check .
 .venv/bin/ruff format --check .
 .venv/bin/mypy
-.venv/bin/python -m pytest "$@"
+# One process per core, of a whole file each, because files share what they train and compile.
+.venv/bin/python -m pytest --numprocesses=logical --maxprocesses=4 --dist=loadfile "$@"

@@ -32,6 +32,9 @@ _NUM_STEPS = flags.DEFINE_integer(
 _NUM_RESTARTS = flags.DEFINE_integer(
     "num_restarts", _DEFAULT.num_restarts, "Random restarts of each PGD attack.", lower_bound=1
 )
+_NORM = flags.DEFINE_multi_enum(
+    "norm", _DEFAULT.norms, _DEFAULT.norms, "Norm to attack in; give the flag again for another."
+)
 _SEED = flags.DEFINE_integer(
     "seed", _DEFAULT.seed, "Seed of the random starts.", lower_bound=0, upper_bound=2**32 - 1
 )
@@ -54,6 +57,7 @@ def main(argv: list[str]) -> None:
         num_steps=_NUM_STEPS.value,
         num_restarts=_NUM_RESTARTS.value,
         seed=_SEED.value,
+        norms=tuple(dict.fromkeys(_NORM.value)),
     )
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},

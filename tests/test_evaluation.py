@@ -141,7 +141,7 @@ def test_evaluation_end_to_end(tmp_path):
     text = (tmp_path / "new" / "results.json").read_text()
     content = json.loads(text)
     assert content["complete"] is True and content["models"] == about["models"]
-    assert content["settings"] == dataclasses.asdict(SETTINGS)
+    assert content["settings"] == dataclasses.asdict(SETTINGS) | {"norms": ["l2", "linf"]}
     assert content["packages"].keys() >= {"python", "jax", "flax"} and content["device"]["kind"]
     assert len(content["rows"]) == 6 and str(tmp_path) not in text
     with np.load(tmp_path / "new" / "adversarial_b_linf.npz") as saved:
@@ -174,7 +174,7 @@ def test_a_crash_costs_no_finished_work(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.suffix == ".tmp"]
 
 
-def test_every_model_gets_the_same_random_numbers(tmp_path):
+def test_every_model_gets_the_same_random_numbers_in_whichever_norms(tmp_path):
     calls = []
 
     def attack(model, images, labels, key, *, norm, **options):
@@ -184,6 +184,9 @@ def test_every_model_gets_the_same_random_numbers(tmp_path):
     models = {name: blob_classifier(batch_size=8) for name in "ab"}
     evaluate(models, blob_test(), SETTINGS, tmp_path, attack=attack)
     assert calls[:2] == calls[2:] and calls[0][1] != calls[1][1]
+    one = dataclasses.replace(SETTINGS, norms=("linf",))
+    rows = evaluate({"a": models["a"]}, blob_test(), one, tmp_path, attack=attack)
+    assert calls[4:] == calls[1:2] and [row.condition for row in rows] == ["clean", "L-inf <= 0.3"]
 
 
 @pytest.mark.parametrize("flag", ["num_clean", "num_attacked"])

@@ -72,6 +72,7 @@ class Settings:
         num_steps: Steps of PGD.
         num_restarts: Random restarts of PGD.
         seed: Of the random starts.
+        norms: Of `THRESHOLDS`, those attacked in; no figure depends on which others are.
     """
 
     num_clean: int = 1000
@@ -79,18 +80,19 @@ class Settings:
     num_steps: int = 40
     num_restarts: int = 1
     seed: int = 0
+    norms: tuple[str, ...] = tuple(THRESHOLDS)
 
     def attacks(self) -> list[AttackSettings]:
         """The attack of each threshold."""
         return [
             AttackSettings(
                 norm=norm,
-                epsilon=epsilon,
-                step_size=_STEP_LENGTHS_PER_RADIUS * epsilon / self.num_steps,
+                epsilon=THRESHOLDS[norm],
+                step_size=_STEP_LENGTHS_PER_RADIUS * THRESHOLDS[norm] / self.num_steps,
                 num_steps=self.num_steps,
                 num_restarts=self.num_restarts,
             )
-            for norm, epsilon in THRESHOLDS.items()
+            for norm in self.norms
         ]
 
 
@@ -170,7 +172,8 @@ def _evaluate_model(
     seconds = {"classification": time.perf_counter() - start}
     yield Row(name, None, settings.num_clean, correct, seconds), None
     first = slice(settings.num_attacked)
-    for number, attack_settings in enumerate(settings.attacks()):
+    for attack_settings in settings.attacks():
+        number = list(THRESHOLDS).index(attack_settings.norm)
         key = jax.random.fold_in(jax.random.key(settings.seed), number)
         yield _attack(
             name,

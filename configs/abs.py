@@ -108,13 +108,13 @@ _VARIANTS = {
     },
     "quick": {
         "train": {
-            "epochs": 5,
+            "epochs": 3,
             "beta_fraction": 0.2,
             "decay_fraction": 0.5,
             "learning_rate": 3e-3,
         },
-        "validation": {"abs_images": 200, "abs_every_epochs": 5},
-        "surrogate": {"num_steps": 1000},
+        "validation": {"abs_images": 200, "abs_every_epochs": 3},
+        "surrogate": {"num_steps": 500},
         "calibration": {"num_images": 500},
     },
     "tiny": {

@@ -19,6 +19,7 @@ if grep -qs '"complete": true' $results && [[ -z $(find $models -newer $results)
     cat $runs/eval/results.md
 else
     pretrained=abs,binary_abs,madry,cnn,binary_cnn,nearest_neighbor
-    $python evaluate.py --workdir=$runs/eval --models=$pretrained,$runs/quick_abs
+    # As many at a time as are attacked: no batch is padded.
+    $python evaluate.py --workdir=$runs/eval --models=$pretrained,$runs/quick_abs --batch_size=20
 fi
 echo "Table and pictures: $runs/eval"

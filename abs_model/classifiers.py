@@ -25,7 +25,7 @@ _STATIC = {"static": True}  # dataclass metadata: a setting, not a weight
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Classifier(abc.ABC):
     """Maps images, float32 (N, height, width, channels) in [0, 1], to scores of classes.
 
@@ -43,6 +43,12 @@ class Classifier(abc.ABC):
     image_shape: tuple[int, int, int] = dataclasses.field(metadata=_STATIC)
     num_classes: int = dataclasses.field(metadata=_STATIC)
     batch_size: int = dataclasses.field(metadata=_STATIC)
+
+    def __repr__(self) -> str:
+        # Weights fill a terminal.
+        settings = (field.name for field in dataclasses.fields(Classifier))
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+        return f"{type(self).__name__}({shown})"
 
     @abc.abstractmethod
     def batch_logits(self, images: jax.Array) -> jax.Array:
@@ -92,7 +98,7 @@ class Classifier(abc.ABC):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class NetworkClassifier(Classifier):
     """A feed-forward network: a Flax module from images to logits.
 
@@ -116,7 +122,7 @@ class NetworkClassifier(Classifier):
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ABSClassifier(Classifier):
     """Analysis by synthesis (Schott et al. 2019): the class whose VAE explains the image best.
 

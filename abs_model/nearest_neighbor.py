@@ -14,7 +14,7 @@ _BATCH_SIZE = 100
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class NearestNeighborClassifier(Classifier):
     """logit_c = -||x - t||^2, t the training image of class c nearest to x (Schott et al. 2019).
 

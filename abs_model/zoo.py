@@ -123,8 +123,8 @@ class Entry:
             ) from error
         if hashlib.sha256(data).hexdigest() != self.card["sha256"]:
             raise ZooError(
-                f"{self.path} is not the file that its card describes: the SHA-256 differs. Get"
-                " both anew"
+                f"{self.path} is not the file that its card describes: the SHA-256 differs. Check"
+                " both out anew, or export the model again"
             )
         return safetensors.numpy.load(data)
 
@@ -148,12 +148,13 @@ def suggest(name: str) -> str:
     return f"there are {', '.join(available())}"
 
 
-def check_names(entry: str, models: Sequence[str]) -> None:
-    """Raises a ZooError where an entry can't have these names, or would lose a model.
+def check_names(entry: str, models: Sequence[str], *, replace: bool) -> None:
+    """Raises a ZooError where an entry can't have these names, or models would be lost.
 
     Args:
-        entry: Name of its files; what they held before is going to be replaced.
+        entry: Name of its files.
         models: Names of its models.
+        replace: Whether it may take the place of an entry of that name.
     """
     for name in (entry, *models):
         if not _NAME.fullmatch(name):
@@ -163,6 +164,11 @@ def check_names(entry: str, models: Sequence[str]) -> None:
             )
     entries = read_entries(FOLDER)
     replaced = {name for name, other in entries.items() if other.path.stem == entry}
+    if replaced and not replace:
+        raise ZooError(
+            f"there is an entry {entry!r} already; take another name, or put this one in its place"
+            " with --replace"
+        )
     if lost := replaced.difference(models):
         raise ZooError(
             f"the entry {entry!r} also holds {' and '.join(sorted(lost))}, which replacing it"
@@ -214,7 +220,10 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
             if missing := _CARD_KEYS - set(card):
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except (OSError, ValueError, TypeError) as error:
-            raise ZooError(f"the card {path} can't be read: {error}; get it anew") from error
+            raise ZooError(
+                f"the card {path} can't be read: {error}; check it out anew, export the model"
+                " again, or remove the card"
+            ) from error
         for name in card["models"]:
             entries[name] = Entry(name, path.with_suffix(SUFFIX), card)
     return entries

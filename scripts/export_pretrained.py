@@ -39,17 +39,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--num_attacked", type=int, default=1000, help="test images that are attacked (%(default)s)"
     )
+    parser.add_argument(
+        "--replace", action="store_true", help="put it in the place of an entry of that name"
+    )
     options = parser.parse_args(arguments)
+    names = [options.name, *([options.binary_name] if options.binary_name else [])]
     try:
-        path = _export(options.workdir, options.name, options.binary_name, options.num_attacked)
+        zoo.check_names(options.name, names, replace=options.replace)
+        path = _export(options.workdir, names, options.num_attacked)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"Exported: {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
 
 
-def _export(workdir: str, name: str, binary_name: str | None, num_attacked: int) -> pathlib.Path:
-    names = [name] if binary_name is None else [name, binary_name]
-    zoo.check_names(name, names)
+def _export(workdir: str, names: Sequence[str], num_attacked: int) -> pathlib.Path:
+    """Exports a run under a name and, where there are two, its binary twin under the other."""
+    name = names[0]
     # Absolute, because a workdir may be called like a model of the zoo.
     directory = pathlib.Path(workdir).absolute()
     trained = find_trained(directory)
@@ -58,7 +63,7 @@ def _export(workdir: str, name: str, binary_name: str | None, num_attacked: int)
             f"{workdir} does not say when and how it was trained, which a card must; it is from"
             " before train.py noted that, or imported. Train it anew"
         )
-    specs = [ModelSpec(name, str(directory), binary=name == binary_name) for name in names]
+    specs = [ModelSpec(each, str(directory), binary=each != name) for each in names]
     models, dataset = load_models(specs)
     settings = Settings(num_clean=len(dataset.test.labels), num_attacked=num_attacked)
     rows = evaluate(models, dataset.test, settings, directory / _MEASURED)

@@ -15,7 +15,7 @@ train_and_export() {
     # A training that is interrupted saves and ends well; go no further then.
     [[ -f $runs/$name/run.json ]] || exit 130
     if [[ ! abs_model/pretrained/$name.json -nt $runs/$name/run.json ]]; then
-        $python scripts/export_pretrained.py "$runs/$name" "$name" "$@"
+        $python scripts/export_pretrained.py "$runs/$name" "$name" --replace "$@"
     fi
 }
 

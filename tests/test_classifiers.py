@@ -74,6 +74,12 @@ def test_a_binary_network_sees_thresholded_images_and_passes_gradients_through(l
     np.testing.assert_allclose(gradient, expected, rtol=1e-6)
 
 
+def test_a_model_is_shown_in_a_line(classifier):
+    assert repr(classifier) == (
+        "ABSClassifier(name='abs', image_shape=(28, 28, 1), num_classes=10, batch_size=8)"
+    )
+
+
 def test_shapes_and_types(classifier, images):
     assert classifier.logits(images).shape == (11, 10)
     assert classifier.predict(images).dtype == np.int32

@@ -133,7 +133,8 @@ def test_a_damaged_card_is_named_and_runs_are_loaded_all_the_same(tiny_zoo, cnn_
     ("arguments", "message"),
     [
         (["other", "--binary_name=tiny"], "needs a name of its own, got other and tiny"),
-        (["tiny"], "also holds binary_tiny, which replacing it would lose"),
+        (["tiny"], "there is an entry 'tiny' already"),
+        (["tiny", "--replace"], "also holds binary_tiny, which replacing it would lose"),
         (["nearest_neighbor"], "needs a name of its own, got nearest_neighbor"),
         (["same", "--binary_name=same"], "needs a name of its own, got same and same"),
         (["a/b"], "'a/b' can't be the name of a model"),

@@ -144,11 +144,18 @@ def make_quasi_newton(
         surrogate: All classes' surrogates.
         latents: Prior samples, (samples, latent).
     """
-    spread = jnp.linspace(1, _SPREAD, len(latents))[:, None]
-    latents = project((spread * latents).T, settings.max_norm).T
-    components = map_classes(lambda one: one(latents.T), surrogate)
-    shared = jnp.broadcast_to(latents, (len(components), *latents.shape))
+    shared, components = _spread(surrogate, latents, settings.max_norm)
     return QuasiNewton(decoder, surrogate, shared, components, settings)
+
+
+@jax.jit
+def _spread(
+    surrogate: Surrogate, latents: jax.Array, max_norm: float
+) -> tuple[jax.Array, jax.Array]:
+    spread = jnp.linspace(1, _SPREAD, len(latents))[:, None]
+    latents = project((spread * latents).T, max_norm).T
+    components = map_classes(lambda one: one(latents.T), surrogate)
+    return jnp.broadcast_to(latents, (len(components), *latents.shape)), components
 
 
 def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:

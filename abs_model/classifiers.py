@@ -54,6 +54,28 @@ class Classifier(abc.ABC):
     def batch_logits(self, images: jax.Array) -> jax.Array:
         """Logits (n, classes) of images that have been checked; pure and differentiable."""
 
+    @property
+    def differentiable(self) -> bool:
+        """Whether logits have gradients; a black box has none."""
+        return True
+
+    def batch_begin(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
+        """Logits of images that have been checked, and the state that `batch_follow` goes on from.
+
+        The state's leaves have a leading axis of n; a classifier that gains nothing from one has no
+        leaves.
+        """
+        return self.batch_logits(images), ()
+
+    def batch_follow(self, images: jax.Array, state: PyTree) -> tuple[jax.Array, PyTree]:
+        """Logits of images that have moved a little since `state`, and the state there; pure.
+
+        The two largest logits and their gradients are exact where those of the state were; others
+        may be upper bounds below them.
+        """
+        del state
+        return self.batch_begin(images)
+
     @abc.abstractmethod
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """Probabilities of the classes, (N, classes), from logits (N, classes)."""
@@ -157,9 +179,26 @@ class ABSClassifier(Classifier):
         """The images that the decoders explain."""
         return straight_through_threshold(images) if self.binary else images
 
+    def weighted_energies(self, inference: Inference) -> jax.Array:
+        """The energies that decide, w_c E_c in nats, (N, classes)."""
+        return self.class_weights * inference.energies
+
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        energies = self.batch_inference(images).energies
-        return -self.class_weights * energies / np.prod(self.image_shape)
+        return self.batch_begin(images)[0]
+
+    def batch_begin(self, images: jax.Array) -> tuple[jax.Array, Inference]:
+        inference = self.batch_inference(images)
+        return self._logits(inference), inference
+
+    def batch_follow(self, images: jax.Array, state: Inference) -> tuple[jax.Array, Inference]:
+        # Asked for the classes that were ahead, the search takes up all that may have overtaken.
+        _, leaders = jax.lax.top_k(-self.weighted_energies(state), 2)
+        asked = jax.nn.one_hot(leaders, self.num_classes).any(axis=1)
+        inference = self.batch_refinement(images, state, asked)
+        return self._logits(inference), inference
+
+    def _logits(self, inference: Inference) -> jax.Array:
+        return -self.weighted_energies(inference) / np.prod(self.image_shape)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """p(c|x) = (exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta)."""

@@ -1,7 +1,5 @@
 """Attacks against classifiers whose closest adversarial images are known in closed form."""
 
-import dataclasses
-
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -11,6 +9,7 @@ import pytest
 
 from abs_model.attacks import (
     AttackResult,
+    Batch,
     ascend,
     ascent_direction,
     distances,
@@ -20,78 +19,25 @@ from abs_model.attacks import (
     project,
     random_start,
 )
-from abs_model.classifiers import Classifier
+from abs_model.attacks.base import image_keys
+from tests.linear_classifiers import (
+    PIXELS,
+    SHAPE,
+    boundary_distances,
+    check_bounds,
+    greys,
+    linear_classifier,
+    three_classes,
+    two_classes,
+)
 
-SHAPE = (6, 5, 2)
-PIXELS = 60
 KEY = jax.random.key(3)
 few_examples = hypothesis.settings(max_examples=10, deadline=None)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearClassifier(Classifier):
-    """Logits x . weights + biases."""
-
-    weights: jax.Array
-    biases: jax.Array
-
-    def batch_logits(self, images):
-        return images.reshape(images.shape[0], -1) @ self.weights + self.biases
-
-    def logits_to_confidences(self, logits):
-        return jax.nn.softmax(logits)
-
-
-def linear_classifier(weights, biases, batch_size=4):
-    return LinearClassifier(
-        name="linear",
-        image_shape=SHAPE,
-        num_classes=len(biases),
-        batch_size=batch_size,
-        weights=jnp.asarray(weights, jnp.float32),
-        biases=jnp.asarray(biases, jnp.float32),
-    )
-
-
-def two_classes(seed=0, scale=1.0):
-    """Class 1 where w . x + b > 0, the boundary near grey."""
-    w = np.random.default_rng(seed).normal(size=PIXELS)
-    bias = -0.5 * w.sum()
-    weights = np.stack([np.zeros(PIXELS), w], axis=1)
-    return linear_classifier(weights * scale, np.array([0.0, bias]) * scale), w, bias
-
-
-def three_classes(scale=1.0):
-    weights = np.random.default_rng(7).normal(size=(PIXELS, 3))
-    return linear_classifier(weights * scale, -0.5 * weights.sum(0) * scale)
-
-
-def greys(count, seed=0):
-    """Images far from black and white, so that the box plays no part in closed forms."""
-    values = np.random.default_rng(seed).uniform(0.4, 0.6, size=(count, *SHAPE))
-    return values.astype(np.float32)
-
-
-def boundary_distances(images, w, bias, norm):
-    """Closed form: |w . x + b| over the dual norm of w."""
-    dual = np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)
-    return np.abs(images.reshape(len(images), -1) @ w + bias) / dual
 
 
 def attack(model, images, labels, **changes):
     settings = {"norm": "l2", "epsilon": 0.5, "step_size": 0.1, "num_steps": 10} | changes
     return pgd(model, images, labels, settings.pop("key", KEY), **settings)
-
-
-def check_bounds(result, images, norm, epsilon):
-    """Both bounds, with numpy in float64, and that the distances are those of the images."""
-    found = np.asarray(result.images, np.float64)
-    assert found.min() >= 0.0 and found.max() <= 1.0
-    change = (found - images).reshape(len(images), -1)
-    lengths = np.abs(change).max(1) if norm == "linf" else np.linalg.norm(change, axis=1)
-    assert lengths.max() <= epsilon * (1 + 1e-5) + 1e-6
-    np.testing.assert_allclose(result.distances, lengths, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -203,7 +149,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm):
     whole = attack(model.with_batch_size(7), images, labels, **settings)
     batched = attack(model.with_batch_size(3), images, labels, **settings)
     parts = [
-        attack(model, images[part], labels[part], first_index=part.start, **settings)
+        attack(model, images[part], labels[part], key=image_keys(KEY, 7)[part], **settings)
         for part in (slice(0, 2), slice(2, 7))
     ]
     joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
@@ -278,7 +224,8 @@ def test_log_odds_point_where_cross_entropy_points():
         return -jnp.take_along_axis(jax.nn.log_softmax(logits), labels[:, None], axis=1).sum()
 
     expected = jax.jit(jax.grad(cross_entropy))(logits)
-    actual = jax.jit(jax.grad(lambda logits: log_odds(logits, labels).sum()))(logits)
+    batch = Batch(jnp.zeros((5, 1, 1, 1)), labels, jax.random.split(KEY, 5), targeted=False)
+    actual = jax.jit(jax.grad(lambda logits: log_odds(logits, batch).sum()))(logits)
     np.testing.assert_allclose(
         ascent_direction(actual[:, None, None], "l2"),
         ascent_direction(expected[:, None, None], "l2"),
@@ -287,12 +234,17 @@ def test_log_odds_point_where_cross_entropy_points():
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
-def test_margins_lead_from_the_label_to_the_nearest_class_at_any_scale(scale):
+@pytest.mark.parametrize("targeted", [False, True])
+def test_margins_lead_from_the_label_or_to_the_target_at_any_scale(scale, targeted):
     logits = scale * jnp.array([[3.0, 2.9, -5.0], [1.0, 4.0, 3.0]])
-    labels = jnp.array([0, 2])
-    np.testing.assert_allclose(margins(logits, labels), scale * np.array([-0.1, 1.0]), rtol=1e-5)
-    gradient = jax.grad(lambda logits: margins(logits, labels).sum())(logits)
-    np.testing.assert_array_equal(gradient, [[-1, 1, 0], [0, 1, -1]])
+    keys = jax.random.split(KEY, 2)
+    batch = Batch(jnp.zeros((2, 1, 1, 1)), jnp.array([0, 2]), keys, targeted)
+    sign = -1 if targeted else 1
+    expected = sign * scale * np.array([-0.1, 1.0])
+    np.testing.assert_allclose(margins(logits, batch), expected, rtol=1e-5)
+    gradient = jax.grad(lambda logits: margins(logits, batch).sum())(logits)
+    np.testing.assert_array_equal(gradient, sign * np.array([[-1, 1, 0], [0, 1, -1]]))
+    np.testing.assert_array_equal(batch.fooled(logits), [targeted, not targeted])
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -313,20 +265,33 @@ def test_ascend_takes_the_steps_of_pgd(norm):
     np.testing.assert_allclose(result.distances, 5 / 8 * epsilon, rtol=1e-4)
 
 
-def test_progress_counts_the_steps_of_all_restarts():
+def test_progress_and_result_count_the_questions():
     seen = []
-    attack(
-        three_classes(), greys(6), np.zeros(6, int), num_steps=3, num_restarts=2,
+    result = attack(
+        three_classes(), greys(4), np.zeros(4, int), num_steps=3, num_restarts=2,
         progress=seen.append,
     )  # fmt: skip
-    assert seen == [1, 2, 3, 4, 5, 6]
+    assert seen == list(range(1, 10))
+    np.testing.assert_array_equal(result.num_queries, 9)
+    np.testing.assert_array_equal(result.num_gradients, 6)
+
+
+def test_targets_are_reached():
+    model, images = three_classes(), greys(6)
+    labels = model.predict(images)
+    for shift in (1, 2):
+        targets = (labels + shift) % 3
+        result = attack(model, images, labels, targets=targets, epsilon=4.0, step_size=0.4)
+        assert np.all(result.success)
+        np.testing.assert_array_equal(model.predict(result.images), targets)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_random_starts_fill_the_ball_evenly(norm):
     epsilon = 0.1
     images = jnp.full((2000, 2, 1, 1), 0.5)
-    starts = jax.jit(random_start, static_argnames="norm")(KEY, images, epsilon, norm)
+    keys = image_keys(KEY, 2000)
+    starts = jax.jit(random_start, static_argnames="norm")(keys, images, epsilon, norm)
     lengths = np.asarray(distances(starts, images, norm))
     assert lengths.max() <= epsilon * (1 + 1e-5)
     # In two dimensions a ball of half the radius, in either norm, has a quarter of the volume.
@@ -376,6 +341,10 @@ def test_ascent_directions_have_length_one(size):
         ({"num_steps": 1.5}, "num_steps must be"),
         ({"num_restarts": 0}, "num_restarts must be"),
         ({"num_restarts": 2, "random_start": False}, "num_restarts must be 1 without"),
+        ({"targets": np.array([1, 1])}, "targets must differ from labels"),
+        ({"targets": np.array([1])}, r"targets must be integers of shape \(2,\)"),
+        ({"key": jax.random.split(KEY, 3)}, r"one for each image, \(2,\); got \(3,\)"),
+        ({"key": 0}, "key must be a jax.random.key, got 0"),
         ({"labels": np.array([0, 3])}, "labels must lie in 0 to 2, got 0 to 3"),
         ({"labels": np.array([-1, 0])}, "labels must lie in 0 to 2, got -1 to 0"),
         ({"labels": np.array([0])}, r"labels must be integers of shape \(2,\)"),

@@ -1,8 +1,9 @@
 """Attacks: small changes of images that make a classifier wrong.
 
-`pgd` attacks any classifier of `abs_model.classifiers`; `ascend` is the same attack as a pure
-function of a logits function, for adversarial training. `distances`, `project`, `random_start` and
-`ascent_direction` are the geometry of the norms, for further attacks.
+Every attack is a call of one form, `attack(model, images, labels, key, **settings)`, that returns
+an `AttackResult`; the settings name the norm, and `epsilon` where the attack keeps within one. What
+they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best` (what
+was found) and `base` (norms). `ascend` is PGD as a pure function, for adversarial training.
 """
 
 from abs_model.attacks.base import (
@@ -13,18 +14,20 @@ from abs_model.attacks.base import (
     project,
     random_start,
 )
-from abs_model.attacks.pgd import ascend, log_odds, margins, pgd, pgd_step
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.losses import log_odds, margins
+from abs_model.attacks.pgd import ascend, pgd
 
 __all__ = [
     "NORMS",
     "AttackResult",
+    "Batch",
     "ascend",
     "ascent_direction",
     "distances",
     "log_odds",
     "margins",
     "pgd",
-    "pgd_step",
     "project",
     "random_start",
 ]

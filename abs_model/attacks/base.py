@@ -1,20 +1,23 @@
-"""What attacks share: their result, and the geometry of the norms they are bounded in.
+"""What attacks share: their result, and the geometry of the norms they are measured in.
 
 Images are float32 (N, height, width, channels) in [0, 1]; distances are in the same unit, over all
 pixels and channels of an image: "l2" is the Euclidean distance, "linf" the largest change of any
-value. All functions are pure and can be traced.
+value; "l0" is the number of pixels that change, in whichever channels. All functions but the checks
+are pure and can be traced.
 """
 
 import dataclasses
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-NORMS = ("l2", "linf")
+PyTree = Any
+NORMS = ("l2", "linf", "l0")
 
 
 @jax.tree_util.register_dataclass
@@ -28,11 +31,16 @@ class AttackResult:
         success: bool (N,): whether the classifier gets `images` wrong.
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
+        num_queries: int32 (N,): how often the classifier was asked about versions of the image,
+            with gradient or without; None where the attack does not count.
+        num_gradients: int32 (N,): how often of these with gradient.
     """
 
     images: jax.Array
     success: jax.Array
     distances: jax.Array
+    num_queries: jax.Array | None = None
+    num_gradients: jax.Array | None = None
 
 
 def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:
@@ -41,12 +49,12 @@ def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:
     Args:
         first: Images (N, height, width, channels).
         second: Images of the same shape.
-        norm: "l2" or "linf".
+        norm: One of NORMS.
 
     Raises:
         ValueError: `norm` is none of these.
     """
-    return _lengths(first - second, norm)
+    return lengths(first - second, norm)
 
 
 def project(
@@ -61,7 +69,7 @@ def project(
     Args:
         images: (N, height, width, channels), any values.
         centres: Same shape, in [0, 1].
-        epsilon: Radius, at least 0.
+        epsilon: Radius, at least 0; a number, or one for each image, (N,).
         norm: "l2" or "linf".
 
     Returns:
@@ -70,39 +78,33 @@ def project(
     Raises:
         ValueError: `norm` is neither.
     """
-    check_norm(norm)
+    check_norm(norm, ("l2", "linf"))
     change = images - centres
     if norm == "linf":
-        change = jnp.clip(change, -epsilon, epsilon)
+        radius = per_image(jnp.broadcast_to(epsilon, images.shape[:1]))
+        change = jnp.clip(change, -radius, radius)
     else:
-        length = _lengths(change, norm)
+        length = lengths(change, norm)
         scale = jnp.where(length > epsilon, epsilon / jnp.where(length > 0, length, 1.0), 1.0)
-        change = change * _per_image(scale)
+        change = change * per_image(scale)
     return jnp.clip(centres + change, 0.0, 1.0)
 
 
 def random_start(
-    key: jax.Array, images: jax.Array, epsilon: float | jax.Array, norm: str, first_index: int = 0
+    keys: jax.Array, images: jax.Array, epsilon: float | jax.Array, norm: str
 ) -> jax.Array:
     """Draws a point uniformly from the ball around each image, clipped to [0, 1].
 
-    The draw for an image depends on `key` and on the image's index alone, so that attacking a data
-    set in parts gives what attacking it at once gives.
-
     Args:
-        key: A `jax.random.key`.
+        keys: A key for each image, (N,); see `image_keys`.
         images: (N, height, width, channels) in [0, 1].
-        epsilon: Radius, at least 0.
+        epsilon: Radius, at least 0; a number, or one for each image, (N,).
         norm: "l2" or "linf".
-        first_index: The index of `images[0]`.
 
     Raises:
         ValueError: `norm` is neither.
     """
-    check_norm(norm)
-    keys = jax.vmap(lambda index: jax.random.fold_in(key, index))(
-        first_index + jnp.arange(images.shape[0])
-    )
+    check_norm(norm, ("l2", "linf"))
     shape = images.shape[1:]
 
     def draw_linf(key: jax.Array) -> jax.Array:
@@ -116,7 +118,30 @@ def random_start(
         return radius * direction / jnp.linalg.norm(direction)
 
     noise = jax.vmap(draw_linf if norm == "linf" else draw_l2)(keys)
-    return project(images + epsilon * noise, images, epsilon, norm)
+    radius = per_image(jnp.broadcast_to(epsilon, images.shape[:1]))
+    return project(images + radius * noise, images, epsilon, norm)
+
+
+def image_keys(key: jax.Array, count: int) -> jax.Array:
+    """A key for each of `count` images, (count,).
+
+    Args:
+        key: One `jax.random.key`, from which a key for each image is made by its place; or the
+            keys themselves, (count,), for results that do not depend on an image's place.
+
+    Raises:
+        ValueError: `key` is neither.
+    """
+    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
+        raise ValueError(f"key must be a jax.random.key, got {key!r}")
+    if key.shape == (count,):
+        return key
+    if key.shape:
+        raise ValueError(f"key must be one key or one for each image, ({count},); got {key.shape}")
+    return fold_in(jnp.broadcast_to(key, (count,)), jnp.arange(count))
+
+
+fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, 0)))
 
 
 def ascent_direction(gradients: jax.Array, norm: str) -> jax.Array:
@@ -128,19 +153,19 @@ def ascent_direction(gradients: jax.Array, norm: str) -> jax.Array:
     Raises:
         ValueError: `norm` is neither.
     """
-    check_norm(norm)
+    check_norm(norm, ("l2", "linf"))
     if norm == "linf":
         return jnp.sign(gradients)
     # Scaled to a largest entry of 1 first: squares of tiny gradients would underflow to zero.
-    largest = _lengths(gradients, "linf")
-    scaled = gradients / _per_image(jnp.where(largest > 0, largest, 1.0))
-    return scaled / _per_image(jnp.maximum(_lengths(scaled, "l2"), 1.0))
+    largest = lengths(gradients, "linf")
+    scaled = gradients / per_image(jnp.where(largest > 0, largest, 1.0))
+    return scaled / per_image(jnp.maximum(lengths(scaled, "l2"), 1.0))
 
 
-def check_norm(norm: str) -> None:
-    """Raises ValueError unless `norm` is one of NORMS."""
-    if norm not in NORMS:
-        raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
+def check_norm(norm: str, norms: Sequence[str] = NORMS) -> None:
+    """Raises ValueError unless `norm` is one of `norms`."""
+    if norm not in norms:
+        raise ValueError(f"norm must be one of {', '.join(norms)}, got {norm!r}")
 
 
 def check_number(name: str, value: Any, *, minimum: float, exclusive: bool = False) -> None:
@@ -159,7 +184,7 @@ def check_count(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}")
 
 
-def check_labels(labels: Any, num_images: int, num_classes: int) -> jax.Array:
+def check_labels(labels: Any, num_images: int, num_classes: int, name: str = "labels") -> jax.Array:
     """Labels as int32 (N,), after checking that they are one class for each image.
 
     Raises:
@@ -168,23 +193,40 @@ def check_labels(labels: Any, num_images: int, num_classes: int) -> jax.Array:
     array = np.asarray(labels)
     if array.shape != (num_images,) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
-            f"labels must be integers of shape ({num_images},), one for each image, got"
+            f"{name} must be integers of shape ({num_images},), one for each image, got"
             f" {array.dtype} of shape {array.shape}"
         )
     if array.min() < 0 or array.max() >= num_classes:
         raise ValueError(
-            f"labels must lie in 0 to {num_classes - 1}, got {array.min()} to {array.max()}"
+            f"{name} must lie in 0 to {num_classes - 1}, got {array.min()} to {array.max()}"
         )
     return jnp.asarray(array, jnp.int32)
 
 
-def _lengths(changes: jax.Array, norm: str) -> jax.Array:
-    """The norm of each change, (N,)."""
+def lengths(changes: jax.Array, norm: str) -> jax.Array:
+    """The norm of each change, float32 (N,)."""
     check_norm(norm)
+    if norm == "l0":
+        return jnp.any(changes != 0, axis=3).sum((1, 2)).astype(jnp.float32)
     flat = changes.reshape(changes.shape[0], -1)
     return jnp.abs(flat).max(1) if norm == "linf" else jnp.sqrt(jnp.sum(flat * flat, 1))
 
 
-def _per_image(values: jax.Array) -> jax.Array:
+def per_image(values: jax.Array) -> jax.Array:
     """(N,) as (N, 1, 1, 1), to go with images."""
     return values[:, None, None, None]
+
+
+def choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
+    """For each image, `new` where the condition (N,) holds, else `old`.
+
+    Args:
+        condition: bool (N,).
+        new: A pytree whose leaves have a leading axis of N.
+        old: Of the same structure.
+    """
+
+    def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+        return jnp.where(condition.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+    return jax.tree.map(pick, new, old)

@@ -1,0 +1,49 @@
+"""The best that an attack has found so far."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks.base import choose, distances
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.losses import margins
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """For each image, the closest adversarial one; while there is none, that of highest margin.
+
+    Attributes:
+        images: float32 (n, height, width, channels).
+        success: bool (n,): whether it is adversarial.
+        distances: float32 (n,): from the original.
+        margins: float32 (n,): see `losses.margins`.
+    """
+
+    images: jax.Array
+    success: jax.Array
+    distances: jax.Array
+    margins: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def first(batch: Batch, images: jax.Array, logits: jax.Array, norm: str) -> Best:
+    """The given images, which have these logits (n, classes), are the first found."""
+    return Best(
+        images, batch.fooled(logits), distances(images, batch.images, norm), margins(logits, batch)
+    )
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def update(best: Best, batch: Batch, images: jax.Array, logits: jax.Array, norm: str) -> Best:
+    """The better of what was found before and these images, which have these logits."""
+    new = first(batch, images, logits, norm)
+    better = jnp.where(
+        new.success,
+        ~best.success | (new.distances < best.distances),
+        ~best.success & (new.margins > best.margins),
+    )
+    return choose(better, new, best)

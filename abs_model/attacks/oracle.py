@@ -1,0 +1,111 @@
+"""The classifier as an attack asks it: compiled once for all attacks, counted, and warm-started.
+
+Attacks loop in Python: their own arithmetic is small and compiled by itself, and the classifier's
+programs, which take long to compile, serve them all.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.losses import Loss, margins
+from abs_model.classifiers import Classifier
+
+State = Any
+
+
+class Oracle:
+    """Answers an attack's questions about a batch of images, and counts them.
+
+    Each answer comes with a state. Whoever gives it back with images that have moved a little is
+    answered faster: ABS goes on from the latents it had found (`Classifier.batch_follow`). Without
+    a state, the question is answered from scratch. `choose` of `abs_model.attacks.base` picks
+    between states for each image.
+
+    Attributes:
+        model: The classifier.
+        num_queries: Questions so far, for each image of the batch.
+        num_gradients: Those with gradient among them.
+        warm: Whether answers have come with states that are of use.
+    """
+
+    def __init__(self, model: Classifier, progress: Callable[[int], None] | None = None) -> None:
+        self.model = model
+        self.num_queries = 0
+        self.num_gradients = 0
+        self.warm = False
+        self._progress = progress
+
+    def logits(self, images: jax.Array, state: State = None) -> tuple[jax.Array, State]:
+        """Logits (n, classes), and the state there."""
+        self._count()
+        logits, following = _logits(self.model, images, state)
+        self.warm = bool(jax.tree.leaves(following))
+        return logits, following
+
+    def gradients(
+        self, images: jax.Array, batch: Batch, state: State = None, loss: Loss = margins
+    ) -> tuple[jax.Array, jax.Array, State]:
+        """The gradients of the losses, shaped like the images; logits (n, classes); the state."""
+        self._count(gradient=True)
+        gradients, logits, following = _gradients(self.model, images, batch, state, loss)
+        self.warm = bool(jax.tree.leaves(following))
+        return gradients, logits, following
+
+    def jacobian(
+        self, images: jax.Array, state: State = None
+    ) -> tuple[jax.Array, jax.Array, State]:
+        """The gradients of all logits, (n, classes, height, width, channels); logits; the state."""
+        self._count(gradient=True)
+        jacobian, logits, following = _jacobian(self.model, images, state)
+        self.warm = bool(jax.tree.leaves(following))
+        return jacobian, logits, following
+
+    def _count(self, gradient: bool = False) -> None:
+        if gradient and not self.model.differentiable:
+            raise ValueError(
+                f"model {self.model.name!r} is a black box, which has no gradients; attack it with"
+                " one that needs none, or give its gradients by estimate_gradients"
+            )
+        self.num_queries += 1
+        self.num_gradients += gradient
+        if self._progress is not None:
+            self._progress(self.num_queries)
+
+
+def _answer(model: Classifier, images: jax.Array, state: State) -> tuple[jax.Array, State]:
+    return model.batch_begin(images) if state is None else model.batch_follow(images, state)
+
+
+_logits = jax.jit(_answer)
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradients(
+    model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
+) -> tuple[jax.Array, jax.Array, State]:
+    def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, State]]:
+        logits, following = _answer(model, images, state)
+        return loss(logits, batch).sum(), (logits, following)
+
+    gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
+    return gradients, logits, following
+
+
+@jax.jit
+def _jacobian(
+    model: Classifier, images: jax.Array, state: State
+) -> tuple[jax.Array, jax.Array, State]:
+    logits, pull_back, following = jax.vjp(
+        lambda images: _answer(model, images, state), images, has_aux=True
+    )
+
+    def of_class(which: jax.Array) -> jax.Array:
+        return pull_back(jnp.broadcast_to(which, logits.shape))[0]
+
+    rows = jax.vmap(of_class)(jnp.eye(model.num_classes, dtype=logits.dtype))
+    return rows.transpose(1, 0, 2, 3, 4), logits, following

@@ -1,0 +1,128 @@
+"""What every attack does before and after its own work: checks, keys, batches, confirmation."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import (
+    AttackResult,
+    check_labels,
+    check_norm,
+    fold_in,
+    image_keys,
+    project,
+)
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.oracle import Oracle
+from abs_model.classifiers import Classifier
+from abs_model.images import check_images
+
+Progress = Callable[[int], None]
+# How far beyond what an attack found to look, where what it found does not hold.
+_OVERSHOOTS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.2)
+
+
+def run(
+    attack: Callable[[Oracle, Batch], Best],
+    model: Classifier,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    norm: str,
+    norms: tuple[str, ...],
+    epsilon: float | None = None,
+    targets: Any = None,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Runs an attack on all images, in batches of at most `model.batch_size`.
+
+    What a warm-started classifier (ABS) said on the way is confirmed from scratch at the end: where
+    an image does not hold, points a little farther out are tried.
+
+    Args:
+        attack: The attack of one batch, on the classifier as the oracle answers for it.
+        model: The classifier.
+        images: Float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,): the classes to lead away from.
+        key: A `jax.random.key`, or one for each image, (N,): all that is random about an image
+            comes from its key, whatever batch it is in.
+        norm: Of the distances.
+        norms: Those that the attack knows.
+        epsilon: Where the attack keeps within one, the largest distance.
+        targets: Integers (N,): classes to lead to; by default any but the label will do.
+        progress: Called with the number of questions asked about each image of a batch so far.
+
+    Returns:
+        Per image the closest adversarial one; where there is none, that of the highest margin.
+
+    Raises:
+        ValueError: An argument isn't as described.
+    """
+    check_norm(norm, norms)
+    images = check_images(images, model.image_shape)
+    classes = check_labels(labels, len(images), model.num_classes)
+    if targets is not None:
+        goals = check_labels(targets, len(images), model.num_classes, name="targets")
+        if bool((goals == classes).any()):
+            raise ValueError("targets must differ from labels: an image is of its label already")
+        classes = goals
+    keys = image_keys(key, len(images))
+    model, rows = _split(model, len(images))
+    parts = []
+    for row in rows:
+        batch = Batch(images[row], classes[row], keys[row], targeted=targets is not None)
+        oracle = Oracle(model, progress)
+        found = attack(oracle, batch)
+        parts.append(_result(oracle, _confirm(oracle, batch, found, norm, epsilon)))
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(images)], *parts)
+
+
+def split_keys(batch: Batch, number: int) -> jax.Array:
+    """A key for each image of the batch, (n,), that differs from those of other numbers."""
+    return fold_in(batch.keys, jnp.full(batch.keys.shape, number))
+
+
+def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]:
+    """The images of each batch by number, and the model with that batch size.
+
+    As few and as equal batches as can be, since padding (repeating the last image) costs as much as
+    images.
+    """
+    num_batches = -(-count // model.batch_size)
+    size = -(-count // num_batches)
+    rows = np.minimum(np.arange(num_batches * size), count - 1)
+    return model.with_batch_size(size), list(rows.reshape(num_batches, size))
+
+
+def _confirm(oracle: Oracle, batch: Batch, found: Best, norm: str, epsilon: float | None) -> Best:
+    if not oracle.warm:
+        return found
+    confirmed = bests.first(batch, found.images, oracle.logits(found.images)[0], norm)
+    for scale in _OVERSHOOTS:
+        if bool((confirmed.success >= found.success).all()):
+            break
+        farther = _extend(batch.images, found.images, scale, norm, epsilon)
+        confirmed = bests.update(confirmed, batch, farther, oracle.logits(farther)[0], norm)
+    return confirmed
+
+
+def _extend(
+    originals: jax.Array, images: jax.Array, scale: float, norm: str, epsilon: float | None
+) -> jax.Array:
+    farther = jnp.clip(originals + scale * (images - originals), 0.0, 1.0)
+    if epsilon is None or norm == "l0":
+        return farther
+    return project(farther, originals, epsilon, norm)
+
+
+def _result(oracle: Oracle, best: Best) -> AttackResult:
+    counts = jnp.full((2, *best.success.shape), 0) + jnp.array(
+        [[oracle.num_queries], [oracle.num_gradients]]
+    )
+    return AttackResult(best.images, best.success, best.distances, *counts)

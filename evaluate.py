@@ -1,74 +1,90 @@
-"""Evaluates trained models: `python evaluate.py --models=abs,madry,mine=runs/mine`."""
+"""Evaluates models: `python evaluate.py --config=configs/table1.py:cpu --models=abs,madry`."""
 
 import dataclasses
-import os
+import pathlib
 import sys
 
 import rich.console
 from absl import flags, logging
+from ml_collections import config_flags
 
-from abs_model.evaluation import Settings, evaluate, load_models, parse_models, to_rich
-from abs_model.training.configuration import run_main
+from abs_model.evaluation import (
+    Settings,
+    choose_attacks,
+    evaluate,
+    load_models,
+    parse_models,
+    parse_shard,
+    read_suite,
+    show,
+    to_rich,
+)
+from abs_model.training.configuration import (
+    check,
+    non_negative_int,
+    positive_int,
+    run_main,
+)
+from abs_model.training.tracking import MODES, open_tracker
 
-_DEFAULT = Settings()
+_CONFIG = config_flags.DEFINE_config_file(
+    "config", help_string="FILE[:VARIANT], such as configs/table1.py:cpu."
+)
 _MODELS = flags.DEFINE_list(
     "models",
     None,
     "Names of pretrained models and workdirs of training runs, [NAME=]PATH[,[NAME=]PATH...]; a PATH"
     " alone is named by its folder, PATH:binary is evaluated on thresholded images (Binary ABS,"
-    " Binary CNN).",
+    " Binary CNN); NAME=package.module:function is a model of one's own.",
     required=True,
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of the results.")
-_NUM_CLEAN = flags.DEFINE_integer(
-    "num_clean", _DEFAULT.num_clean, "Test images for clean accuracy.", lower_bound=1
+_ATTACKS = flags.DEFINE_list(
+    "attacks",
+    ["all"],
+    "Names of the configuration's attacks, or all; NAME=package.module:function[:NORM] is an"
+    " attack of one's own.",
 )
-_NUM_ATTACKED = flags.DEFINE_integer(
-    "num_attacked", _DEFAULT.num_attacked, "Test images that are attacked.", lower_bound=1
-)
-_NUM_STEPS = flags.DEFINE_integer(
-    "num_steps", _DEFAULT.num_steps, "Steps of each PGD attack.", lower_bound=1
-)
-_NUM_RESTARTS = flags.DEFINE_integer(
-    "num_restarts", _DEFAULT.num_restarts, "Random restarts of each PGD attack.", lower_bound=1
-)
-_NORM = flags.DEFINE_multi_enum(
-    "norm", _DEFAULT.norms, _DEFAULT.norms, "Norm to attack in; give the flag again for another."
-)
-_SEED = flags.DEFINE_integer(
-    "seed", _DEFAULT.seed, "Seed of the random starts.", lower_bound=0, upper_bound=2**32 - 1
-)
-_BATCH_SIZE = flags.DEFINE_integer(
-    "batch_size", None, "Images a model takes at a time; default: each model's own.", lower_bound=1
+_WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of ledger, tables and pictures.")
+_SHARD = flags.DEFINE_string(
+    "shard", "1/1", "i/n: this process's share of the work; a last call without it merges."
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS; default: the first that a model's training names."
 )
+_WANDB = flags.DEFINE_enum("wandb", "auto", MODES, "Weights & Biases, for tables and pictures.")
+flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates, and prints the table."""
+    """Evaluates, and prints the tables."""
     logging.set_verbosity(logging.WARNING)
-    specs = parse_models(_MODELS.value)
-    models, dataset = load_models(specs, data_dir=_DATA_DIR.value, batch_size=_BATCH_SIZE.value)
-    settings = Settings(
-        num_clean=_NUM_CLEAN.value,
-        num_attacked=_NUM_ATTACKED.value,
-        num_steps=_NUM_STEPS.value,
-        num_restarts=_NUM_RESTARTS.value,
-        seed=_SEED.value,
-        norms=tuple(dict.fromkeys(_NORM.value)),
+    config = _CONFIG.value
+    check(
+        config,
+        {
+            "seed": non_negative_int,
+            "num_clean": positive_int,
+            "num_images": positive_int,
+            "batch_size": positive_int,
+        },
     )
+    shard = parse_shard(_SHARD.value)
+    specs = parse_models(_MODELS.value)
+    suite = choose_attacks(read_suite(config), _ATTACKS.value)
+    models, dataset = load_models(specs, data_dir=_DATA_DIR.value)
+    workdir = pathlib.Path(_WORKDIR.value)
+    settings = Settings(config.num_clean, config.num_images, config.batch_size, config.seed)
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},
-        "models": [dataclasses.asdict(spec) for spec in specs],
-        "batch_sizes": {name: model.batch_size for name, model in models.items()},
+        "models_from": [dataclasses.asdict(spec) for spec in specs],
     }
-    rows = evaluate(models, dataset.test, settings, _WORKDIR.value, about=about)
+    results = evaluate(models, dataset, suite, settings, workdir, shard=shard, about=about)
+    tracker = open_tracker(workdir, config, _WANDB.value)
+    tables = show(workdir, results, models, dataset, tracker)
     # A pipe has no width of its own, and 80 columns would break every cell in two.
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(to_rich(rows))
-    print(f"Results, adversarial images and pictures: {os.path.join(_WORKDIR.value, '')}")
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 160)
+    console.print(to_rich(tables))
+    print(f"Tables, pictures and adversarial images: {workdir}/")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
 - `nearest_neighbor`: the nearest-neighbour baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
+- `wrap`: any JAX function from images to logits as a classifier.
 - `foolbox`: any classifier as a Foolbox model.
 - `pgd`: the attack; `verify`: the check of what an attack claims.
 
@@ -12,7 +13,7 @@ Training and evaluation are `train.py` and `evaluate.py` at the top of the repos
 """
 
 from abs_model.attacks import AttackResult, pgd
-from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
+from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier, wrap
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation.verification import Verification, verify
@@ -42,4 +43,5 @@ __all__ = [
     "nearest_neighbor",
     "pgd",
     "verify",
+    "wrap",
 ]

@@ -1,38 +1,45 @@
-"""Evaluation: clean accuracy, attacks, verification of what they claim, tables and pictures.
+"""Evaluation: every attack on every model, verification of what they claim, tables and pictures.
 
-`evaluate` does all of it for the models that `load_models` loads; `verify` and `wilson_interval`
-are of use on their own.
+`evaluate` does it for the models of `load_models` and the attacks of `read_suite`; `collect` reads
+what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of use on its own.
 """
 
-from abs_model.evaluation.attacked import Attacked
-from abs_model.evaluation.evaluate import THRESHOLDS, EvaluationError, Settings, evaluate
+from abs_model.evaluation.evaluate import EvaluationError, Settings, evaluate
+from abs_model.evaluation.figures import draw_curves
+from abs_model.evaluation.formats import to_markdown, to_rich, write_tables
 from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, parse_models
-from abs_model.evaluation.tables import (
-    AttackSettings,
-    Row,
-    to_dict,
-    to_markdown,
-    to_rich,
-    wilson_interval,
-)
+from abs_model.evaluation.results import Results, collect
+from abs_model.evaluation.show import show
+from abs_model.evaluation.statistics import THRESHOLDS, summarise
+from abs_model.evaluation.suite import AttackSpec, SuiteError, choose_attacks, read_suite
+from abs_model.evaluation.tables import make_tables
 from abs_model.evaluation.verification import Verification, verify
+from abs_model.evaluation.workdir import Shard, parse_shard
 
 __all__ = [
     "THRESHOLDS",
-    "AttackSettings",
-    "Attacked",
+    "AttackSpec",
     "EvaluationError",
     "ModelSpec",
     "ModelsError",
-    "Row",
+    "Results",
     "Settings",
+    "Shard",
+    "SuiteError",
     "Verification",
+    "choose_attacks",
+    "collect",
+    "draw_curves",
     "evaluate",
     "load_models",
+    "make_tables",
     "parse_models",
-    "to_dict",
+    "parse_shard",
+    "read_suite",
+    "show",
+    "summarise",
     "to_markdown",
     "to_rich",
     "verify",
-    "wilson_interval",
+    "write_tables",
 ]

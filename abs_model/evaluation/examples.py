@@ -1,14 +1,16 @@
 """The picture of an attack: images before and after it, and what the model made of them."""
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from abs_model.evaluation.attacked import Attacked
-from abs_model.evaluation.figures import FAINT, LARGE, NORM_SYMBOLS, SMALL, Page, set_frame
-from abs_model.evaluation.verification import NOT_CLASSIFIED
+from abs_model.evaluation.figures import FAINT, LARGE, SMALL, Page, set_frame
+from abs_model.evaluation.ledger import Record
+from abs_model.evaluation.results import PlannedAttack
 
 MAX_EXAMPLES = 6
 MAX_CLASSES = 10
@@ -26,85 +28,91 @@ _SMALL_PANEL, _SMALL_PITCH, _SMALL_ROW = 0.62, 0.72, 0.87
 _SIDE_LABEL = 0.5
 
 
-def draw_examples(
-    model: Any, attacked: Attacked, *, name: str, max_examples: int = MAX_EXAMPLES
-) -> Figure:
-    """Draws attacked images: clean, adversarial, perturbation, and what the model made of them.
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """An attacked image.
 
-    Images with a verified adversarial image come first, then those where the attack failed (drawn
-    as the attack left them), in the order of the data set; clean errors only where nothing else is
-    left. For a classifier with `infer`, the reconstructions by every class stand to the right:
-    those of the clean image above those of the adversarial one, with their energies times the class
-    weights, and a frame around the predicted class, which has the lowest. Of more than
-    `MAX_CLASSES` classes, the lowest.
+    Attributes:
+        clean: float32 (height, width, channels).
+        adversarial: As `clean`, verified.
+        attack: That found it.
+        record: What is known of it.
+    """
+
+    clean: np.ndarray
+    adversarial: np.ndarray
+    attack: PlannedAttack
+    record: Record
+
+
+def choose_examples(
+    found: Sequence[tuple[PlannedAttack, Record]], clean: np.ndarray, *, count: int = MAX_EXAMPLES
+) -> list[Example]:
+    """The first images with a verified adversarial one.
 
     Args:
-        model: The classifier that was attacked; with `infer` it also has `class_weights`.
-        attacked: The images and their verification.
-        name: What to call the model.
-        max_examples: Number of rows at most.
+        found: From `Results.closest_records`.
+        clean: The test images, uint8 (N, height, width, channels).
+        count: How many at most.
     """
-    chosen = _choose(attacked, max_examples)
-    images = np.concatenate([attacked.clean[chosen], _drawable(attacked.adversarial[chosen])])
-    confidences = np.asarray(model.confidences(images)).reshape(2, len(chosen), -1)
+    return [
+        Example(clean[record.index].astype(np.float32) / 255, record.image, attack, record)
+        for attack, record in found
+        if record.image is not None and np.isfinite(record.distance) and not record.clean_error
+    ][:count]
+
+
+def draw_examples(model: Any, examples: Sequence[Example], *, title: str, note: str) -> Figure:
+    """Draws attacked images: clean, adversarial, perturbation, and what the model made of them.
+
+    For a classifier with `infer`, the reconstructions by every class stand to the right: those of
+    the clean image above those of the adversarial one, with the weighted energies, and a frame
+    around the predicted class, which has the lowest. Of more than `MAX_CLASSES` classes, the
+    lowest.
+
+    Args:
+        model: The classifier that was attacked; with `infer` it also has `weighted_energies`.
+        examples: At least one.
+        title: Of the picture.
+        note: Below the title.
+    """
+    images = np.stack([each.clean for each in examples] + [each.adversarial for each in examples])
+    confidences = np.asarray(model.confidences(images)).reshape(2, len(examples), -1)
     inference = model.infer(images) if hasattr(model, "infer") else None
     width = 2 * _MARGIN + 3 * _PANEL_PITCH
     if inference is not None:
         width += _SIDE_LABEL + min(confidences.shape[-1], MAX_CLASSES) * _SMALL_PITCH
-    height = _HEADER + _FOOTER + _ROW_PITCH * len(chosen)
+        energies = np.asarray(model.weighted_energies(inference))
+    height = _HEADER + _FOOTER + _ROW_PITCH * len(examples)
     page = Page(width, height)
-    _draw_header(page, attacked, name, inference is not None)
-    for position, index in enumerate(chosen):
+    _draw_header(page, title, note, inference is not None)
+    for position, example in enumerate(examples):
         top = _HEADER + position * _ROW_PITCH
-        _draw_triple(page, top, attacked, index, confidences[:, position])
+        _draw_triple(page, top, example, confidences[:, position])
         if inference is not None:
-            for which, predictions in enumerate(_predictions(attacked)):
-                place = which * len(chosen) + position
+            for which, predicted in enumerate(_predictions(example)):
+                place = which * len(examples) + position
                 _draw_reconstructions(
                     page,
                     top + which * _SMALL_ROW,
                     ("clean", "adversarial")[which],
                     np.asarray(inference.reconstructions[place]),
-                    np.asarray(model.class_weights * inference.energies[place]),
-                    (int(attacked.labels[index]), int(predictions[index])),
+                    energies[place],
+                    (example.record.label, predicted),
                 )
     return page.figure
 
 
-def _choose(attacked: Attacked, count: int) -> np.ndarray:
-    clean_errors = attacked.clean_predictions != attacked.labels
-    rank = np.where(clean_errors, 2, np.where(attacked.verification.verified, 0, 1))
-    return np.argsort(rank, kind="stable")[:count]
+def _predictions(example: Example) -> tuple[int, int]:
+    return example.record.clean_prediction, example.record.prediction
 
 
-def _drawable(images: np.ndarray) -> np.ndarray:
-    """What an attack returned, made an image where it isn't one."""
-    return np.clip(np.nan_to_num(images, nan=0.0), 0.0, 1.0)
-
-
-def _predictions(attacked: Attacked) -> tuple[np.ndarray, np.ndarray]:
-    return attacked.clean_predictions, attacked.verification.predictions
-
-
-def _draw_header(page: Page, attacked: Attacked, name: str, generative: bool) -> None:
-    settings = attacked.settings
-    correct = int(np.sum(np.isinf(attacked.distances)))
-    page.text(
-        _MARGIN,
-        0.18,
-        rf"{name}: PGD, {NORM_SYMBOLS[settings.norm]} $\leq$ {settings.epsilon:g}",
-        fontsize=LARGE,
-        fontweight="bold",
-    )
-    page.text(
-        _MARGIN,
-        0.44,
-        f"{settings.budget}; {correct} of {len(attacked.labels)} images stay correctly classified",
-        color=FAINT,
-    )
+def _draw_header(page: Page, title: str, note: str, generative: bool) -> None:
+    page.text(_MARGIN, 0.18, title, fontsize=LARGE, fontweight="bold")
+    page.text(_MARGIN, 0.44, note, color=FAINT)
     page.text(_MARGIN, page.height - 0.38, _LEGEND, fontsize=SMALL, color=FAINT)
-    for column, title in enumerate(("Clean", "After the attack", "Perturbation")):
-        page.text(_MARGIN + column * _PANEL_PITCH, _HEADER - 0.24, title, fontweight="bold")
+    for column, heading in enumerate(("Clean", "After the attack", "Perturbation")):
+        page.text(_MARGIN + column * _PANEL_PITCH, _HEADER - 0.24, heading, fontweight="bold")
     if generative:
         left = _MARGIN + 3 * _PANEL_PITCH + _SIDE_LABEL
         page.text(
@@ -115,42 +123,28 @@ def _draw_header(page: Page, attacked: Attacked, name: str, generative: bool) ->
         )
 
 
-def _draw_triple(
-    page: Page, top: float, attacked: Attacked, index: int, confidences: np.ndarray
-) -> None:
-    label = attacked.labels[index]
-    perturbation = attacked.adversarial[index].astype(np.float64) - attacked.clean[index]
-    perturbation = _strongest_channel(np.nan_to_num(perturbation, posinf=1.0, neginf=-1.0))
+def _draw_triple(page: Page, top: float, example: Example, confidences: np.ndarray) -> None:
+    record = example.record
+    perturbation = _strongest_channel(example.adversarial.astype(np.float64) - example.clean)
     scale = float(np.max(np.abs(perturbation)))
-    # The drawn perturbation sets its own scale: most are faint beside epsilon.
-    notes = (f"label {label}", _verdict(attacked, index), f"scale \N{PLUS-MINUS SIGN}{scale:.2g}")
+    notes = (
+        f"label {record.label}",
+        f"{example.attack.title}, distance {record.distance:.3g}",
+        # The drawn perturbation sets its own scale: most are faint.
+        f"scale \N{PLUS-MINUS SIGN}{scale:.2g}",
+    )
     lefts = [_MARGIN + column * _PANEL_PITCH for column in range(3)]
-    shown = (attacked.clean[index], _drawable(attacked.adversarial[index]))
-    for which, predictions in enumerate(_predictions(attacked)):
-        predicted = int(predictions[index])
+    shown = (example.clean, example.adversarial)
+    for which, predicted in enumerate(_predictions(example)):
         _show_image(page.panel(lefts[which], top + _TEXT, _PANEL), shown[which])
-        if predicted == NOT_CLASSIFIED:
-            text = "not classified"
-        else:
-            text = f"predicts {predicted} ({confidences[which, predicted]:.1%})"
-        page.text(lefts[which], top + 0.02, text, color=_colour(predicted, label))
+        text = f"predicts {predicted} ({confidences[which, predicted]:.1%})"
+        page.text(lefts[which], top + 0.02, text, color=_colour(predicted, record.label))
     limit = scale or 1.0
     page.panel(lefts[2], top + _TEXT, _PANEL).imshow(
         perturbation, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
     )
-    for left, note in zip(lefts, notes, strict=True):
-        page.text(left, top + 0.18, note, color=FAINT, fontsize=SMALL)
-
-
-def _verdict(attacked: Attacked, index: int) -> str:
-    distance = attacked.verification.distances[index]
-    if attacked.clean_predictions[index] != attacked.labels[index]:
-        return "wrong without any attack"
-    if attacked.verification.verified[index]:
-        return f"verified, distance {distance:.3g}"
-    if attacked.claimed[index]:
-        return f"rejected, distance {distance:.3g}"
-    return f"attack failed, distance {distance:.3g}"
+    for left, text in zip(lefts, notes, strict=True):
+        page.text(left, top + 0.18, text, color=FAINT, fontsize=SMALL)
 
 
 def _draw_reconstructions(

@@ -1,60 +1,103 @@
-"""Pictures: what they share, and the summary of all accuracies.
+"""Pictures: what they share, and the curves of accuracy against distance.
 
 Drawn with matplotlib's objects, without pyplot and its global state.
 """
 
 import io
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from abs_model.evaluation.tables import Row
+from abs_model.evaluation.published import published
+from abs_model.evaluation.results import GROUPS, Results
+from abs_model.evaluation.statistics import THRESHOLDS
 from abs_model.files import atomic_write_bytes
 
 DPI = 150
 SMALL, MEDIUM, LARGE = 7, 8, 12  # points
 INK, FAINT = "#222222", "#767676"
-NORM_SYMBOLS = {"l2": "$L_2$", "linf": r"$L_\infty$"}
-_CONDITION_COLOURS = ("#b5b5b5", "#1f5fa8", "#d98200", "#6a3d9a")
+NORM_SYMBOLS = {"l2": "$L_2$", "linf": r"$L_\infty$", "l0": "$L_0$"}
+UNITS = {"l2": "", "linf": "", "l0": ", pixels"}
+MODEL_COLOURS = (
+    "#1f5fa8", "#d98200", "#2e8b57", "#c8401a", "#6a3d9a", "#8c6d46", "#d16ba5", "#5c5c5c",
+    "#17a2b8",
+)  # fmt: skip
 
 
-def draw_summary(rows: Sequence[Row]) -> Figure:
-    """Draws the accuracies as bars with their 95 % intervals, grouped by model.
+def draw_curves(results: Results) -> Figure:
+    """Draws the accuracy that is left at each distance, as in figure 2 of the paper.
+
+    A panel for each norm, a line for each model: the minimum over all attacks per image. What the
+    paper published for a model is dashed, in the same colour.
 
     Args:
-        rows: The rows of the table.
+        results: Of an evaluation, of the images that every attack is done with.
     """
-    models = list(dict.fromkeys(row.model for row in rows))
-    conditions = list(dict.fromkeys(row.condition for row in rows))
-    figure = new_figure(max(4.5, 1.5 + 1.6 * len(models)), 3.8)
-    axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
-    bar = 0.8 / len(conditions)
-    for number, condition in enumerate(conditions):
-        members = [row for row in rows if row.condition == condition]
-        accuracies = np.array([row.accuracy for row in members])
-        intervals = np.array([row.interval for row in members])
-        offset = (number - (len(conditions) - 1) / 2) * bar
-        positions = np.array([models.index(row.model) for row in members]) + offset
-        axes.bar(
-            positions,
-            accuracies,
-            0.9 * bar,
-            color=_CONDITION_COLOURS[number % len(_CONDITION_COLOURS)],
-            label=_legend(members[0]),
-        )
-        errors = np.abs(np.stack([accuracies - intervals[:, 0], intervals[:, 1] - accuracies]))
-        axes.errorbar(positions, accuracies, errors, fmt="none", ecolor=INK, lw=1, capsize=3)
-        for position, accuracy, high in zip(positions, accuracies, intervals[:, 1], strict=True):
-            axes.text(
-                position, high + 0.02, f"{accuracy:.0%}", ha="center", fontsize=SMALL, color=INK
-            )
-    _finish_summary(figure, axes, models)
+    norms, models = results.norms, results.plan.models
+    figure = new_figure(0.9 + 3.6 * len(norms), 3.9)
+    width, height = figure.get_size_inches()
+    for position, norm in enumerate(norms):
+        left, panel = 0.65 + 3.6 * position, 3.1
+        axes = figure.add_axes((left / width, 0.55 / height, panel / width, 1 - 1.55 / height))
+        shown = [
+            _draw_curve(axes, results, norm, model, MODEL_COLOURS[number % len(MODEL_COLOURS)])
+            for number, model in enumerate(models)
+        ]
+        _finish_curves(axes, norm, max([each for each in shown if each], default=1.0))
+    figure.text(
+        0.65 / width, 1 - 0.15 / height, "Accuracy left within a distance", va="top",
+        fontsize=LARGE, fontweight="bold", color=INK,
+    )  # fmt: skip
+    figure.text(
+        0.65 / width, 1 - 0.4 / height,
+        f"All attacks together, {results.plan.num_images:,} test images; dashed: as published;"
+        " dotted: threshold", va="top", fontsize=MEDIUM, color=FAINT,
+    )  # fmt: skip
+    handles = [
+        Line2D([], [], color=MODEL_COLOURS[number % len(MODEL_COLOURS)], label=model)
+        for number, model in enumerate(models)
+    ]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.65 / width, 1 - 0.55 / height),
+        fontsize=SMALL, frameon=False, borderaxespad=0, labelcolor=INK, ncols=len(models),
+        columnspacing=1.2, handlelength=1.5,
+    )  # fmt: skip
     return figure
+
+
+def _draw_curve(axes: Axes, results: Results, norm: str, model: str, colour: str) -> float | None:
+    """Draws a model's curves; returns where the farthest of them ends, None without any."""
+    ends = []
+    distances = results.closest(model, norm, GROUPS)
+    distances = np.sort(distances[~np.isnan(distances)])
+    if len(distances):
+        finite = distances[np.isfinite(distances)]
+        corners = np.concatenate([[0.0], finite])
+        left = np.array([np.mean(distances > corner) for corner in corners])
+        axes.step(corners, left, where="post", color=colour, lw=1.4)
+        ends.append(corners[-1])
+    if paper := published(norm, model):
+        axes.plot(paper.distances, paper.accuracies, color=colour, lw=1, ls=(0, (3, 2)), alpha=0.7)
+        ends.append(paper.distances[-1])
+    return float(max(ends)) if ends else None
+
+
+def _finish_curves(axes: Axes, norm: str, end: float) -> None:
+    axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
+    axes.set_xlim(0, max(end, 1.1 * THRESHOLDS[norm]))
+    axes.set_ylim(0, 1.02)
+    ticks = np.linspace(0, 1, 6)
+    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axes.set_xlabel(f"{NORM_SYMBOLS[norm]} distance{UNITS[norm]}", fontsize=MEDIUM, color=INK)
+    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
+    axes.grid(color="#e8e8e8", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
@@ -101,33 +144,3 @@ def set_frame(axes: Axes, colour: str, width: float) -> None:
     """Sets colour and line width, in points, of the frame around `axes`."""
     for spine in axes.spines.values():
         spine.set(edgecolor=colour, linewidth=width)
-
-
-def _legend(row: Row) -> str:
-    if row.attack is None:
-        return f"clean ({row.num_images} images)"
-    attack = row.attack
-    threat = rf"PGD {NORM_SYMBOLS[attack.norm]} $\leq$ {attack.epsilon:g}"
-    return f"{threat} ({attack.budget}, {row.num_images} images)"
-
-
-def _finish_summary(figure: Figure, axes: Axes, models: Sequence[str]) -> None:
-    width, height = figure.get_size_inches()
-    axes.set_position((0.65 / width, 0.4 / height, 1 - 0.85 / width, 1 - 1.5 / height))
-    axes.set_xticks(range(len(models)), models, fontsize=MEDIUM, color=INK)
-    axes.set_xlim(-0.6, len(models) - 0.4)
-    axes.set_ylim(0, 1.09)
-    axes.set_yticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
-    axes.tick_params(axis="both", length=0, labelsize=MEDIUM, labelcolor=INK)
-    axes.grid(axis="y", color="#e4e4e4", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    left = 0.65 / width
-    figure.text(
-        left, 1 - 0.15 / height, "Accuracy with 95 % intervals", va="top", fontsize=LARGE,
-        fontweight="bold", color=INK,
-    )  # fmt: skip
-    figure.legend(
-        loc="upper left", bbox_to_anchor=(left, 1 - 0.38 / height), fontsize=SMALL,
-        frameon=False, borderaxespad=0, labelcolor=INK,
-    )  # fmt: skip

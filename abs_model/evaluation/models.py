@@ -11,11 +11,12 @@ from abs_model import zoo
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, load_dataset
 from abs_model.errors import UserError
+from abs_model.evaluation.plugins import import_function
 from abs_model.loading import BINARY_SUFFIX, find_trained, load
 from abs_model.nearest_neighbor import nearest_neighbor
 
 _ADVICE = "evaluate models of one data set at a time"
-_NEAREST_NEIGHBOR_DATASET = {"name": "mnist"}
+_DEFAULT_DATASET = {"name": "mnist"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
@@ -30,7 +31,8 @@ class ModelSpec:
     Attributes:
         name: What tables and file names call it.
         path: What `abs_model.load` takes, as the user wrote it: the name of a pretrained model, or
-            the workdir of a training run.
+            the workdir of a training run; or package.module:function, of a function that makes the
+            classifier.
         binary: Whether it gets thresholded images: Binary ABS, Binary CNN.
     """
 
@@ -38,11 +40,22 @@ class ModelSpec:
     path: str
     binary: bool = False
 
+    @property
+    def trained_here(self) -> bool:
+        """Whether it is a run of train.py, or of the zoo: it has a configuration."""
+        return self.path != zoo.NEAREST_NEIGHBOR and not self.made
+
+    @property
+    def made(self) -> bool:
+        """Whether a function makes it."""
+        return ":" in self.path
+
 
 def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     """Reads NAME=PATH, NAME=PATH:binary, PATH or PATH:binary; PATH alone is named by its folder.
 
-    PATH is a workdir or the name of a pretrained model.
+    PATH is a workdir or the name of a pretrained model. NAME=package.module:function is a model of
+    one's own: the function takes nothing and returns a `Classifier`; see `abs_model.wrap`.
 
     Raises:
         ModelsError: There is no entry, a name can't be part of a file name, two are the same, or
@@ -76,16 +89,16 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
 
 
 def load_models(
-    specs: Sequence[ModelSpec], *, data_dir: str | None = None, batch_size: int | None = None
+    specs: Sequence[ModelSpec], *, data_dir: str | None = None
 ) -> tuple[dict[str, Any], Dataset]:
     """Loads the models, and the data set that all of them were trained on.
 
-    The nearest neighbour is made of the data set of the other models; by itself, of MNIST.
+    The nearest neighbour is made of the data set of the other models; by itself, of MNIST. MNIST is
+    the data set, too, where all models are one's own.
 
     Args:
         specs: The models, with different names.
         data_dir: Folder of the data sets; None takes the first that a model's configuration names.
-        batch_size: Images that a model takes at a time; None leaves each model its own.
 
     Returns:
         The classifiers by name, in the order of `specs`, and the data set.
@@ -94,17 +107,15 @@ def load_models(
         ModelsError: The models belong to different data sets.
         UserError: A model isn't there or can't be read, or the data set can't.
     """
-    sections = {
-        spec.name: _dataset_section(spec) for spec in specs if spec.path != zoo.NEAREST_NEIGHBOR
-    }
+    sections = {spec.name: _dataset_section(spec) for spec in specs if spec.trained_here}
     if len({(section["name"], section["module"]) for section in sections.values()}) > 1:
         found = ", ".join(f"{name!r} on {section['name']}" for name, section in sections.items())
         raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
-    section = next(iter(sections.values()), _NEAREST_NEIGHBOR_DATASET)
+    section = next(iter(sections.values()), _DEFAULT_DATASET)
     folders = (data_dir, *(section["data_dir"] for section in sections.values()))
     folder = next((folder for folder in folders if folder), None)
     dataset = load_dataset(**section | {"data_dir": folder})
-    models = {spec.name: _load(spec, dataset, batch_size) for spec in specs}
+    models = {spec.name: _load(spec, dataset) for spec in specs}
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
     return models, dataset
@@ -131,12 +142,18 @@ def _dataset_section(spec: ModelSpec) -> dict[str, Any]:
         raise ModelsError(f"--models: model {spec.name!r}: {error}") from error
 
 
-def _load(spec: ModelSpec, dataset: Dataset, batch_size: int | None) -> Classifier:
+def _load(spec: ModelSpec, dataset: Dataset) -> Classifier:
     if spec.path == zoo.NEAREST_NEIGHBOR:
-        model: Classifier = nearest_neighbor(dataset, spec.name)
-    else:
-        model = load(spec.path, binary=spec.binary, name=spec.name)
-    return model if batch_size is None else model.with_batch_size(batch_size)
+        return nearest_neighbor(dataset, spec.name)
+    if not spec.made:
+        return load(spec.path, binary=spec.binary, name=spec.name)
+    model = import_function(spec.path, "--models")()
+    if not isinstance(model, Classifier):
+        raise ModelsError(
+            f"--models: {spec.path} must return an abs_model.Classifier, such as abs_model.wrap"
+            f" gives; got {type(model).__name__}"
+        )
+    return dataclasses.replace(model, name=spec.name)
 
 
 def _by(shape: Sequence[int]) -> str:

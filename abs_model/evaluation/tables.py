@@ -1,190 +1,205 @@
-"""The rows of the results, and the three ways to show them: terminal, Markdown, JSON.
+"""The tables: from results to rows, as table 1 of the paper (Schott et al. 2019) has them.
 
-A row without an attack is clean accuracy; a row with one is the accuracy that is left at a fixed
-threshold, for the given number of steps and restarts.
+One block for each norm, one column for each model; a cell has the median adversarial distance and
+the accuracy at the norm's threshold. Each block ends its paper's attacks with the minimum over
+them, beside what the paper published, and then goes on with stronger attacks and the minimum over
+all. `abs_model.evaluation.formats` writes them.
 """
 
 import dataclasses
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import rich.box
-import rich.table
+import numpy as np
 
-NORM_NAMES = {"l2": "L2", "linf": "L-inf"}
-TITLE = "Accuracy, clean and at fixed attack thresholds"
-EXPLANATION = (
-    "Accuracy at a threshold: images that are classified correctly when clean and for which the"
-    " attack, at this budget, found no verified adversarial image. A stronger attack can only"
-    " lower it. In brackets: the attacked images that are correct when clean. Gradients are exact,"
-    " except that those of models on thresholded images pass straight through the threshold."
-    " Intervals: Wilson, 95 %. Rejected: images that the attack claimed as adversarial and that"
-    " verification refused."
-)
-_NORMAL_QUANTILE = 1.959963984540054  # of 0.975
-_COLUMNS = (
-    "Model",
-    "Condition",
-    "Budget",
-    "Correct",
-    "Accuracy",
-    "95 % interval",
-    "Rejected",
-    "Time",
-)
+from abs_model.evaluation.published import published
+from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
+from abs_model.evaluation.statistics import THRESHOLDS, Summary, summarise
+
+NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
+UNITS = {"l2": "", "linf": "", "l0": " pixels"}
+ALL_PAPER, ALL_STRONGER = "All, the paper's attacks", "All, with stronger attacks"
+PUBLISHED = "All, as published"
 
 
 @dataclasses.dataclass(frozen=True)
-class AttackSettings:
-    """A PGD attack at one threshold.
+class Cell:
+    """A figure of the table: an attack, or the minimum over several, on a model.
 
     Attributes:
-        norm: "l2" or "linf".
-        epsilon: The threshold, in units of the pixel range [0, 1].
-        step_size: Length of a step, in the same units.
-        num_steps: Gradient steps of each restart.
-        num_restarts: Random starts; the attack succeeds when one of them does.
+        summary: Median and accuracy, of the images done so far.
+        num_claimed: Images that the attack claimed as adversarial.
+        rejections: Claims that verification refused, by reason; an image may have several.
+        num_rejected: Claims refused.
+        num_queries: Mean number of questions about an image; None where unknown.
+        num_gradients: Those with gradient.
     """
 
-    norm: str
-    epsilon: float
-    step_size: float
-    num_steps: int
-    num_restarts: int
+    summary: Summary
+    num_claimed: int = 0
+    num_rejected: int = 0
+    rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    num_queries: float | None = None
+    num_gradients: float | None = None
 
-    @property
-    def threat(self) -> str:
-        """E.g. "L2 <= 1.5"."""
-        return f"{NORM_NAMES[self.norm]} <= {self.epsilon:g}"
 
-    @property
-    def budget(self) -> str:
-        """E.g. "40 steps, 1 restart"."""
-        steps = f"{self.num_steps} step{'s' * (self.num_steps != 1)}"
-        return f"{steps}, {self.num_restarts} restart{'s' * (self.num_restarts != 1)}"
+@dataclasses.dataclass(frozen=True)
+class PublishedCell:
+    """What the paper published for a model."""
+
+    median: float
+    accuracy: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One accuracy of one model.
+    """A row of a block.
 
     Attributes:
-        model: The name the user gave it.
-        attack: None for clean accuracy.
-        num_images: The first so many images of the test split.
-        num_correct: Correct ones; under attack, also without a verified adversarial image.
-        seconds: Wall-clock time by part, compilation included.
-        num_clean_errors: Images that are misclassified without any attack (distance 0).
-        num_claimed: Images that the attack reported as adversarial.
-        num_rejected: Claims that verification refused.
-        rejections: Refused claims by reason; an image may have several.
+        title: The attack, or which minimum.
+        attack: Its plan; None for a minimum.
+        cells: By model, for those that have one.
+        budget: Steps, restarts and questions per image; empty for a minimum.
     """
 
-    model: str
-    attack: AttackSettings | None
+    title: str
+    attack: PlannedAttack | None
+    cells: Mapping[str, Cell | PublishedCell]
+    budget: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """The rows of a norm, with its threshold."""
+
+    norm: str
+    threshold: float
+    rows: Sequence[Row]
+
+    @property
+    def title(self) -> str:
+        """E.g. "L2: median distance / accuracy at 1.5"."""
+        unit = UNITS[self.norm]
+        name = NORM_NAMES[self.norm]
+        return f"{name}: median distance / accuracy at {self.threshold:g}{unit}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """All blocks.
+
+    Attributes:
+        models: The columns.
+        clean: Clean accuracy by model, from 0 to 1.
+        num_clean: Of so many test images.
+        num_images: Attacked test images.
+        blocks: By norm.
+        complete: Whether everything planned is done.
+    """
+
+    models: Sequence[str]
+    clean: Mapping[str, float]
+    num_clean: int
     num_images: int
-    num_correct: int
-    seconds: Mapping[str, float]
-    num_clean_errors: int = 0
-    num_claimed: int = 0
-    num_rejected: int = 0
-    rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
-
-    @property
-    def accuracy(self) -> float:
-        """From 0 to 1."""
-        return self.num_correct / self.num_images
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The 95 % Wilson interval of the accuracy."""
-        return wilson_interval(self.num_correct, self.num_images)
-
-    @property
-    def condition(self) -> str:
-        """ "clean", or the threat."""
-        return "clean" if self.attack is None else self.attack.threat
+    blocks: Sequence[Block]
+    complete: bool
 
 
-def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927, "Probable inference").
-
-    Unlike the normal approximation it stays within [0, 1] and has a width at 0 and at 1.
-
-    Raises:
-        ValueError: `trials` isn't positive, or `successes` not from 0 to `trials`.
-    """
-    if trials < 1 or not 0 <= successes <= trials:
-        raise ValueError(f"successes must be from 0 to trials >= 1, got {successes} of {trials}")
-    z2 = _NORMAL_QUANTILE**2
-    proportion = successes / trials
-    centre = (proportion + z2 / (2 * trials)) / (1 + z2 / trials)
-    spread = math.sqrt(proportion * (1 - proportion) / trials + z2 / (4 * trials**2))
-    half_width = _NORMAL_QUANTILE * spread / (1 + z2 / trials)
-    # The ends are exactly 0 and 1 there; rounding would leave 1e-17 beyond.
-    low = 0.0 if successes == 0 else centre - half_width
-    high = 1.0 if successes == trials else centre + half_width
-    return low, high
+def make_tables(results: Results) -> Tables:
+    """The tables of an evaluation."""
+    plan = results.plan
+    return Tables(
+        models=plan.models,
+        clean={model: results.clean_accuracy(model) for model in plan.models},
+        num_clean=plan.num_clean,
+        num_images=plan.num_images,
+        blocks=[_block(results, norm) for norm in results.norms],
+        complete=results.complete,
+    )
 
 
-def to_rich(rows: Sequence[Row]) -> rich.table.Table:
-    """A table for the terminal."""
-    table = rich.table.Table(title=TITLE, caption=EXPLANATION, box=rich.box.SIMPLE_HEAD)
-    for position, header in enumerate(_COLUMNS):
-        table.add_column(header, justify="left" if position < 2 else "right", overflow="fold")
-    for position, row in enumerate(rows):
-        last_of_model = position + 1 < len(rows) and rows[position + 1].model != row.model
-        table.add_row(*_cells(row), end_section=last_of_model)
-    return table
+def _block(results: Results, norm: str) -> Block:
+    rows: list[Row] = []
+    groups: list[str] = []
+    for group in GROUPS:
+        attacks = [
+            attack
+            for attack in results.plan.attacks
+            if (attack.norm, attack.group) == (norm, group) and attack.ledgers
+        ]
+        groups.append(group)
+        if not attacks:
+            continue
+        rows += [_attack_row(results, attack) for attack in attacks]
+        title = ALL_PAPER if group == GROUPS[0] else ALL_STRONGER
+        rows.append(Row(title, None, _minimum_cells(results, norm, groups)))
+        if group == GROUPS[0] and (cells := _published_cells(results, norm)):
+            rows.append(Row(PUBLISHED, None, cells))
+    return Block(norm, THRESHOLDS[norm], rows)
 
 
-def to_markdown(rows: Sequence[Row]) -> str:
-    """A Markdown table with its explanation below."""
-    rule = ["---" if position < 2 else "---:" for position in range(len(_COLUMNS))]
-    lines = [list(_COLUMNS), rule]
-    lines += [[cell.replace("|", r"\|") for cell in _cells(row)] for row in rows]
-    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-    return f"{table}\n\n{EXPLANATION}\n"
-
-
-def to_dict(row: Row) -> dict[str, Any]:
-    """What results.json keeps of a row; times are rounded to milliseconds."""
-    content: dict[str, Any] = {
-        "model": row.model,
-        "condition": row.condition,
-        "num_images": row.num_images,
-        "num_correct": row.num_correct,
-        "accuracy": row.accuracy,
-        "wilson_95": list(row.interval),
+def _attack_row(results: Results, attack: PlannedAttack) -> Row:
+    cells = {
+        model: cell
+        for model in results.plan.models
+        if (cell := _attack_cell(results, model, attack)) is not None
     }
-    if row.attack is not None:
-        content["attack"] = {"name": "pgd", **dataclasses.asdict(row.attack)}
-        content["num_clean_errors"] = row.num_clean_errors
-        content["num_claimed"] = row.num_claimed
-        content["num_rejected"] = row.num_rejected
-        content["rejections"] = dict(row.rejections)
-    content["seconds"] = {part: round(value, 3) for part, value in row.seconds.items()}
-    return content
+    return Row(attack.title, attack, cells, _budget(attack, cells))
 
 
-def _cells(row: Row) -> list[str]:
-    attack = row.attack
-    low, high = row.interval
-    return [
-        row.model,
-        "clean" if attack is None else f"PGD {attack.threat}",
-        "-" if attack is None else attack.budget,
-        f"{row.num_correct} of {row.num_images}"
-        + ("" if attack is None else f" ({row.num_images - row.num_clean_errors} clean)"),
-        f"{row.accuracy:.1%}",
-        f"{low:.1%} to {high:.1%}",
-        "-" if attack is None else _rejected(row),
-        f"{sum(row.seconds.values()):.1f} s",
-    ]
+def _attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | None:
+    records = results.records(model, attack.name)
+    if not records:
+        return None
+    distances = np.array([record.distance for record in records])
+    reasons = [reason for record in records for reason in record.reasons]
+    counts: dict[str, float | None] = {}
+    for name in ("num_queries", "num_gradients"):
+        values = [getattr(record, name) for record in records]
+        counts[name] = None if None in values else float(np.mean(values))
+    return Cell(
+        summarise(distances, THRESHOLDS[attack.norm]),
+        num_claimed=sum(record.claimed for record in records),
+        num_rejected=sum(bool(record.reasons) for record in records),
+        rejections={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        **counts,
+    )
 
 
-def _rejected(row: Row) -> str:
-    reasons = [f"{n} {reason.replace('_', ' ')}" for reason, n in row.rejections.items() if n]
-    detail = f" ({', '.join(reasons)})" if reasons else ""
-    return f"{row.num_rejected} of {row.num_claimed}{detail}"
+def _minimum_cells(results: Results, norm: str, groups: Sequence[str]) -> dict[str, Cell]:
+    cells = {}
+    for model in results.plan.models:
+        distances = results.closest(model, norm, groups)
+        done = distances[~np.isnan(distances)]
+        if len(done):
+            cells[model] = Cell(summarise(done, THRESHOLDS[norm]))
+    return cells
+
+
+def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
+    found = {model: published(norm, model) for model in results.plan.models}
+    return {
+        model: PublishedCell(each.median, each.accuracy)
+        for model, each in found.items()
+        if each is not None
+    }
+
+
+def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
+    """E.g. "100 steps, 5 restarts, 506 queries"; what differs between models as a range."""
+    parts = []
+    for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
+        values = [settings[setting] for settings in attack.settings.values() if setting in settings]
+        if values:
+            parts.append(_counted(values, unit))
+    queries = [cell.num_queries for cell in cells.values()]
+    known = [round(each) for each in queries if each is not None]
+    parts.append(_counted(known, "query") if known else "queries not counted")
+    return ", ".join(parts)
+
+
+def _counted(values: Sequence[Any], unit: str) -> str:
+    low, high = min(values), max(values)
+    shown = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    plural = unit.removesuffix("y") + "ies" if unit.endswith("y") else f"{unit}s"
+    return f"{shown} {unit if high == 1 else plural}"

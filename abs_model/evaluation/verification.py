@@ -6,6 +6,7 @@ something else than its label.
 """
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -47,25 +48,15 @@ class Verification:
         """float64 (N,): distance where verified, infinity elsewhere."""
         return np.where(self.verified, self.distances, np.inf)
 
-    def rejections(self, claimed: np.ndarray) -> dict[str, int]:
-        """Counts the claims that don't hold, for each of `REASONS`.
-
-        Args:
-            claimed: bool (N,): the images that an attack reported as adversarial.
-
-        Returns:
-            Number of claimed images by reason; an image that fails for two reasons is in both.
-        """
-        classified = self.predictions != NOT_CLASSIFIED
-        fails = (~self.in_bounds, ~self.within_epsilon, classified & ~self.adversarial)
-        return {
-            reason: int(np.sum(claimed & failed))
-            for reason, failed in zip(REASONS, fails, strict=True)
-        }
-
-    def num_rejected(self, claimed: np.ndarray) -> int:
-        """The number of claimed images that fail for any reason."""
-        return int(np.sum(claimed & ~self.verified))
+    def reasons(self, row: int) -> tuple[str, ...]:
+        """Why the image in a row can't count as adversarial, of `REASONS`; empty if it can."""
+        classified = self.predictions[row] != NOT_CLASSIFIED
+        fails = (
+            not self.in_bounds[row],
+            not self.within_epsilon[row],
+            classified and not self.adversarial[row],
+        )
+        return tuple(reason for reason, failed in zip(REASONS, fails, strict=True) if failed)
 
 
 def verify(
@@ -75,7 +66,7 @@ def verify(
     adversarial: np.ndarray,
     *,
     norm: str,
-    epsilon: float,
+    epsilon: float = math.inf,
 ) -> Verification:
     """Checks the images of an attack against their clean images and the model.
 
@@ -85,8 +76,9 @@ def verify(
         labels: Integers (N,).
         adversarial: As `clean`, but nothing is taken for granted about its values. What is judged
             is its float32 form, which is what a model sees.
-        norm: "l2" or "linf".
-        epsilon: The largest distance allowed, in units of the pixel range.
+        norm: "l2", "linf" or "l0".
+        epsilon: The largest distance allowed: for L2 and L-infinity in units of the pixel range,
+            for L0 in pixels. An image without a finite distance is never within it.
 
     Raises:
         ValueError: The shapes don't fit together, or the norm is unknown.
@@ -108,7 +100,7 @@ def verify(
     return Verification(
         in_bounds=in_bounds,
         distances=distances,
-        within_epsilon=distances <= limit,
+        within_epsilon=np.isfinite(distances) & (distances <= limit),
         predictions=predictions,
         adversarial=in_bounds & (predictions != labels),
     )
@@ -117,9 +109,12 @@ def verify(
 def _distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
+        if norm == "l0":
+            pixels = np.sum(np.any(difference != 0, axis=3), axis=(1, 2)).astype(np.float64)
+            return np.where(np.isfinite(difference).all((1, 2, 3)), pixels, np.nan)
         difference = difference.reshape(len(clean), -1)
         if norm == "l2":
             return np.sqrt(np.sum(difference**2, axis=1))
         if norm == "linf":
             return np.max(difference, axis=1)
-    raise ValueError(f"norm must be 'l2' or 'linf', got {norm!r}")
+    raise ValueError(f"norm must be 'l2', 'linf' or 'l0', got {norm!r}")

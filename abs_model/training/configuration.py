@@ -121,7 +121,7 @@ def choose_variant(name: str, variants: Mapping[str, T]) -> T:
     """
     if name not in variants:
         raise ConfigError(
-            f"there is no configuration variant {name!r}{_suggestion(name, list(variants))};"
+            f"there is no configuration variant {name!r}{suggestion(name, list(variants))};"
             f" choose from {', '.join(variants)}"
         )
     return variants[name]
@@ -193,8 +193,8 @@ def _unknown_key(argv: Sequence[str]) -> str | None:
             match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
             # A prefix of a key is a section, which may be overridden as a whole.
             if match and not any(f"{key}.".startswith(f"{match[1]}.") for key in keys):
-                suggestion = _suggestion(match[1], list(keys), form=f"--{name}.{{}}")
-                return f"--{name}.{match[1]}: {file} has no key {match[1]!r}{suggestion}"
+                near = suggestion(match[1], list(keys), form=f"--{name}.{{}}")
+                return f"--{name}.{match[1]}: {file} has no key {match[1]!r}{near}"
     return None
 
 
@@ -207,7 +207,7 @@ def _argument(argv: Sequence[str], name: str) -> str | None:
     return value
 
 
-def _suggestion(name: str, known: Sequence[str], form: str = "{}") -> str:
+def suggestion(name: str, known: Sequence[str], form: str = "{}") -> str:
     """ ", did you mean ...?" for the entries of `known` near to `name`, else ""."""
     near = [key for key in known if key.endswith(f".{name}")]
     near = near or difflib.get_close_matches(name, known, n=1)

@@ -6,7 +6,7 @@ import netrc
 import os
 import pathlib
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +41,16 @@ class Tracker:
         """Logs an image file under a step."""
         self._attempt(
             lambda: self._run.log({"step": int(step), name: self._wandb.Image(str(path))})
+        )
+
+    def log_table(
+        self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]
+    ) -> None:
+        """Logs a table under a step."""
+        self._attempt(
+            lambda: self._run.log(
+                {"step": int(step), name: self._wandb.Table(list(columns), [list(r) for r in rows])}
+            )
         )
 
     def finish(self) -> None:

@@ -1,0 +1,265 @@
+"""The tables as people and programs read them: terminal, Markdown, LaTeX, CSV, JSON."""
+
+import csv
+import io
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import rich.box
+import rich.console
+import rich.table
+
+from abs_model.evaluation.results import Results
+from abs_model.evaluation.tables import (
+    NORM_NAMES,
+    Block,
+    Cell,
+    PublishedCell,
+    Row,
+    Tables,
+    make_tables,
+)
+from abs_model.files import atomic_write_text, write_json
+
+EXPLANATION = (
+    "A cell is the median adversarial distance and the accuracy at the threshold; in brackets 95 %"
+    " bootstrap intervals over images. Images that are misclassified when clean count as distance"
+    " 0, images for which an attack found nothing as infinitely far. Every adversarial image was"
+    " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
+    " taken for each image. Attacks bound robustness from above only, and those with a small budget"
+    " less well. Queries are evaluations of the model about one image."
+)
+_NOTHING = "\N{EN DASH}"
+_FIGURES = (
+    "num_images",
+    "median",
+    "median_low",
+    "median_high",
+    "accuracy",
+    "accuracy_low",
+    "accuracy_high",
+    "num_claimed",
+    "num_rejected",
+    "num_queries",
+    "num_gradients",
+)
+
+
+def write_tables(workdir: pathlib.Path, results: Results) -> Tables:
+    """Writes results.md, .tex, .csv and .json into the workdir, each atomically."""
+    tables = make_tables(results)
+    write_json(workdir / "results.json", to_json(tables, results))
+    for suffix, text in (
+        ("md", to_markdown(tables)),
+        ("tex", to_latex(tables)),
+        ("csv", to_csv(tables)),
+    ):
+        atomic_write_text(workdir / f"results.{suffix}", text)
+    return tables
+
+
+def to_rich(tables: Tables) -> rich.console.Group:
+    """For the terminal."""
+    shown = [_rich_clean(tables)]
+    for block in tables.blocks:
+        table = rich.table.Table(title=block.title, box=rich.box.SIMPLE_HEAD)
+        table.add_column("Attack", overflow="fold")
+        for model in tables.models:
+            table.add_column(model, justify="right", overflow="fold")
+        table.add_column("Budget", overflow="fold")
+        for row in block.rows:
+            style = None if row.attack else "bold"
+            table.add_row(*_cells(tables, block, row), style=style, end_section=not row.attack)
+        shown.append(table)
+    return rich.console.Group(*shown, EXPLANATION)
+
+
+def to_markdown(tables: Tables) -> str:
+    """A Markdown document."""
+    lines = ["# Accuracy and robustness", ""]
+    if not tables.complete:
+        lines += ["This evaluation isn't complete.", ""]
+    lines += _markdown_table([_clean_header(tables), _clean_cells(tables)])
+    for block in tables.blocks:
+        header = ["Attack", *tables.models, "Budget"]
+        rows = [_cells(tables, block, row) for row in block.rows]
+        shown = [
+            cells if row.attack else [f"**{cell}**" if cell else "" for cell in cells]
+            for row, cells in zip(block.rows, rows, strict=True)
+        ]
+        lines += ["", f"## {block.title}", "", *_markdown_table([header, *shown])]
+    if refused := _refusals(tables):
+        lines += ["", "Claims refused by verification:", "", *[f"- {line}" for line in refused]]
+    return "\n".join([*lines, "", EXPLANATION, ""])
+
+
+def to_latex(tables: Tables) -> str:
+    """A LaTeX tabular with booktabs rules."""
+    columns = "l" + "r" * len(tables.models) + "l"
+    lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
+    lines.append(_latex_row(["", *tables.models, "budget"]))
+    lines += [r"\midrule", _latex_row([*_clean_cells(tables), ""])]
+    for block in tables.blocks:
+        width = len(tables.models) + 2
+        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{{_latex(block.title)}}} \\"]
+        for row in block.rows:
+            if not row.attack:
+                lines.append(r"\addlinespace")
+            lines.append(_latex_row(_cells(tables, block, row)))
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def to_csv(tables: Tables) -> str:
+    """A line for each cell; infinite distances are written as inf."""
+    file = io.StringIO()
+    entries = rows_of(tables)
+    writer = csv.DictWriter(file, list(entries[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(entries)
+    return file.getvalue()
+
+
+def to_json(tables: Tables, results: Results) -> dict[str, Any]:
+    """All of it; a distance that is infinite is null."""
+    plan = results.plan
+    return {
+        "complete": tables.complete,
+        **plan.about,
+        "num_clean": plan.num_clean,
+        "num_images": plan.num_images,
+        "clean_accuracy": {
+            model: None if math.isnan(value) else value for model, value in tables.clean.items()
+        },
+        "attacks": {
+            attack.name: {
+                "attack": attack.reference,
+                "norm": attack.norm,
+                "group": attack.group,
+                "settings": attack.settings,
+                "refusals": attack.refusals,
+            }
+            for attack in plan.attacks
+        },
+        "rows": [
+            {
+                key: None if isinstance(value, float) and math.isinf(value) else value
+                for key, value in row.items()
+            }
+            for row in rows_of(tables)
+        ],
+    }
+
+
+def rows_of(tables: Tables) -> list[dict[str, Any]]:
+    """A flat row for each cell of all blocks, as CSV and JSON have them."""
+    return [entry for block in tables.blocks for entry in _entries(block)]
+
+
+def _entries(block: Block) -> list[dict[str, Any]]:
+    return [
+        {
+            "norm": block.norm,
+            "threshold": block.threshold,
+            "row": row.title,
+            "attack": row.attack.name if row.attack else "",
+            "group": row.attack.group if row.attack else "",
+            "model": model,
+            **_figures(cell),
+        }
+        for row in block.rows
+        for model, cell in row.cells.items()
+    ]
+
+
+def _figures(cell: Cell | PublishedCell) -> dict[str, Any]:
+    figures: dict[str, Any] = dict.fromkeys(_FIGURES)
+    if isinstance(cell, PublishedCell):
+        return figures | {"median": cell.median, "accuracy": cell.accuracy}
+    for name in ("median", "accuracy"):
+        estimate = getattr(cell.summary, name)
+        figures[name] = estimate.value
+        figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    figures["num_images"] = cell.summary.num_images
+    for name in ("num_claimed", "num_rejected", "num_queries", "num_gradients"):
+        figures[name] = getattr(cell, name)
+    return figures
+
+
+def _cells(tables: Tables, block: Block, row: Row) -> list[str]:
+    cells = []
+    for model in tables.models:
+        cell = row.cells.get(model)
+        if cell is None:
+            cells.append(_NOTHING)
+        elif isinstance(cell, PublishedCell):
+            cells.append(f"{_distance(cell.median, block)} / {cell.accuracy:.0%}")
+        else:
+            cells.append(_cell(cell, block, tables.num_images, with_intervals=row.attack is None))
+    return [row.title, *cells, row.budget]
+
+
+def _cell(cell: Cell, block: Block, num_images: int, *, with_intervals: bool) -> str:
+    median, accuracy = cell.summary.median, cell.summary.accuracy
+    first, second = _distance(median.value, block), f"{accuracy.value:.0%}"
+    if with_intervals:
+        first += f" [{_distance(median.low, block)}, {_distance(median.high, block)}]"
+        second += f" [{accuracy.low:.0%}, {accuracy.high:.0%}]"
+    done = cell.summary.num_images
+    return f"{first} / {second}" + (f" ({done} of {num_images})" if done < num_images else "")
+
+
+def _distance(value: float, block: Block) -> str:
+    if math.isinf(value):
+        return "\N{INFINITY}"
+    return f"{value:g}" if block.norm == "l0" else f"{value:.3g}"
+
+
+def _clean_header(tables: Tables) -> list[str]:
+    return [f"Clean, {tables.num_clean:,} test images", *tables.models]
+
+
+def _clean_cells(tables: Tables) -> list[str]:
+    values = [tables.clean[model] for model in tables.models]
+    return ["accuracy", *[_NOTHING if math.isnan(each) else f"{each:.2%}" for each in values]]
+
+
+def _rich_clean(tables: Tables) -> rich.table.Table:
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for position, header in enumerate(_clean_header(tables)):
+        table.add_column(header, justify="right" if position else "left", overflow="fold")
+    table.add_row(*_clean_cells(tables))
+    return table
+
+
+def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
+    header, *others = [[cell.replace("|", r"\|") for cell in row] for row in rows]
+    rule = ["---", *["---:"] * (len(header) - 1)]
+    return [f"| {' | '.join(row)} |" for row in (header, rule, *others)]
+
+
+def _refusals(tables: Tables) -> list[str]:
+    lines = []
+    for block in tables.blocks:
+        for row in block.rows:
+            for model, cell in row.cells.items():
+                if isinstance(cell, Cell) and cell.num_rejected:
+                    reasons = ", ".join(
+                        f"{count} {reason.replace('_', ' ')}"
+                        for reason, count in cell.rejections.items()
+                    )
+                    attack = f"{row.title}, {NORM_NAMES[block.norm]}"
+                    claims = f"{cell.num_rejected} of {cell.num_claimed}"
+                    lines.append(f"{model}, {attack}: {claims} ({reasons})")
+    return lines
+
+
+def _latex_row(cells: Sequence[str]) -> str:
+    return " & ".join(_latex(cell) for cell in cells) + r" \\"
+
+
+def _latex(text: str) -> str:
+    for character in "&%_#$":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("\N{INFINITY}", r"$\infty$").replace(_NOTHING, "--")

@@ -1,0 +1,178 @@
+"""The ledger: what was found for each image, attack and model, on disk as it is found.
+
+    ledger/MODEL/ATTACK/FINGERPRINT/settings.json    what the fingerprint stands for
+    ledger/MODEL/ATTACK/FINGERPRINT/PART.jsonl       a line for each image
+
+Each process appends to a part of its own. A line that a kill cut short is taken away when its part
+is opened again; any other damage is reported, never passed over.
+"""
+
+import base64
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from abs_model.errors import UserError
+from abs_model.files import write_json
+
+SETTINGS_FILE = "settings.json"
+
+
+class LedgerError(UserError):
+    """A ledger can't be read or written."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of one image under one attack on one model.
+
+    Attributes:
+        index: Of the image in the test split.
+        label: Its class.
+        clean_prediction: What the model calls the clean image.
+        claimed: Whether the attack reported an adversarial image.
+        reasons: Why verification refused it, of `verification.REASONS`; empty if it did not.
+        prediction: What the model calls the attack's image, asked from scratch.
+        distance: From the clean image, in the attack's norm, measured anew; infinite where there is
+            no verified adversarial image, 0 for an image that is misclassified when clean.
+        num_queries: Questions to the model about this image, with gradient or without; None where
+            the attack does not count.
+        num_gradients: Those with gradient.
+        image: What the attack claimed, float32 (height, width, channels); None without a claim.
+    """
+
+    index: int
+    label: int
+    clean_prediction: int
+    claimed: bool
+    reasons: tuple[str, ...]
+    prediction: int
+    distance: float
+    num_queries: int | None
+    num_gradients: int | None
+    image: np.ndarray | None
+
+    @property
+    def clean_error(self) -> bool:
+        """Whether the model gets the clean image wrong."""
+        return self.clean_prediction != self.label
+
+
+class Part:
+    """The lines of one process, opened for appending.
+
+    Use as a context manager, or call `close`.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str, settings: Mapping[str, Any]) -> None:
+        """Opens `folder`/`name`.jsonl, made if need be, and takes away a line cut short.
+
+        Raises:
+            LedgerError: The disk does not allow it.
+        """
+        self._path = folder / f"{name}.jsonl"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / SETTINGS_FILE).exists():
+                write_json(folder / SETTINGS_FILE, settings)
+            self._file = open(self._path, "ab+", buffering=0)
+            _cut_torn_line(self._file)
+        except OSError as error:
+            raise LedgerError(f"can't write to the ledger {self._path}: {error}") from error
+
+    def append(self, records: Iterable[Record]) -> None:
+        """Appends a line for each record, and sees to it that they are on disk.
+
+        Raises:
+            LedgerError: The disk is full, or fails; the ledger is then as it was before.
+        """
+        data = b"".join(_to_line(record) for record in records)
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            self._file.truncate(end)
+            raise LedgerError(
+                f"can't write to the ledger {self._path}: {error}. What was computed before stays;"
+                " make room and run the same command again"
+            ) from error
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def __enter__(self) -> "Part":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_records(folder: pathlib.Path) -> dict[int, Record]:
+    """The records of all parts in a folder, by image; none where there is no folder.
+
+    Raises:
+        LedgerError: A line is damaged; the message names it.
+    """
+    records: dict[int, Record] = {}
+    for path in sorted(folder.glob("*.jsonl")):
+        # What follows the last newline is a line in the making, or one that a kill cut short.
+        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+            try:
+                record = _from_line(line)
+            except (ValueError, KeyError, TypeError, zlib.error) as error:
+                raise LedgerError(
+                    f"line {number} of the ledger {path} is damaged ({error}); remove that line,"
+                    " and its image will be attacked again. The other lines stay"
+                ) from error
+            records.setdefault(record.index, record)
+    return records
+
+
+def missing(records: Mapping[int, Record], indices: Sequence[int]) -> list[int]:
+    """Those of the images that there is no record of."""
+    return [index for index in indices if index not in records]
+
+
+def _cut_torn_line(file: Any) -> None:
+    file.seek(0)
+    content = file.read()
+    if content and not content.endswith(b"\n"):
+        file.truncate(content.rfind(b"\n") + 1)
+
+
+def _to_line(record: Record) -> bytes:
+    content = dataclasses.asdict(record)
+    content["distance"] = record.distance if math.isfinite(record.distance) else None
+    if record.image is not None:
+        image = np.ascontiguousarray(record.image, "<f4")
+        content["image"] = base64.b64encode(zlib.compress(image.tobytes())).decode()
+        content["shape"] = list(image.shape)
+    text = json.dumps(content, separators=(",", ":"))
+    return f'{{"crc32":{zlib.crc32(text.encode())},"record":{text}}}\n'.encode()
+
+
+def _from_line(line: bytes) -> Record:
+    head, separator, rest = line.partition(b',"record":')
+    if not separator or not rest.endswith(b"}"):
+        raise ValueError("it is no record")
+    text = rest[:-1]
+    if head != b'{"crc32":%d' % zlib.crc32(text):
+        raise ValueError("its checksum is off")
+    content = json.loads(text)
+    shape = content.pop("shape", None)
+    if content["image"] is not None:
+        image = zlib.decompress(base64.b64decode(content["image"]))
+        content["image"] = np.frombuffer(image, "<f4").reshape(shape).astype(np.float32)
+    content["distance"] = math.inf if content["distance"] is None else content["distance"]
+    content["reasons"] = tuple(content["reasons"])
+    return Record(**content)

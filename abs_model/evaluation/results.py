@@ -1,0 +1,191 @@
+"""The results of an evaluation, read from its workdir: the plan and the ledgers."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from abs_model.attacks.base import NORMS
+from abs_model.errors import UserError
+from abs_model.evaluation.ledger import Record, read_records
+from abs_model.files import write_json
+
+PLAN_FILE = "evaluation.json"
+GROUPS = ("paper", "stronger")
+
+
+class ResultsError(UserError):
+    """A workdir holds no evaluation."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedAttack:
+    """A row of the table, as planned.
+
+    Attributes:
+        name: Of the row, for files.
+        title: For tables.
+        norm: What it attacks in.
+        group: "paper" or "stronger".
+        reference: The attack in the catalogue, or package.module:function.
+        settings: By model, all settings, defaults among them.
+        ledgers: By model, the folder of its ledger, relative to the workdir.
+        refusals: By model that it does not take, why.
+    """
+
+    name: str
+    title: str
+    norm: str
+    group: str
+    reference: str
+    settings: Mapping[str, Mapping[str, Any]]
+    ledgers: Mapping[str, str]
+    refusals: Mapping[str, str]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an evaluation is of.
+
+    Attributes:
+        models: Names.
+        attacks: The rows.
+        num_clean: Test images for clean accuracy.
+        num_images: Test images attacked.
+        clean_ledgers: By model, as in `PlannedAttack.ledgers`.
+        about: Seed, data set, hardware and the like.
+    """
+
+    models: Sequence[str]
+    attacks: Sequence[PlannedAttack]
+    num_clean: int
+    num_images: int
+    clean_ledgers: Mapping[str, str]
+    about: Mapping[str, Any]
+
+    def write(self, workdir: pathlib.Path) -> None:
+        """Writes evaluation.json, atomically."""
+        write_json(workdir / PLAN_FILE, dataclasses.asdict(self))
+
+    @classmethod
+    def read(cls, workdir: pathlib.Path) -> "Plan":
+        """Reads evaluation.json.
+
+        Raises:
+            ResultsError: There is none, or it is damaged.
+        """
+        path = workdir / PLAN_FILE
+        try:
+            content = json.loads(path.read_text("utf-8"))
+            attacks = [PlannedAttack(**attack) for attack in content.pop("attacks")]
+            return cls(attacks=attacks, **content)
+        except FileNotFoundError as error:
+            raise ResultsError(
+                f"{workdir} holds no evaluation: there is no {PLAN_FILE}; evaluate.py makes one"
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise ResultsError(f"{path} is damaged: {error}; run evaluate.py again") from error
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """The records of an evaluation.
+
+    Attributes:
+        plan: What was to be done.
+        clean: By model, the records of the clean images.
+        found: By model and attack's name, those of the attacked ones.
+    """
+
+    plan: Plan
+    clean: Mapping[str, Mapping[int, Record]]
+    found: Mapping[tuple[str, str], Mapping[int, Record]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every planned image has a record."""
+        missing_clean = any(len(records) < self.plan.num_clean for records in self.clean.values())
+        attacked = range(self.plan.num_images)
+        return not missing_clean and all(
+            index in records for records in self.found.values() for index in attacked
+        )
+
+    @property
+    def norms(self) -> list[str]:
+        """The norms attacked in, in their usual order."""
+        there = {attack.norm for attack in self.plan.attacks}
+        return [norm for norm in NORMS if norm in there]
+
+    def clean_accuracy(self, model: str) -> float:
+        """Share of the clean images that are classified correctly; NaN without any."""
+        records = self.clean[model].values()
+        return float(np.mean([not record.clean_error for record in records])) if records else np.nan
+
+    def records(self, model: str, attack: str) -> list[Record]:
+        """Those of the planned images, in their order."""
+        records = self.found.get((model, attack), {})
+        return [records[index] for index in range(self.plan.num_images) if index in records]
+
+    def distances(self, model: str, attack: str) -> np.ndarray:
+        """float64 (num_images,): verified distances; NaN where there is no record yet."""
+        distances = np.full(self.plan.num_images, np.nan)
+        for record in self.records(model, attack):
+            distances[record.index] = record.distance
+        return distances
+
+    def attacks_on(self, model: str, norm: str, groups: Sequence[str]) -> list[PlannedAttack]:
+        """The attacks of a norm and of some groups that a model is attacked with."""
+        return [
+            attack
+            for attack in self.plan.attacks
+            if attack.norm == norm and attack.group in groups and model in attack.ledgers
+        ]
+
+    def closest_records(self, model: str, norm: str) -> list[tuple[PlannedAttack, Record]]:
+        """For each image that has records, the closest of all attacks and the attack."""
+        found: dict[int, tuple[PlannedAttack, Record]] = {}
+        for attack in self.attacks_on(model, norm, GROUPS):
+            for record in self.records(model, attack.name):
+                before = found.get(record.index)
+                if before is None or record.distance < before[1].distance:
+                    found[record.index] = (attack, record)
+        return [found[index] for index in sorted(found)]
+
+    def closest(self, model: str, norm: str, groups: Sequence[str]) -> np.ndarray:
+        """The minimum over attacks, per image, float64 (num_images,).
+
+        NaN where one of the attacks that take the model has no record yet.
+        """
+        attacks = [
+            self.distances(model, attack.name) for attack in self.attacks_on(model, norm, groups)
+        ]
+        if not attacks:
+            return np.full(self.plan.num_images, np.nan)
+        return np.min(attacks, axis=0)
+
+
+def collect(workdir: pathlib.Path) -> Results:
+    """Reads an evaluation's plan and all shards' ledgers.
+
+    Raises:
+        ResultsError: There is no evaluation.
+        LedgerError: A ledger is damaged.
+    """
+    plan = Plan.read(workdir)
+    clean = {
+        model: {
+            index: record
+            for index, record in read_records(workdir / folder).items()
+            if index < plan.num_clean
+        }
+        for model, folder in plan.clean_ledgers.items()
+    }
+    found = {
+        (model, attack.name): read_records(workdir / folder)
+        for attack in plan.attacks
+        for model, folder in attack.ledgers.items()
+    }
+    return Results(plan, clean, found)

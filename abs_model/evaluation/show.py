@@ -1,0 +1,58 @@
+"""Tables and pictures of an evaluation's results, into its workdir and to Weights & Biases.
+
+results.{json,md,tex,csv}   the tables
+curves.png                  accuracy left at each distance
+examples_MODEL_NORM.png     adversarial images, the closest of all attacks
+"""
+
+import pathlib
+from collections.abc import Mapping
+
+from abs_model.classifiers import Classifier
+from abs_model.data import Dataset
+from abs_model.evaluation import figures
+from abs_model.evaluation.examples import choose_examples, draw_examples
+from abs_model.evaluation.formats import rows_of, write_tables
+from abs_model.evaluation.results import Results
+from abs_model.evaluation.tables import NORM_NAMES, Tables
+from abs_model.training.tracking import Tracker
+
+
+def show(
+    workdir: pathlib.Path,
+    results: Results,
+    models: Mapping[str, Classifier],
+    dataset: Dataset,
+    tracker: Tracker | None,
+) -> Tables:
+    """Writes the files named above, and logs them.
+
+    Args:
+        workdir: Of the evaluation.
+        results: What it holds.
+        models: The classifiers by name.
+        dataset: Whose test images were attacked.
+        tracker: A Weights & Biases run, which is finished.
+    """
+    tables = write_tables(workdir, results)
+    pictures = {"curves": figures.draw_curves(results)}
+    for model in results.plan.models:
+        for norm in results.norms:
+            examples = choose_examples(results.closest_records(model, norm), dataset.test.images)
+            if examples:
+                name = NORM_NAMES[norm]
+                pictures[f"examples_{model}_{norm}"] = draw_examples(
+                    models[model],
+                    examples,
+                    title=f"{model}: adversarial images, {name}",
+                    note=f"The closest of all attacks in {name}; the first images that have one",
+                )
+    for name, figure in pictures.items():
+        figures.save(figure, workdir / f"{name}.png")
+    if tracker is not None:
+        rows = rows_of(tables)
+        tracker.log_table(0, "table1", list(rows[0]), [list(row.values()) for row in rows])
+        for name in pictures:
+            tracker.log_image(0, name, workdir / f"{name}.png")
+        tracker.finish()
+    return tables

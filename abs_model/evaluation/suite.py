@@ -1,0 +1,274 @@
+"""The attacks of an evaluation: from a configuration and the command line, and calling them.
+
+A configuration's section `attacks` has an entry for each row of the table::
+
+    "boundary": {
+        "attack": "boundary",            # a name of abs_model.attacks.catalogue
+        "norm": "l2",
+        "group": "paper",                # or "stronger"
+        "settings": {"num_steps": 5000},
+        "settings_for": {"abs": {"num_steps": 1000}},  # what differs by kind of model
+        "only": ("network", "abs"),      # kinds of models; all without it
+        "estimate_gradients": False,     # by finite differences of scores
+    }
+"""
+
+import dataclasses
+import hashlib
+import inspect
+import json
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+
+from abs_model.attacks.base import NORMS, AttackResult
+from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.errors import UserError
+from abs_model.evaluation.plugins import import_function
+from abs_model.evaluation.results import GROUPS
+from abs_model.loading import load
+from abs_model.nearest_neighbor import NearestNeighborClassifier
+from abs_model.training.configuration import suggestion
+
+KINDS = ("network", "abs", "nearest_neighbor")
+ALL = "all"
+_KEYS = ("attack", "norm", "group", "settings", "settings_for", "only", "estimate_gradients")
+_GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
+
+
+class SuiteError(UserError):
+    """The attacks asked for can't be used."""
+
+
+@dataclasses.dataclass(frozen=True)
+class AttackSpec:
+    """A row of the table.
+
+    Attributes:
+        name: Of the row, for files; of letters, digits and _.
+        reference: The catalogue's name of the attack, or package.module:function.
+        entry: What the reference stands for.
+        norm: What it attacks in.
+        group: Of `GROUPS`.
+        settings: Of the attack, besides its defaults.
+        settings_for: What differs by kind of model.
+        only: The kinds of models that are attacked.
+        estimate_gradients: Whether gradients are estimated from scores.
+    """
+
+    name: str
+    reference: str
+    entry: Entry
+    norm: str
+    group: str
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
+    only: tuple[str, ...] = KINDS
+    estimate_gradients: bool = False
+
+    @property
+    def title(self) -> str:
+        """For tables."""
+        return f"{self.entry.title}, GE" if self.estimate_gradients else self.entry.title
+
+    def refusal(self, model: Classifier) -> str | None:
+        """Why a model is not attacked with it; None where it is."""
+        if kind_of(model) not in self.only:
+            return f"the configuration has it for {', '.join(self.only)} only"
+        if self.estimate_gradients and self.entry.needs is Needs.GRADIENTS:
+            return None
+        return self.entry.refusal(model)
+
+    def settings_on(self, model: Classifier) -> dict[str, Any]:
+        """All settings for a model, the attack's defaults among them."""
+        parameters = inspect.signature(self.entry.function).parameters.values()
+        defaults = {
+            parameter.name: parameter.default
+            for parameter in parameters
+            if parameter.default is not inspect.Parameter.empty and parameter.name not in _GIVEN
+        }
+        return {**defaults, **self.settings, **self.settings_for.get(kind_of(model), {})}
+
+    def identity(self, model: Classifier) -> dict[str, Any]:
+        """What, besides the model, the images and the seed, decides over its results."""
+        identity = {
+            "attack": self.reference,
+            "norm": self.norm,
+            "settings": self.settings_on(model),
+            "estimate_gradients": self.estimate_gradients,
+        }
+        if self.reference not in ATTACKS:
+            # One's own attack is at work on: what its file was counts.
+            source = inspect.getsourcefile(self.entry.function)
+            identity["source"] = source and _digest(pathlib.Path(source).read_bytes())
+        return json.loads(json.dumps(identity))
+
+
+class Launcher:
+    """Calls attacks, with what their settings name put in the place of the names.
+
+    `surrogate` in a configuration is the name of a model, `starts` a number of training images.
+    """
+
+    def __init__(self, training_images: np.ndarray) -> None:
+        """Takes the training images, uint8 (N, height, width, channels)."""
+        self._training_images = training_images
+        self._surrogates: dict[str, Classifier] = {}
+
+    def __call__(
+        self,
+        spec: AttackSpec,
+        model: Classifier,
+        images: np.ndarray,
+        labels: np.ndarray,
+        keys: jax.Array,
+        progress: Callable[[int], None],
+    ) -> AttackResult:
+        """Attacks a batch.
+
+        Raises:
+            SuiteError: The attack does not take the settings, or returns something else than an
+                AttackResult of these images.
+        """
+        settings = spec.settings_on(model)
+        if settings.get("surrogate") is not None:
+            settings["surrogate"] = self._surrogate(settings["surrogate"], model)
+        if settings.get("starts") is not None:
+            first = self._training_images[: settings["starts"]]
+            settings["starts"] = first.astype(np.float32) / 255
+        target = model
+        if spec.estimate_gradients:
+            from abs_model.attacks.gradient_estimation import estimate_gradients
+
+            target = estimate_gradients(model)
+        accepted = inspect.signature(spec.entry.function).parameters
+        optional = {"norm": spec.norm, "progress": progress}
+        given = {name: value for name, value in optional.items() if name in accepted}
+        if unknown := [name for name in settings if name not in accepted]:
+            raise SuiteError(
+                f"attack {spec.name!r}: {spec.reference} has no setting {unknown[0]!r}"
+                f"{suggestion(unknown[0], list(accepted))}"
+            )
+        try:
+            found = spec.entry.function(target, images, labels, keys, **given, **settings)
+        except ValueError as error:
+            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
+        _check_result(spec, found, images)
+        return found
+
+    def _surrogate(self, name: str, model: Classifier) -> Classifier:
+        if name not in self._surrogates:
+            self._surrogates[name] = load(name)
+        return self._surrogates[name].with_batch_size(model.batch_size)
+
+
+def read_suite(config: ml_collections.ConfigDict) -> list[AttackSpec]:
+    """The attacks of a configuration's section `attacks`, in its order.
+
+    Raises:
+        SuiteError: An entry is not as described above; the message names it.
+    """
+    return [_read_entry(name, entry) for name, entry in config.attacks.to_dict().items()]
+
+
+def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[AttackSpec]:
+    """The attacks that a command line asks for.
+
+    Args:
+        suite: Those of the configuration.
+        entries: Names of these; "all" for all of them; NAME=package.module:function or
+            NAME=package.module:function:NORM for one's own. A function that takes `norm` and is
+            given none attacks in all of `NORMS`.
+
+    Raises:
+        SuiteError: There is no such attack.
+    """
+    known = {spec.name: spec for spec in suite}
+    chosen: dict[str, AttackSpec] = {}
+    for entry in entries:
+        name, separator, reference = entry.strip().partition("=")
+        if separator:
+            specs = _own_attack(name, reference)
+        elif name == ALL:
+            specs = list(suite)
+        elif name in known:
+            specs = [known[name]]
+        else:
+            raise SuiteError(
+                f"--attacks: the configuration has no attack {name!r}"
+                f"{suggestion(name, list(known))}; it has {', '.join(known)}. One of your own is"
+                " NAME=package.module:function"
+            )
+        chosen |= {spec.name: spec for spec in specs}
+    return list(chosen.values())
+
+
+def kind_of(model: Classifier) -> str:
+    """Of `KINDS`."""
+    if isinstance(model, ABSClassifier):
+        return "abs"
+    return "nearest_neighbor" if isinstance(model, NearestNeighborClassifier) else "network"
+
+
+def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
+    def refuse(what: str) -> SuiteError:
+        return SuiteError(f"attacks.{name}: {what}")
+
+    for key in entry:
+        if key not in _KEYS:
+            raise refuse(f"there is no key {key!r}{suggestion(key, _KEYS)}")
+    reference = entry.get("attack")
+    if reference not in ATTACKS:
+        known = ", ".join(ATTACKS)
+        raise refuse(f"attack must be one of {known}; got {reference!r}")
+    for key, choices in (("norm", NORMS), ("group", GROUPS)):
+        if entry.get(key) not in choices:
+            raise refuse(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
+    kinds = (*entry.get("only", KINDS), *entry.get("settings_for", {}))
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise refuse(f"{unknown[0]!r} is no kind of model; there are {', '.join(KINDS)}")
+    fields = {key: value for key, value in entry.items() if key != "attack"}
+    if "only" in fields:
+        fields["only"] = tuple(fields["only"])
+    return AttackSpec(name=name, reference=reference, entry=ATTACKS[reference], **fields)
+
+
+def _own_attack(name: str, reference: str) -> list[AttackSpec]:
+    if not name.isidentifier():
+        raise SuiteError(f"--attacks: {name!r} must be of letters, digits and _, not digits first")
+    norm = next((norm for norm in NORMS if reference.endswith(f":{norm}")), None)
+    path = reference if norm is None else reference.removesuffix(f":{norm}")
+    function = import_function(path, "--attacks")
+    entry = Entry(name, function, Needs.DECISIONS)
+    if norm is None and "norm" not in inspect.signature(function).parameters:
+        raise SuiteError(
+            f"--attacks: {path} does not take norm; say which it attacks in:"
+            f" {name}={path}:{NORMS[0]}"
+        )
+    return [
+        AttackSpec(name if norm else f"{name}_{each}", path, entry, each, "stronger")
+        for each in ([norm] if norm else NORMS)
+    ]
+
+
+def _check_result(spec: AttackSpec, found: Any, images: np.ndarray) -> None:
+    wanted = f"an AttackResult whose images are {images.shape}"
+    if not isinstance(found, AttackResult):
+        raise SuiteError(
+            f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
+            f" {type(found).__name__}"
+        )
+    if np.shape(found.images) != images.shape or np.shape(found.success) != (len(images),):
+        raise SuiteError(
+            f"attack {spec.name!r} ({spec.reference}) must return {wanted} and success"
+            f" ({len(images)},), got {np.shape(found.images)} and {np.shape(found.success)}"
+        )
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]

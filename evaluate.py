@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from abs_model.evaluation import (
     Settings,
+    check_taken,
     choose_attacks,
     evaluate,
     load_models,
@@ -70,8 +71,11 @@ def main(argv: list[str]) -> None:
     )
     shard = parse_shard(_SHARD.value)
     specs = parse_models(_MODELS.value)
-    suite = choose_attacks(read_suite(config), _ATTACKS.value)
+    known = read_suite(config)
+    suite = choose_attacks(known, _ATTACKS.value)
     models, dataset = load_models(specs, data_dir=_DATA_DIR.value)
+    named = [entry for entry in _ATTACKS.value if entry != "all"]
+    check_taken(choose_attacks(known, named), models)
     workdir = pathlib.Path(_WORKDIR.value)
     settings = Settings(config.num_clean, config.num_images, config.batch_size, config.seed)
     about = {

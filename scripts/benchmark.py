@@ -1,10 +1,11 @@
-"""Measures speed: python scripts/benchmark.py {training,inference} [--against torch] [--json PATH]
+"""Measures speed: python scripts/benchmark.py {training,inference,attacks} [--json PATH]
 
 `training` times the jitted step of `configs/abs.py` on random images, and with `--against torch` a
 tight PyTorch loop over the same ten VAEs, in turns within one run: the ratio is what counts.
 `inference` times the solvers of latent search on a trained model, compares their energies, and
 with `--against torch` times the paper's algorithm in PyTorch in the same turns.
-PyTorch is not among the requirements: `pip install torch`.
+`attacks` times ours against Foolbox's on JAX. PyTorch is not among the requirements (`pip install
+torch`), and Foolbox is among those of the tests.
 """
 
 import argparse
@@ -28,7 +29,7 @@ from abs_model.errors import UserError
 from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
-from scripts import inference_benchmark
+from scripts import attack_benchmark, inference_benchmark
 from scripts.timing import median_ratio, time_in_turns
 
 _IMAGE_SHAPE = (28, 28, 1)
@@ -39,15 +40,16 @@ def main() -> None:
     """Runs the benchmark asked for and prints it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--against", choices=["torch"], help="time another implementation in turns")
     common.add_argument("--turns", type=_count, default=7, help="how often each is timed")
     common.add_argument("--json", type=_writable, help="also write the result to this file")
+    torch = argparse.ArgumentParser(add_help=False)
+    torch.add_argument("--against", choices=["torch"], help="time another implementation in turns")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     form = argparse.ArgumentDefaultsHelpFormatter
-    training = benchmarks.add_parser("training", parents=[common], formatter_class=form)
+    training = benchmarks.add_parser("training", parents=[common, torch], formatter_class=form)
     training.add_argument("--batch_size", type=_count, default=64, help="images per class and step")
     training.add_argument("--steps", type=_count, default=8, help="steps per turn")
-    inference = benchmarks.add_parser("inference", parents=[common], formatter_class=form)
+    inference = benchmarks.add_parser("inference", parents=[common, torch], formatter_class=form)
     inference.add_argument("--workdir", default="runs/released", help="of a trained ABS model")
     inference.add_argument(
         "--batch_sizes", type=_count, nargs="+", default=[64, 128, 256], help="images at a time"
@@ -55,10 +57,20 @@ def main() -> None:
     inference.add_argument(
         "--images", type=_count, default=1000, help="test images whose energies are compared"
     )
+    attacks = benchmarks.add_parser("attacks", parents=[common], formatter_class=form)
+    attacks.add_argument(
+        "--batch_sizes", type=_count, nargs="+", default=[10, 100], help="images at a time"
+    )
     options = parser.parse_args()
-    if options.against and importlib.util.find_spec("torch") is None:
+    if getattr(options, "against", None) and importlib.util.find_spec("torch") is None:
         parser.error("--against torch needs PyTorch: pip install torch")
-    measure = _measure_training if options.benchmark == "training" else _measure_inference
+    if options.benchmark == "attacks" and importlib.util.find_spec("foolbox") is None:
+        parser.error("attacks needs Foolbox: pip install -r tests/requirements.txt")
+    measure = {
+        "training": _measure_training,
+        "inference": _measure_inference,
+        "attacks": _measure_attacks,
+    }[options.benchmark]
     try:
         result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
     except UserError as error:
@@ -89,6 +101,10 @@ def _measure_inference(options: argparse.Namespace) -> dict[str, object]:
         options.images,
         against_torch=options.against == "torch",
     )
+
+
+def _measure_attacks(options: argparse.Namespace) -> dict[str, object]:
+    return attack_benchmark.measure(options.batch_sizes, options.turns)
 
 
 def _measure_training(options: argparse.Namespace) -> dict[str, object]:

@@ -8,7 +8,7 @@ thresholds of the paper. Tables, adversarial images and pictures are left in WOR
 """
 
 import argparse
-import json
+import dataclasses
 import pathlib
 import sys
 import tempfile
@@ -23,10 +23,23 @@ from abs_model import zoo
 from abs_model.classifiers import Classifier
 from abs_model.data import Split
 from abs_model.errors import UserError
-from abs_model.evaluation import ModelSpec, Settings, evaluate, load_models, to_dict
+from abs_model.evaluation import (
+    THRESHOLDS,
+    ModelSpec,
+    Results,
+    Settings,
+    evaluate,
+    load_models,
+    read_suite,
+    show,
+    summarise,
+)
+from abs_model.evaluation.tables import NORM_NAMES
 from abs_model.loading import build_classifier, find_trained, load_arrays
+from configs import pgd
 
 _MEASURED = "measured"
+_BATCH_SIZE = 100
 _NUM_COMPARED = 64
 
 
@@ -65,17 +78,19 @@ def _export(workdir: str, names: Sequence[str], num_attacked: int) -> pathlib.Pa
         )
     specs = [ModelSpec(each, str(directory), binary=each != name) for each in names]
     models, dataset = load_models(specs)
-    settings = Settings(num_clean=len(dataset.test.labels), num_attacked=num_attacked)
-    rows = evaluate(models, dataset.test, settings, directory / _MEASURED)
+    config = pgd.get_config()
+    settings = Settings(
+        len(dataset.test.labels), num_attacked, batch_size=_BATCH_SIZE, seed=config.seed
+    )
+    measured = directory / _MEASURED
+    results = evaluate(models, dataset, read_suite(config), settings, measured)
+    show(measured, results, models, dataset, tracker=None)
     card = {
         "models": {
-            spec.name: {
-                "binary": spec.binary,
-                "measured": [to_dict(row) for row in rows if row.model == spec.name],
-            }
+            spec.name: {"binary": spec.binary, "measured": _measured(results, spec.name)}
             for spec in specs
         },
-        "measured_with": _header(directory / _MEASURED),
+        "measured_with": {"settings": dataclasses.asdict(settings), **results.plan.about},
         "config": _without_folder(trained.config.to_dict()),
         "run": trained.run,
     }
@@ -101,10 +116,30 @@ def _compare(
         np.testing.assert_array_equal(found, model.logits(images))
 
 
-def _header(directory: pathlib.Path) -> dict[str, Any]:
-    """How it was measured: all of results.json but the rows."""
-    results = json.loads((directory / "results.json").read_text())
-    return {key: value for key, value in results.items() if key not in ("complete", "rows")}
+def _measured(results: Results, model: str) -> list[dict[str, Any]]:
+    """Accuracies, clean and under each attack at the thresholds of the paper."""
+    clean = {
+        "condition": "clean",
+        "num_images": results.plan.num_clean,
+        "accuracy": results.clean_accuracy(model),
+    }
+    rows = [clean]
+    for attack in results.plan.attacks:
+        threshold = THRESHOLDS[attack.norm]
+        summary = summarise(results.distances(model, attack.name), threshold)
+        rows.append(
+            {
+                "condition": f"{NORM_NAMES[attack.norm]} <= {threshold:g}",
+                "num_images": summary.num_images,
+                "accuracy": summary.accuracy.value,
+                "attack": {
+                    "name": attack.reference,
+                    "norm": attack.norm,
+                    **attack.settings[model],
+                },
+            }
+        )
+    return rows
 
 
 def _without_folder(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ if grep -qs '"complete": true' $results && [[ -z $(find $models -newer $results)
     cat $runs/eval/results.md
 else
     pretrained=abs,binary_abs,madry,cnn,binary_cnn,nearest_neighbor
-    # As many at a time as are attacked: no batch is padded.
-    $python evaluate.py --workdir=$runs/eval --models=$pretrained,$runs/quick_abs --batch_size=20
+    $python evaluate.py --config=configs/pgd.py --workdir=$runs/eval \
+        --models=$pretrained,$runs/quick_abs
 fi
 echo "Table and pictures: $runs/eval"

@@ -1,36 +1,33 @@
 import io
+import math
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from abs_model.evaluation import examples, figures
-from abs_model.evaluation.attacked import Attacked
-from abs_model.evaluation.tables import AttackSettings, Row
-from abs_model.evaluation.verification import verify
+from abs_model.evaluation import Settings, evaluate, examples, figures, show
+from abs_model.evaluation.published import published
 from tests.evaluation_fakes import (
     GenerativeClassifier,
-    LinearClassifier,
-    blob_classifier,
-    blob_images,
-    towards_next_class,
+    StripeClassifier,
+    stripe_classifier,
+    stripe_dataset,
+    stripe_images,
 )
+from tests.test_evaluation import spec
+from tests.test_tables import make_results, planned, records
 
-ATTACK = AttackSettings("linf", 0.3, 0.1, 5, 1)
 
-
-def attacked_images(model, count, change=lambda images: images):
-    stored, labels = blob_images(count, model.image_shape, model.num_classes)
-    clean = stored.astype(np.float32) / 255
-    found = towards_next_class(
-        model, clean, labels, None, norm="linf", epsilon=0.3, step_size=0.1, num_steps=1,
-        num_restarts=1, progress=lambda done: None,
-    )  # fmt: skip
-    images = change(found.images)
-    verification = verify(model, clean, labels, images, norm="linf", epsilon=0.3)
-    predictions = model.predict(clean)
-    claimed = np.ones(count, bool)
-    return Attacked(ATTACK, clean, labels, predictions, images, claimed, verification)
+def make_examples(model, count, change=0.2):
+    images, labels = stripe_images(count, model.image_shape, model.num_classes)
+    attack = planned("step", "linf")
+    return [
+        examples.Example(
+            clean, np.clip(clean + change, 0, 1).astype(np.float32), attack,
+            records([0.2], label=label, clean_prediction=label, prediction=(label + 1) % 3)[0],
+        )
+        for clean, label in zip(images.astype(np.float32) / 255, labels.tolist(), strict=True)
+    ]  # fmt: skip
 
 
 def saved(figure, path):
@@ -43,10 +40,11 @@ def texts(figure):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (9, 7, 3), (6, 6, 2)])
-@pytest.mark.parametrize("cls", [LinearClassifier, GenerativeClassifier])
+@pytest.mark.parametrize("cls", [StripeClassifier, GenerativeClassifier])
 def test_examples_picture(shape, cls, tmp_path):
-    model = blob_classifier(shape, cls=cls)
-    figure = examples.draw_examples(model, attacked_images(model, 5), name="m", max_examples=3)
+    model = stripe_classifier(shape, cls=cls)
+    shown = make_examples(model, 3)
+    figure = examples.draw_examples(model, shown, title="t", note="n")
     pixels = saved(figure, tmp_path / "examples.png")
     panels = 3 * (3 + (2 * 3 if cls is GenerativeClassifier else 0))
     assert len(figure.axes) == panels
@@ -57,58 +55,54 @@ def test_examples_picture(shape, cls, tmp_path):
 
 
 def test_the_perturbation_is_centred_and_its_scale_printed():
-    model = blob_classifier()
-    attacked = attacked_images(model, 1)
-    figure = examples.draw_examples(model, attacked, name="m")
+    model = stripe_classifier()
+    (example,) = make_examples(model, 1)
+    figure = examples.draw_examples(model, [example], title="t", note="n")
     (image,) = figure.axes[2].images
     shown = np.asarray(image.get_array())
-    np.testing.assert_allclose(shown, (attacked.adversarial - attacked.clean)[0, :, :, 0], atol=0)
+    np.testing.assert_allclose(shown, (example.adversarial - example.clean)[:, :, 0], atol=0)
     low, high = image.get_clim()
     assert low == -high and high == pytest.approx(np.abs(shown).max())
-    assert f"scale ±{high:.2g}" in texts(figure)
+    assert f"scale \N{PLUS-MINUS SIGN}{high:.2g}" in texts(figure)
 
 
-def test_texts_say_prediction_confidence_and_verified_distance():
-    model = blob_classifier()
-    attacked = attacked_images(model, 1)
-    label, fooled = attacked.labels[0], attacked.verification.predictions[0]
-    confidence = model.confidences(attacked.adversarial)[0, fooled]
-    shown = texts(examples.draw_examples(model, attacked, name="m"))
-    assert attacked.verification.verified.all() and fooled != label
-    assert f"label {label}" in shown and f"predicts {fooled} ({confidence:.1%})" in shown
-    assert f"verified, distance {attacked.verification.distances[0]:.3g}" in shown
+def test_texts_say_prediction_confidence_attack_and_distance():
+    model = stripe_classifier()
+    (example,) = make_examples(model, 1)
+    fooled = example.record.prediction
+    confidence = model.confidences(example.adversarial[None])[0, fooled]
+    shown = texts(examples.draw_examples(model, [example], title="t", note="n"))
+    assert {"t", "n", f"label {example.record.label}"} <= set(shown)
+    assert f"predicts {fooled} ({confidence:.1%})" in shown
+    assert "STEP, distance 0.2" in shown
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 7.0])
-def test_what_is_no_image_is_drawn_as_rejected(value, tmp_path):
-    model = blob_classifier(cls=GenerativeClassifier)
-    attacked = attacked_images(model, 2, change=lambda images: np.full_like(images, value))
-    figure = examples.draw_examples(model, attacked, name="m")
-    assert "not classified" in texts(figure)
-    assert any(text.startswith("rejected") for text in texts(figure))
-    assert saved(figure, tmp_path / "a.png").size
-
-
-def test_verified_images_come_first():
-    model = blob_classifier()
-    attacked = attacked_images(
-        model, 4, change=lambda x: np.concatenate([np.zeros_like(x[:2]), x[2:]])
-    )
-    figure = examples.draw_examples(model, attacked, name="m", max_examples=3)
-    order = [np.asarray(figure.axes[3 * row].images[0].get_array()) for row in range(3)]
-    for shown, index in zip(order, (2, 3, 0), strict=True):
-        np.testing.assert_array_equal(shown, attacked.clean[index, :, :, 0])
+def test_examples_are_the_first_verified_images():
+    clean = np.zeros((6, 4, 4, 1), np.uint8)
+    image = np.ones((4, 4, 1), np.float32)
+    attack = planned("step")
+    found = [
+        (attack, each)
+        for each in (
+            *records([0.0, 0.5], clean_prediction=4).values(),  # clean errors
+            *records([0, 0, math.inf, 1.5, 2.5, 3.5], image=image).values(),
+        )
+    ]
+    chosen = examples.choose_examples(found[:2] + found[4:], clean, count=2)
+    assert [example.record.distance for example in chosen] == [1.5, 2.5]
 
 
 def test_of_many_classes_the_lowest_energies_are_shown_and_the_prediction_framed():
-    model = blob_classifier((12, 12, 1), 14, cls=GenerativeClassifier)
-    attacked = attacked_images(model, 1)
-    figure = examples.draw_examples(model, attacked, name="m")
+    model = stripe_classifier((12, 12, 1), 14, cls=GenerativeClassifier)
+    (example,) = make_examples(model, 1)
+    energies = np.asarray(model.weighted_energies(model.infer(example.clean[None])))[0]
+    record = records([0.2], clean_prediction=int(energies.argmin()), prediction=0)[0]
+    example = examples.Example(example.clean, example.adversarial, example.attack, record)
+    figure = examples.draw_examples(model, [example], title="t", note="n")
     small = figure.axes[3:]
     assert len(small) == 2 * examples.MAX_CLASSES
     thick = [axes.spines["left"].get_linewidth() > 1 for axes in small]
-    assert sum(thick[:10]) == 1 and sum(thick[10:]) == 1
-    energies = np.asarray(model.class_weights * model.infer(attacked.clean).energies)[0]
+    assert sum(thick[:10]) == 1
     titles = [text for text in texts(figure) if text[:2].strip(":").isdigit()][:10]
     shown = [int(title.split(":")[0]) for title in titles]
     assert set(shown) == set(np.argsort(energies)[:10].tolist())
@@ -116,19 +110,53 @@ def test_of_many_classes_the_lowest_energies_are_shown_and_the_prediction_framed
     assert shown[thick.index(True)] == energies.argmin()
 
 
-def test_summary_bars_and_intervals(tmp_path):
-    rows = [
-        Row("abs", None, 100, 98, {}),
-        Row("abs", ATTACK, 20, 5, {}),
-        Row("madry", None, 100, 100, {}),
-        Row("madry", ATTACK, 20, 0, {}),
-    ]
-    figure = figures.draw_summary(rows)
-    (axes,) = figure.axes
-    assert sorted(bar.get_height() for bar in axes.patches) == [0.0, 0.25, 0.98, 1.0]
-    segments = np.concatenate([lines.get_segments() for lines in axes.collections])
-    drawn = sorted((min(s[:, 1]), max(s[:, 1])) for s in segments)
-    np.testing.assert_allclose(drawn, sorted(row.interval for row in rows), atol=1e-12)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["abs", "madry"]
-    pixels = saved(figure, tmp_path / "summary.png")
+def test_curves_are_the_shares_left_and_the_published_ones(tmp_path):
+    attacks = [planned("a"), planned("b", group="stronger"), planned("c", "l0")]
+    found = {
+        ("abs", "a"): records([1, 2, math.inf, 3]),
+        ("abs", "b"): records([2, 1, math.inf, math.inf]),
+        ("mine", "c"): records([0, 3, 3, 5]),
+    }
+    figure = figures.draw_curves(make_results(attacks, found))
+    left, right = figure.axes
+    solid, dashed = (line for line in left.lines if len(line.get_xdata()) > 2)
+    np.testing.assert_array_equal(solid.get_xdata(), [0, 1, 1, 3])
+    np.testing.assert_array_equal(solid.get_ydata(), [1, 0.5, 0.5, 0.25])
+    paper = published("l2", "abs")
+    np.testing.assert_array_equal(dashed.get_xdata(), paper.distances)
+    np.testing.assert_array_equal(dashed.get_ydata(), paper.accuracies)
+    assert solid.get_color() == dashed.get_color()
+    (mine,) = (line for line in right.lines if len(line.get_xdata()) == 5)
+    np.testing.assert_array_equal(mine.get_ydata(), [0.75, 0.75, 0.25, 0.25, 0])
+    assert "pixels" in right.get_xlabel()
+    pixels = saved(figure, tmp_path / "curves.png")
     assert pixels.shape[0] > 400 and pixels.shape[1] > 600 and pixels.std() > 10
+
+
+class Tracker:
+    """Notes what it is to log."""
+
+    def __init__(self):
+        self.logged = []
+
+    def log_table(self, step, name, columns, rows):
+        self.logged.append((name, len(columns), {len(row) for row in rows}))
+
+    def log_image(self, step, name, path):
+        self.logged.append((name, path.stat().st_size > 1000))
+
+    def finish(self):
+        self.logged.append("finished")
+
+
+def test_show_writes_and_logs_tables_and_pictures(tmp_path):
+    models = {"m": stripe_classifier(cls=GenerativeClassifier)}
+    dataset, tracker = stripe_dataset(), Tracker()
+    settings = Settings(num_clean=10, num_images=5, batch_size=5, seed=0)
+    results = evaluate(models, dataset, [spec()], settings, tmp_path)
+    show(tmp_path, results, models, dataset, tracker)
+    files = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
+    assert files >= {"results.md", "results.json", "curves.png", "examples_m_linf.png"}
+    (name, width, widths), *images, last = tracker.logged
+    assert (name, widths, last) == ("table1", {width}, "finished")
+    assert images == [("curves", True), ("examples_m_linf", True)]

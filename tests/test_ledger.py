@@ -72,7 +72,7 @@ def test_a_damaged_line_is_named(tmp_path):
     path.write_bytes(b"\n".join([lines[0], *lines[2:]]))
     assert list(read_records(tmp_path)) == [0, 2]
     path.write_bytes(b"nonsense\n" + path.read_bytes())
-    with pytest.raises(LedgerError, match="line 1 .*it is no record"):
+    with pytest.raises(LedgerError, match=r"line 1 .*it is no record"):
         read_records(tmp_path)
 
 

@@ -1,102 +1,152 @@
-import dataclasses
+import csv
 import io
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 import rich.console
-from hypothesis import given
-from hypothesis import strategies as st
 
-from abs_model.evaluation import tables
-from abs_model.evaluation.tables import AttackSettings, Row, wilson_interval
+from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
+from abs_model.evaluation.ledger import Record
+from abs_model.evaluation.results import Plan, PlannedAttack, Results
+from abs_model.evaluation.tables import ALL, ALL_PAPER, ALL_STRONGER, PUBLISHED
 
-ATTACK = AttackSettings("linf", 0.3, 0.01, 40, 2)
-CLEAN = Row("abs", None, 1000, 985, {"classification": 61.5})
-ATTACKED = Row(
-    "abs",
-    ATTACK,
-    num_images=20,
-    num_correct=13,
-    seconds={"attack": 50.25, "verification": 1.5004},
-    num_clean_errors=1,
-    num_claimed=8,
-    num_rejected=2,
-    rejections={"out_of_bounds": 0, "beyond_epsilon": 2, "not_adversarial": 1},
-)
-ROWS = [CLEAN, ATTACKED, dataclasses.replace(CLEAN, model="madry")]
+INF = math.inf
 
 
-def test_wilson_interval_of_a_worked_example():
-    # 13 of 20, z = 1.959964: centre (0.65 + z2/40) / (1 + z2/20), z2 = 3.841459.
-    low, high = wilson_interval(13, 20)
-    assert (low, high) == pytest.approx((0.432855, 0.818808), abs=2e-6)
+def records(distances, reasons=(), **changes):
+    fields = {
+        "label": 3, "clean_prediction": 3, "claimed": True, "prediction": 4, "num_queries": 8,
+        "num_gradients": 2, "image": None,
+    } | changes  # fmt: skip
+    return {
+        index: Record(index=index, distance=distance, reasons=reasons, **fields)
+        for index, distance in enumerate(distances)
+    }
 
 
-@given(st.integers(1, 5000).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
-def test_wilson_ends_solve_the_score_equation(counts):
-    successes, trials = counts
-    proportion = successes / trials
-    for end in wilson_interval(successes, trials):
-        assert 0 <= end <= 1
-        deviation = 1.959963984540054**2 * end * (1 - end) / trials
-        assert (proportion - end) ** 2 == pytest.approx(deviation, rel=1e-6, abs=1e-15)
-    low, high = wilson_interval(successes, trials)
-    assert low <= proportion <= high and low < high
-    assert (1 - high, 1 - low) == pytest.approx(wilson_interval(trials - successes, trials))
+def planned(name, norm="l2", group="paper", models=("abs", "mine"), **settings):
+    return PlannedAttack(
+        name=name, title=name.upper(), norm=norm, group=group, reference=name,
+        settings={model: settings for model in models},
+        ledgers={model: f"ledger/{model}/{name}" for model in models},
+        refusals={},
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize("counts", [(0, 0), (-1, 5), (6, 5)])
-def test_wilson_refuses_impossible_counts(counts):
-    with pytest.raises(ValueError, match="successes must be"):
-        wilson_interval(*counts)
+def make_results(attacks, found, num_images=4, models=("abs", "mine")):
+    plan = Plan(
+        models=list(models), attacks=attacks, num_clean=4, num_images=num_images,
+        clean_ledgers={}, about={"seed": 0},
+    )  # fmt: skip
+    clean = {
+        "abs": records([INF] * 4),
+        "mine": records([0, INF, INF, INF], clean_prediction=3) | records([0], clean_prediction=4),
+    }
+    return Results(plan, clean, found)
 
 
-def test_a_row_as_dict_holds_everything_json_can():
-    content = json.loads(json.dumps(tables.to_dict(ATTACKED)))
-    assert content["accuracy"] == 0.65 and content["wilson_95"] == list(wilson_interval(13, 20))
-    assert content["attack"] == {"name": "pgd", **dataclasses.asdict(ATTACK)}
-    assert content["seconds"] == {"attack": 50.25, "verification": 1.5}
-    assert (content["num_claimed"], content["num_rejected"]) == (8, 2)
-    assert content["rejections"]["beyond_epsilon"] == 2
-    assert "attack" not in tables.to_dict(CLEAN)
-
-
-def test_markdown_rows():
-    lines = tables.to_markdown(ROWS).splitlines()
-    assert {line.count("|") for line in lines[:5]} == {9}
-    cells = [cell.strip() for cell in lines[3].strip("|").split("|")]
-    assert cells == [
-        "abs",
-        "PGD L-inf <= 0.3",
-        "40 steps, 2 restarts",
-        "13 of 20 (19 clean)",
-        "65.0%",
-        "43.3% to 81.9%",
-        "2 of 8 (2 beyond epsilon, 1 not adversarial)",
-        "51.8 s",
+def example():
+    attacks = [
+        planned("a", num_steps=10),
+        planned("b", num_steps=5, num_restarts=2),
+        planned("c", group="stronger"),
+        planned("d", norm="l0", group="stronger", models=("mine",)),
     ]
-    assert lines[2].startswith("| abs | clean | - | 985 of 1000 | 98.5% | 97.5% to 99.1% | - |")
-    assert tables.EXPLANATION in lines
+    found = {
+        ("abs", "a"): records([1, 2, INF, 3]),
+        ("mine", "a"): records([0, 2, 2, 2]),
+        ("abs", "b"): records([2, 1, INF, INF], num_queries=1010),
+        ("mine", "b"): records([0, INF, INF, INF], reasons=("beyond_epsilon",)),
+        ("abs", "c"): records([0.5, 4, 1, 4]),
+        ("mine", "c"): records([0, 0.25, 0.25, 0.25]),
+        ("mine", "d"): records([0, 13, 12, 40], num_queries=None),
+    }
+    return make_results(attacks, found)
 
 
-def test_terminal_table_shows_the_cells_of_the_markdown():
-    output = io.StringIO()
-    rich.console.Console(file=output, width=200).print(tables.to_rich(ROWS))
-    for row in ROWS:
-        assert any(
-            all(part in line for part in (row.model, row.condition, f"{row.accuracy:.1%}"))
-            for line in output.getvalue().splitlines()
-        )
-    assert "2 of 8 (2 beyond epsilon, 1 not adversarial)" in output.getvalue()
+def rows_of(tables, norm="l2"):
+    (block,) = (block for block in tables.blocks if block.norm == norm)
+    return {row.title: row for row in block.rows}
 
 
-@pytest.mark.parametrize(
-    ("steps", "restarts", "text"), [(1, 1, "1 step, 1 restart"), (2, 3, "2 steps, 3 restarts")]
-)
-def test_budget(steps, restarts, text):
-    assert AttackSettings("l2", 1.5, 0.1, steps, restarts).budget == text
+def test_minima_are_per_image_and_over_the_right_attacks():
+    rows = rows_of(make_tables(example()))
+    assert list(rows) == ["A", "B", ALL_PAPER, PUBLISHED, "C", ALL_STRONGER]
+    assert rows[ALL_PAPER].cells["abs"].summary == summarise(np.array([1, 1, INF, 3.0]), 1.5)
+    assert rows[ALL_STRONGER].cells["abs"].summary == summarise(np.array([0.5, 1, 1, 3]), 1.5)
+    assert rows[ALL_STRONGER].cells["mine"].summary.median.value == 0.25
+    assert rows[PUBLISHED].cells["abs"].median == 2.241 and "mine" not in rows[PUBLISHED].cells
+    assert list(rows_of(make_tables(example()), "l0")) == [PUBLISHED, "D", ALL]
 
 
-def test_the_quantile_is_that_of_the_normal_distribution():
-    assert math.erf(tables._NORMAL_QUANTILE / math.sqrt(2)) == pytest.approx(0.95, abs=1e-12)
+def test_rows_print_their_budget():
+    rows = rows_of(make_tables(example()))
+    assert rows["A"].budget == "10 steps, 8 queries"
+    assert rows["B"].budget == "5 steps, 2 restarts, 8 to 1,010 queries"
+    assert rows_of(make_tables(example()), "l0")["D"].budget == "queries not counted"
+
+
+def test_refused_claims_are_reported():
+    cell = rows_of(make_tables(example()))["B"].cells["mine"]
+    assert (cell.num_claimed, cell.num_rejected) == (4, 4)
+    assert cell.rejections == {"beyond_epsilon": 4}
+    assert "- mine, B, L2: 4 of 4 (4 beyond epsilon)" in to_markdown(make_tables(example()))
+
+
+def test_markdown_has_the_papers_layout():
+    text = to_markdown(make_tables(example()))
+    assert "## L2: median distance / accuracy at 1.5" in text
+    assert "## L0: median distance / accuracy at 12 pixels" in text
+    assert "| A | 2.5 / 75% | 2 / 75% | 10 steps, 8 queries |" in text
+    assert "| **All, as published** | **2.24 / 80%** | **\N{EN DASH}** |" in text
+    assert re.search(r"\| D \| \N{EN DASH} \| 12.5 / 50% \|", text)
+    assert "| accuracy | 100.00% | 75.00% |" in text
+    assert "isn't complete" not in text
+    widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
+    assert widths == {4, 5}  # three columns for clean accuracy, four for attacks
+
+
+def test_an_unfinished_evaluation_says_so_and_counts_what_there_is():
+    results = example()
+    del results.found["abs", "a"][3]
+    tables = make_tables(results)
+    text = to_markdown(tables)
+    assert not tables.complete and "isn't complete" in text
+    assert "| A | 2 / 67% (3 of 4) |" in text
+    # The minimum is over the images that all its attacks are done with.
+    assert rows_of(tables)[ALL_PAPER].cells["abs"].summary.num_images == 3
+
+
+def test_names_cannot_break_the_tables(tmp_path):
+    results = make_results([planned("a", models=("x|y_%",))], {}, models=("x|y_%",))
+    results = Results(results.plan, {"x|y_%": records([INF])}, {("x|y_%", "a"): records([1.0] * 4)})
+    tables = write_tables(tmp_path, results)
+    assert r"x\|y_%" in (tmp_path / "results.md").read_text()
+    latex = (tmp_path / "results.tex").read_text()
+    assert r"x|y\_\%" in latex and latex.count(r"\begin{tabular}{lrl}") == 1
+    assert all(line.count("&") == 2 for line in latex.splitlines() if line.endswith(r"\\")
+               and "multicolumn" not in line)  # fmt: skip
+    rich.console.Console(file=io.StringIO()).print(to_rich(tables))
+
+
+def test_files_hold_the_same_figures(tmp_path):
+    write_tables(tmp_path, example())
+    content = json.loads((tmp_path / "results.json").read_text())
+    lines = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
+    assert len(lines) == len(content["rows"]) and content["complete"] and content["seed"] == 0
+    for line, row in zip(lines, content["rows"], strict=True):
+        assert (line["model"], line["row"]) == (row["model"], row["row"])
+        median = float(line["median"])
+        assert row["median"] == (None if math.isinf(median) else pytest.approx(median))
+    assert content["clean_accuracy"] == {"abs": 1.0, "mine": 0.75}
+    assert content["attacks"]["b"]["settings"]["abs"] == {"num_steps": 5, "num_restarts": 2}
+
+
+def test_the_terminal_shows_every_row():
+    file = io.StringIO()
+    rich.console.Console(file=file, width=160).print(to_rich(make_tables(example())))
+    for title in ("A", ALL_PAPER, PUBLISHED, ALL_STRONGER, "L0: median distance"):
+        assert title in file.getvalue()

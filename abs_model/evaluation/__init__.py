@@ -11,7 +11,13 @@ from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, par
 from abs_model.evaluation.results import Results, collect
 from abs_model.evaluation.show import show
 from abs_model.evaluation.statistics import THRESHOLDS, summarise
-from abs_model.evaluation.suite import AttackSpec, SuiteError, choose_attacks, read_suite
+from abs_model.evaluation.suite import (
+    AttackSpec,
+    SuiteError,
+    check_taken,
+    choose_attacks,
+    read_suite,
+)
 from abs_model.evaluation.tables import make_tables
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.evaluation.workdir import Shard, parse_shard
@@ -27,6 +33,7 @@ __all__ = [
     "Shard",
     "SuiteError",
     "Verification",
+    "check_taken",
     "choose_attacks",
     "collect",
     "draw_curves",

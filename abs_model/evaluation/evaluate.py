@@ -254,11 +254,11 @@ class _Runner:
         if not task.batches:
             return
         progress.start(task.description, sum(map(len, task.batches)))
+        known = read_records(task.folder).keys()
         with Part(task.folder, self._shard.part, task.identity) as part:
             for batch in task.batches:
                 start = time.perf_counter()
                 records = self._records(task, batch, progress)
-                known = read_records(task.folder)
                 part.append(record for record in records if record.index not in known)
                 self._note(task, batch, time.perf_counter() - start)
                 progress.advance(len(batch))

@@ -208,6 +208,15 @@ def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[
     return list(chosen.values())
 
 
+def check_taken(specs: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
+    """Raises a SuiteError for an attack that none of the models can be attacked with."""
+    for spec in specs:
+        refusals = {name: spec.refusal(model) for name, model in models.items()}
+        if all(refusals.values()):
+            reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
+            raise SuiteError(f"--attacks: {spec.name!r} can't attack any of the models ({reasons})")
+
+
 def kind_of(model: Classifier) -> str:
     """Of `KINDS`."""
     if isinstance(model, ABSClassifier):

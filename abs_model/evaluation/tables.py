@@ -18,7 +18,7 @@ from abs_model.evaluation.statistics import THRESHOLDS, Summary, summarise
 
 NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
 UNITS = {"l2": "", "linf": "", "l0": " pixels"}
-ALL_PAPER, ALL_STRONGER = "All, the paper's attacks", "All, with stronger attacks"
+ALL, ALL_PAPER, ALL_STRONGER = "All", "All, the paper's attacks", "All, with stronger attacks"
 PUBLISHED = "All, as published"
 
 
@@ -119,22 +119,17 @@ def make_tables(results: Results) -> Tables:
 
 
 def _block(results: Results, norm: str) -> Block:
-    rows: list[Row] = []
-    groups: list[str] = []
-    for group in GROUPS:
-        attacks = [
-            attack
-            for attack in results.plan.attacks
-            if (attack.norm, attack.group) == (norm, group) and attack.ledgers
-        ]
-        groups.append(group)
-        if not attacks:
-            continue
-        rows += [_attack_row(results, attack) for attack in attacks]
-        title = ALL_PAPER if group == GROUPS[0] else ALL_STRONGER
-        rows.append(Row(title, None, _minimum_cells(results, norm, groups)))
-        if group == GROUPS[0] and (cells := _published_cells(results, norm)):
-            rows.append(Row(PUBLISHED, None, cells))
+    attacks = [each for each in results.plan.attacks if each.norm == norm and each.ledgers]
+    paper, stronger = ([each for each in attacks if each.group == group] for group in GROUPS)
+    rows = [_attack_row(results, attack) for attack in paper]
+    if paper:
+        rows.append(Row(ALL_PAPER, None, _minimum_cells(results, norm, GROUPS[:1])))
+    if published_cells := _published_cells(results, norm):
+        rows.append(Row(PUBLISHED, None, published_cells))
+    rows += [_attack_row(results, attack) for attack in stronger]
+    if stronger:
+        title = ALL_STRONGER if paper else ALL
+        rows.append(Row(title, None, _minimum_cells(results, norm, GROUPS)))
     return Block(norm, THRESHOLDS[norm], rows)
 
 

@@ -1,0 +1,127 @@
+"""The benchmark of attacks: ours against Foolbox's on JAX, same model, same steps, in turns.
+
+Foolbox gets the classifier as one jitted function, and the same images, on which both run the same
+number of steps; compilation comes before the first turn.
+"""
+
+import functools
+import statistics
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import abs_model
+from abs_model.attacks.boundary import boundary
+from abs_model.attacks.deepfool import deepfool
+from abs_model.attacks.pgd import pgd
+from abs_model.classifiers import Classifier
+from scripts.timing import median_ratio, time_in_turns
+
+_PGD = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01}
+_ABS_PGD = {"norm": "l2", "epsilon": 1.5, "step_size": 0.1}
+_SEED = 0
+
+
+def measure(batch_sizes: Sequence[int], turns: int) -> dict[str, object]:
+    """Images/s of both, and the ratios.
+
+    Args:
+        batch_sizes: Images at a time, on the CNN; ABS is attacked with the largest.
+        turns: How often each is timed.
+    """
+    images, labels = _images(max(batch_sizes))
+    candidates = {}
+    for size in batch_sizes:
+        cnn = abs_model.load("cnn", batch_size=size)
+        for name, pair in _on_cnn(cnn, images[:size], labels[:size]).items():
+            for side, run in pair.items():
+                candidates[f"{name}, CNN, batch {size}", side] = (run, size)
+    size = max(batch_sizes)
+    model = abs_model.load("abs", batch_size=size)
+    for side, run in _on_abs(model, images, labels).items():
+        candidates[f"PGD, ABS, batch {size}", side] = (run, size)
+    rates = time_in_turns(candidates, turns)
+    names = dict.fromkeys(name for name, _ in candidates)
+    return {
+        "attacks": {
+            name: {
+                "images_per_second": {
+                    side: round(statistics.median(rates[name, side]), 2)
+                    for side in ("ours", "foolbox")
+                },
+                "ratio": median_ratio(rates[name, "ours"], rates[name, "foolbox"]),
+            }
+            for name in names
+        }
+    }
+
+
+def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Validation images, which nothing is tuned on test images by."""
+    split = abs_model.load_dataset("mnist").validation
+    return split.images[:count].astype(np.float32) / 255, split.labels[:count]
+
+
+def _on_cnn(
+    model: Classifier, images: np.ndarray, labels: np.ndarray
+) -> dict[str, dict[str, Callable[[], object]]]:
+    import foolbox
+
+    key = jax.random.key(_SEED)
+    theirs = _foolbox_runner(model, images, labels)
+    attacks = foolbox.attacks
+    return {
+        "PGD, 40 steps": {
+            "ours": lambda: _wait(pgd(model, images, labels, key, num_steps=40, **_PGD)),
+            "foolbox": functools.partial(
+                theirs, attacks.LinfPGD(abs_stepsize=0.01, steps=40), _PGD["epsilon"]
+            ),
+        },
+        "DeepFool L2, 50 steps": {
+            "ours": lambda: _wait(deepfool(model, images, labels, key, norm="l2", num_steps=50)),
+            "foolbox": functools.partial(
+                theirs, attacks.L2DeepFoolAttack(steps=50, candidates=10), None
+            ),
+        },
+        "Boundary, 200 steps": {
+            "ours": lambda: _wait(boundary(model, images, labels, key, num_steps=200)),
+            "foolbox": functools.partial(theirs, attacks.BoundaryAttack(steps=200), None),
+        },
+    }
+
+
+def _on_abs(
+    model: Classifier, images: np.ndarray, labels: np.ndarray
+) -> dict[str, Callable[[], object]]:
+    import foolbox
+
+    theirs = _foolbox_runner(model, images, labels)
+    attack = foolbox.attacks.L2PGD(abs_stepsize=_ABS_PGD["step_size"], steps=20)
+    key = jax.random.key(_SEED)
+    return {
+        "ours": lambda: _wait(pgd(model, images, labels, key, num_steps=20, **_ABS_PGD)),
+        "foolbox": functools.partial(theirs, attack, _ABS_PGD["epsilon"]),
+    }
+
+
+def _foolbox_runner(
+    model: Classifier, images: np.ndarray, labels: np.ndarray
+) -> Callable[[Any, float | None], None]:
+    import foolbox
+
+    function = jax.jit(model.batch_logits)
+    wrapped = foolbox.JAXModel(function, bounds=(0, 1), data_format="channels_last")
+    given = jnp.asarray(images), jnp.asarray(labels)
+
+    def run(attack: Any, epsilon: float | None) -> None:
+        np.random.seed(_SEED)
+        jax.block_until_ready(attack(wrapped, *given, epsilons=epsilon)[1])
+
+    return run
+
+
+def _wait(result: abs_model.AttackResult) -> object:
+    return jax.block_until_ready(result.images)

@@ -1,0 +1,90 @@
+"""Kills an evaluation again and again, and compares its ledger with an uninterrupted one's.
+
+python scripts/kill_evaluation.py runs/killed -- --config=configs/table1.py:smoke --models=cnn
+
+Runs evaluate.py with the arguments after -- twice: undisturbed in WORKDIR/whole, and in
+WORKDIR/killed with SIGKILL at random moments after its ledger has begun to grow. Ends with status 1
+where a byte of the two ledgers differs.
+"""
+
+import argparse
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+
+_EVALUATE = pathlib.Path(__file__).parent.parent / "evaluate.py"
+
+
+def main() -> None:
+    """Runs the comparison."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="must not exist")
+    parser.add_argument("--kills", type=int, default=10, help="how many (%(default)s)")
+    parser.add_argument("--longest", type=float, default=8.0, help="seconds to a kill, at most")
+    parser.add_argument("--seed", type=int, default=0, help="of the moments")
+    parser.add_argument("arguments", nargs="+", help="for evaluate.py, behind --")
+    options = parser.parse_args()
+    if options.workdir.exists():
+        parser.exit(2, f"{parser.prog}: {options.workdir} exists; give a new directory\n")
+    options.workdir.mkdir(parents=True)
+    whole, killed = options.workdir / "whole", options.workdir / "killed"
+    moments = random.Random(options.seed)
+    survived = 0
+    for number in range(1, options.kills + 1):
+        seconds = moments.uniform(0.0, options.longest)
+        finished = _kill_after(killed, options.arguments, seconds)
+        survived += finished
+        lines = sum(1 for _ in _lines(killed))
+        print(f"kill {number}: {'too late' if finished else f'{seconds:.1f} s after it began'},"
+              f" {lines} records", file=sys.stderr)  # fmt: skip
+    _evaluate(killed, options.arguments).wait()
+    _evaluate(whole, options.arguments).wait()
+    ledgers = [_ledgers(workdir) for workdir in (whole, killed)]
+    same = ledgers[0] == ledgers[1] and len(ledgers[0]) > 0
+    records = sum(1 for _ in _lines(whole))
+    print(
+        f"{options.kills - survived} kills, {records} records: the ledgers"
+        f" {'are the same' if same else 'DIFFER'}"
+    )
+    sys.exit(0 if same and not survived else 1)
+
+
+def _kill_after(workdir: pathlib.Path, arguments: Sequence[str], seconds: float) -> bool:
+    """Starts an evaluation and kills it so long after its ledger grew; whether it was too late."""
+    before = sum(1 for _ in _lines(workdir))
+    process = _evaluate(workdir, arguments)
+    while sum(1 for _ in _lines(workdir)) == before and process.poll() is None:
+        time.sleep(0.05)
+    try:
+        process.wait(seconds)
+    except subprocess.TimeoutExpired:
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        return False
+    return True
+
+
+def _evaluate(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    command = [sys.executable, str(_EVALUATE), f"--workdir={workdir}", "--wandb=off", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def _lines(workdir: pathlib.Path) -> Iterator[bytes]:
+    for path in workdir.glob("ledger/*/*/*/*.jsonl"):
+        yield from path.open("rb")
+
+
+def _ledgers(workdir: pathlib.Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(workdir).as_posix(): path.read_bytes()
+        for path in workdir.glob("ledger/*/*/*/*")
+    }
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""The models of an evaluation: parsing, loading, refusing."""
+
+import ml_collections
+import numpy as np
+import pytest
+
+import abs_model.evaluation.models as evaluation_models
+from abs_model.data import load_dataset
+from abs_model.errors import UserError
+from abs_model.evaluation import ModelSpec, load_models, parse_models
+from abs_model.training.workdir import open_workdir
+from tests.evaluation_fakes import stripe_classifier
+
+
+def test_parsing_models(tmp_path):
+    assert parse_models(["abs=runs/x", "runs/madry/", "b=runs/x:binary"]) == [
+        ModelSpec("abs", "runs/x"),
+        ModelSpec("madry", "runs/madry/"),
+        ModelSpec("b", "runs/x", binary=True),
+    ]
+    (own,) = parse_models(["mine=package.module:make"])
+    assert own.made and not own.binary and not own.trained_here
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        (["runs/abs", "runs/abs:binary"], "two models are called 'abs'"),
+        (["a=x", "a=y"], "two models are called 'a'"),
+        (["../a/b=x"], "must be NAME=PATH"),
+        (["a="], "must be NAME=PATH"),
+        ([""], "names no model"),
+        (["nearest_neighbor:binary"], "nearest_neighbor does not come with :binary"),
+    ],
+)
+def test_unusable_models_are_refused(entries, message):
+    with pytest.raises(UserError, match=message):
+        parse_models(entries)
+
+
+def test_a_missing_workdir_is_named():
+    with pytest.raises(UserError, match="--models: model 'a': there is no pretrained model"):
+        load_models([ModelSpec("a", "runs/absent")])
+
+
+def make_run(path, dataset):
+    section = {"name": dataset, "data_dir": "", "validation_size": 5, "module": ""}
+    open_workdir(path, ml_collections.ConfigDict({"dataset": section}))
+    (path / "run.json").write_text("{}")
+    return ModelSpec(path.name, str(path))
+
+
+def test_models_of_different_data_sets_are_refused(tmp_path):
+    specs = [make_run(tmp_path / "a", "mnist"), make_run(tmp_path / "b", "cifar10")]
+    with pytest.raises(UserError, match="'a' on mnist, 'b' on cifar10"):
+        load_models(specs)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (
+            stripe_classifier((4, 4, 1)),
+            r"takes images of 4x4x1, but the data set has images of 8x8x1",
+        ),
+        (stripe_classifier(num_classes=5), r"has 5 classes, but the data set 3"),
+    ],
+)
+def test_a_model_of_other_images_is_refused(model, message, tmp_path, monkeypatch):
+    dataset = ml_collections.ConfigDict({"image_shape": (8, 8, 1), "num_classes": 3})
+    monkeypatch.setattr(evaluation_models, "load_dataset", lambda *_, **__: dataset)
+    monkeypatch.setattr(evaluation_models, "load", lambda *_, **__: model)
+    with pytest.raises(UserError, match=message):
+        load_models([make_run(tmp_path / "a", "mnist")])
+
+
+def test_pretrained_models_and_the_nearest_neighbor_are_loaded_by_name(data_dir, monkeypatch):
+    def load_sample(name, **options):
+        assert name == "mnist" and options["data_dir"] == "here"
+        return load_dataset(
+            "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
+        )
+
+    monkeypatch.setattr(evaluation_models, "load_dataset", load_sample)
+    specs = parse_models(["cnn", "bin=cnn:binary", "nn=nearest_neighbor"])
+    models, dataset = load_models(specs, data_dir="here")
+    assert [models[name].name for name in ("cnn", "bin", "nn")] == ["cnn", "bin", "nn"]
+    assert models["bin"].binary and not models["cnn"].binary
+    images = dataset.test.images[:100].astype(np.float32) / 255
+    for model in models.values():
+        assert np.mean(model.predict(images) == dataset.test.labels[:100]) >= 0.8
+    alone, _ = load_models([ModelSpec("nn", "nearest_neighbor")], data_dir="here")
+    np.testing.assert_array_equal(alone["nn"].predict(images), models["nn"].predict(images))
+
+
+def make_stripes():
+    return stripe_classifier((28, 28, 1), 10)
+
+
+def make_nothing():
+    return None
+
+
+def test_a_model_of_ones_own_is_made_by_its_function(data_dir, monkeypatch):
+    sample = load_dataset(
+        "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
+    )
+    monkeypatch.setattr(evaluation_models, "load_dataset", lambda *_, **__: sample)
+    models, _ = load_models(parse_models(["mine=tests.test_models:make_stripes"]))
+    assert models["mine"].name == "mine"
+    with pytest.raises(UserError, match=r"must return an abs_model.Classifier.*got NoneType"):
+        load_models(parse_models(["mine=tests.test_models:make_nothing"]))
+    with pytest.raises(UserError, match="must have a function 'absent', but there is none"):
+        load_models(parse_models(["mine=tests.test_models:absent"]))

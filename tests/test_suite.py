@@ -1,0 +1,185 @@
+"""The attacks of an evaluation: from configurations and command lines, and calling them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import pytest
+
+import abs_model
+from abs_model.attacks import AttackResult
+from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.errors import UserError
+from abs_model.evaluation import AttackSpec, SuiteError, check_taken, choose_attacks, read_suite
+from abs_model.evaluation.suite import Launcher, kind_of
+from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
+
+ENTRY = {
+    "attack": "pgd",
+    "norm": "l2",
+    "group": "stronger",
+    "settings": {"epsilon": 1.5, "step_size": 0.1, "num_steps": 5},
+}
+
+
+def suite(**entries):
+    return read_suite(ml_collections.ConfigDict({"attacks": entries}))
+
+
+def test_an_entry_becomes_a_row():
+    (spec,) = suite(
+        row=ENTRY | {"settings_for": {"abs": {"num_steps": 9}}, "only": ("abs", "network")}
+    )
+    assert (spec.name, spec.title, spec.norm, spec.group) == ("row", "PGD", "l2", "stronger")
+    model = stripe_classifier()
+    settings = spec.settings_on(model)
+    assert settings["num_steps"] == 5 and settings["num_restarts"] == 1  # the latter by default
+    assert "progress" not in settings and "targets" not in settings
+    assert spec.refusal(model) is None and kind_of(model) == "network"
+    only = dataclasses.replace(spec, only=("abs",))
+    assert "has it for abs only" in only.refusal(model)
+
+
+def test_settings_for_a_kind_of_model_apply_to_it():
+    (spec,) = suite(row=ENTRY | {"settings_for": {"network": {"num_steps": 9}}})
+    assert spec.settings_on(stripe_classifier())["num_steps"] == 9
+    assert spec.identity(stripe_classifier())["settings"]["num_steps"] == 9
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"attack": "pdg"}, r"attacks\.row: attack must be one of pgd"),
+        ({"norm": "l3"}, "norm must be one of l2, linf, l0; got 'l3'"),
+        ({"group": "papers"}, "group must be one of paper, stronger"),
+        ({"setings": {}}, "there is no key 'setings', did you mean settings"),
+        ({"only": ("networks",)}, "'networks' is no kind of model"),
+        ({"settings_for": {"vae": {}}}, "'vae' is no kind of model"),
+    ],
+)
+def test_faulty_entries_are_named(changes, message):
+    with pytest.raises(SuiteError, match=message):
+        suite(row=ENTRY | changes)
+
+
+def test_attacks_are_chosen_by_name():
+    both = suite(a=ENTRY, b=ENTRY)
+    assert [spec.name for spec in choose_attacks(both, ["all"])] == ["a", "b"]
+    assert [spec.name for spec in choose_attacks(both, ["b"])] == ["b"]
+    own = choose_attacks(both, ["b", "mine=tests.evaluation_fakes:towards_next_class"])
+    assert [spec.name for spec in own] == ["b", "mine_l2", "mine_linf", "mine_l0"]
+    (one,) = choose_attacks(both, ["mine=tests.evaluation_fakes:towards_next_class:l2"])
+    assert (one.name, one.norm, one.reference) == (
+        "mine", "l2", "tests.evaluation_fakes:towards_next_class",
+    )  # fmt: skip
+    assert one.identity(stripe_classifier())["source"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("c", "no attack 'c'.*it has alpha"),
+        ("alpah", "did you mean alpha"),
+        ("x=nowhere", "must be package.module:function"),
+        ("x=absent.module:f", "absent.module can't be imported"),
+        ("x=tests.evaluation_fakes:absent", "must have a function 'absent', but there is none"),
+        ("x=tests.evaluation_fakes:np", "but it is a module"),
+        ("x=tests.evaluation_fakes:liar", "does not take norm; say which it attacks in"),
+        ("../x=a:b", "must be of letters, digits and _"),
+    ],
+)
+def test_attacks_that_are_not_there_are_refused(entry, message):
+    with pytest.raises(UserError, match=message):
+        choose_attacks(suite(alpha=ENTRY), [entry])
+
+
+def launch(spec, model=None):
+    images, labels = stripe_images(3)
+    keys = jax.random.split(jax.random.key(0), 3)
+    model = model or stripe_classifier()
+    clean = images.astype(np.float32) / 255
+    return Launcher(images)(spec, model, clean, labels, keys, lambda count: None)
+
+
+def own(function, **changes):
+    return AttackSpec(
+        "own", "tests:own", Entry("own", function, Needs.DECISIONS), "l2", "stronger", **changes
+    )
+
+
+def test_settings_that_an_attack_does_not_take_are_refused():
+    with pytest.raises(SuiteError, match="'own': tests:own has no setting 'epsilom', did you mean"):
+        launch(own(towards_next_class, settings={"epsilom": 1.0}))
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (np.zeros((3, 8, 8, 1)), "must return an AttackResult .* got ndarray"),
+        (
+            AttackResult(jnp.zeros((2, 8, 8, 1)), jnp.ones(2, bool), jnp.zeros(2)),
+            r"images are \(3, 8, 8, 1\).*got \(2, 8, 8, 1\)",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused(returned, message):
+    with pytest.raises(SuiteError, match=message):
+        launch(own(lambda model, images, labels, key: returned))
+
+
+def test_a_value_error_of_an_attack_names_attack_and_model():
+    (spec,) = suite(row=ENTRY | {"settings": {"epsilon": -1.0, "step_size": 1.0, "num_steps": 1}})
+    with pytest.raises(SuiteError, match="attack 'row' on 'stripes': epsilon must be"):
+        launch(spec)
+
+
+def test_starts_are_training_images():
+    seen = {}
+
+    def attack(model, images, labels, key, *, norm, starts=None):
+        seen["starts"] = starts
+        return towards_next_class(model, images, labels, key, norm=norm)
+
+    launch(own(attack, settings={"starts": 2}))
+    expected = stripe_images(3)[0][:2].astype(np.float32) / 255
+    np.testing.assert_array_equal(seen["starts"], expected)
+
+
+def test_black_boxes_refuse_attacks_that_need_gradients():
+    model = abs_model.wrap(
+        lambda images: images.reshape(len(images), -1)[:, :3],
+        num_classes=3, image_shape=(8, 8, 1), black_box=True,
+    )  # fmt: skip
+    (spec,) = suite(row=ENTRY)
+    assert "the model is a black box" in spec.refusal(model)
+    assert dataclasses.replace(spec, estimate_gradients=True).refusal(model) is None
+    with pytest.raises(ValueError, match="is a black box, which has no gradients"):
+        abs_model.pgd(
+            model, np.zeros((1, 8, 8, 1), np.float32), np.zeros(1, int), jax.random.key(0),
+            norm="l2", epsilon=1.0, step_size=0.1, num_steps=1,
+        )  # fmt: skip
+
+
+def test_every_attack_of_the_catalogue_says_what_it_needs():
+    model = stripe_classifier()
+    for name, entry in ATTACKS.items():
+        refusal = entry.refusal(model)
+        special = entry.needs in (Needs.BINARY, Needs.ABS)
+        assert (refusal is not None) == special, name
+
+
+def test_an_attack_asked_for_by_name_must_take_a_model():
+    spec = dataclasses.replace(suite(row=ENTRY)[0], only=("abs",))
+    with pytest.raises(SuiteError, match=r"'row' can't attack any of the models \(m: the conf"):
+        check_taken([spec], {"m": stripe_classifier()})
+
+
+def test_functions_are_wrapped_as_classifiers():
+    model = abs_model.wrap(lambda x: x.mean((1, 2)), num_classes=3, image_shape=(4, 4, 3))
+    images = np.random.default_rng(0).random((5, 4, 4, 3), np.float32)
+    np.testing.assert_allclose(model.logits(images), images.mean((1, 2)), rtol=1e-5)
+    assert model.confidences(images).sum(1) == pytest.approx(np.ones(5))
+    with pytest.raises(ValueError, match=r"must give logits \(n, 4\).*it gives \(2, 3\)"):
+        abs_model.wrap(lambda x: x.mean((1, 2)), num_classes=4, image_shape=(4, 4, 3))

@@ -1,0 +1,130 @@
+"""Writes an evaluation as one HTML page, which opens without a network.
+
+python scripts/report.py runs/table1
+python scripts/report.py runs/table1 --output=table1.html --num_images=20
+
+Tables, curves, and the adversarial images with what ABS models reconstruct of them. WORKDIR is that
+of evaluate.py, which may still be at work.
+"""
+
+import argparse
+import datetime
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import rich.console
+import rich.progress
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model.errors import UserError
+from abs_model.evaluation import Results, collect
+from abs_model.evaluation.report import (
+    Reconstructions,
+    Sources,
+    make_content,
+    num_inferences,
+    open_sources,
+    reconstruct,
+    to_html,
+)
+from abs_model.files import atomic_write_text
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Writes the page; what the user can mend ends as one message and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
+    parser.add_argument(
+        "--output", type=pathlib.Path, help="the page to write (WORKDIR/report.html)"
+    )
+    parser.add_argument(
+        "--num_images",
+        type=_positive,
+        default=100,
+        help="test images in the gallery, the first ones (%(default)s); tables and curves are of"
+        " all",
+    )
+    parser.add_argument(
+        "--data_dir", help="folder of TFDS (the first that a model's training names)"
+    )
+    options = parser.parse_args(arguments)
+    output = options.output or options.workdir / "report.html"
+    try:
+        page, notes = _make_page(options.workdir, options.num_images, options.data_dir)
+        atomic_write_text(output, page)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    for note in notes:
+        print(note, file=sys.stderr)
+    print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _make_page(
+    workdir: pathlib.Path, num_images: int, data_dir: str | None
+) -> tuple[str, list[str]]:
+    """The page, and what is missing from it."""
+    print(f"Reading {workdir}", file=sys.stderr)
+    results = collect(workdir)
+    print("Opening the data set and the models", file=sys.stderr)
+    sources = open_sources(workdir, results.plan, data_dir=data_dir)
+    num_images = min(num_images, results.plan.num_images)
+    reconstructions = _reconstruct(results, sources, num_images)
+    print("Making the page", file=sys.stderr)
+    content = make_content(
+        results,
+        sources.test,
+        reconstructions,
+        num_images=num_images,
+        notes=sources.notes,
+        finished=_finished(workdir, results),
+    )
+    return to_html(content), sources.notes
+
+
+def _reconstruct(
+    results: Results, sources: Sources, num_images: int
+) -> dict[str, dict[str, Reconstructions]]:
+    """By model; its first batch takes the longest, since it is compiled."""
+    clean, found = sources.test.images[:num_images], {}
+    with rich.progress.Progress(
+        rich.progress.TextColumn("{task.description}", markup=False),
+        rich.progress.BarColumn(),
+        rich.progress.MofNCompleteColumn(),
+        rich.progress.TimeElapsedColumn(),
+        console=rich.console.Console(stderr=True),
+    ) as progress:
+        for name, model in sources.models.items():
+            total = num_inferences(results, name, num_images)
+            task = progress.add_task(f"{name}: reconstructions, images", total=total)
+            found[name] = reconstruct(
+                model,
+                name,
+                results,
+                clean,
+                progress=lambda done, task=task: progress.advance(task, done),
+            )
+    return found
+
+
+def _finished(workdir: pathlib.Path, results: Results) -> str | None:
+    """When the ledgers were last written to, which is when the last result was found."""
+    folders = list(results.plan.clean_ledgers.values())
+    for attack in results.plan.attacks:
+        folders += attack.ledgers.values()
+    paths = [path for folder in folders for path in (workdir / folder).glob("*.jsonl")]
+    if not paths:
+        return None
+    newest = max(path.stat().st_mtime for path in paths)
+    return f"{datetime.datetime.fromtimestamp(newest, datetime.UTC):%Y-%m-%d %H:%M} UTC"
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -59,6 +59,11 @@ class Classifier(abc.ABC):
         """Whether logits have gradients; a black box has none."""
         return True
 
+    @property
+    def evaluations_per_gradient(self) -> int:
+        """How often it is evaluated for the logits and a gradient of an image."""
+        return 1
+
     def batch_begin(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
         """Logits of images that have been checked, and the state that `batch_follow` goes on from.
 

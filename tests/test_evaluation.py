@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abs_model.attacks import AttackResult
+from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
 from abs_model.errors import UserError
 from abs_model.evaluation import AttackSpec, EvaluationError, Settings, Shard, collect, evaluate
@@ -32,7 +32,7 @@ SETTINGS = Settings(num_clean=30, num_images=10, batch_size=4, seed=0)
 
 
 def spec(function=towards_next_class, name="step", norm="linf", **changes):
-    entry = Entry(name, function, Needs.DECISIONS)
+    entry = Entry(name, function, NORMS, Needs.LOGITS)
     return AttackSpec(name, f"tests:{name}", entry, norm, "stronger", **changes)
 
 

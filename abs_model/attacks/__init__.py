@@ -1,11 +1,18 @@
 """Attacks: small changes of images that make a classifier wrong.
 
 Every attack is a call of one form, `attack(model, images, labels, key, **settings)`, that returns
-an `AttackResult`; the settings name the norm, and `epsilon` where the attack keeps within one. What
-they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best` (what
-was found) and `base` (norms). `ascend` is PGD as a pure function, for adversarial training.
+an `AttackResult`; `norm` is among the settings of those that know several. There are two families:
+
+- the worst image within a distance, `epsilon`: `pgd`, `apgd`, `square`;
+- the closest adversarial image: all others.
+
+What they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best`
+(what was found) and `base` (norms); `catalogue` has them by name, with what each needs of a
+classifier. `estimate_gradients` gives a classifier without gradients estimated ones. `ascend` is
+PGD as a pure function, for adversarial training.
 """
 
+from abs_model.attacks.apgd import apgd
 from abs_model.attacks.base import (
     NORMS,
     AttackResult,
@@ -15,19 +22,55 @@ from abs_model.attacks.base import (
     random_start,
 )
 from abs_model.attacks.batch import Batch
+from abs_model.attacks.binary import flip_pixels, snap
+from abs_model.attacks.boundary import boundary
+from abs_model.attacks.carlini_wagner import carlini_wagner
+from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.deepfool import deepfool
+from abs_model.attacks.fab import fab
+from abs_model.attacks.fast_gradient import fast_gradient
+from abs_model.attacks.fmn import fmn
+from abs_model.attacks.gradient_estimation import estimate_gradients
+from abs_model.attacks.greedy_pixels import greedy_pixels
+from abs_model.attacks.hop_skip_jump import hop_skip_jump
+from abs_model.attacks.iterative import bim, mim
 from abs_model.attacks.losses import log_odds, margins
+from abs_model.attacks.noise import gaussian_noise, salt_and_pepper
 from abs_model.attacks.pgd import ascend, pgd
+from abs_model.attacks.pointwise import pointwise
+from abs_model.attacks.sparse_rs import sparse_rs
+from abs_model.attacks.square import square
 
 __all__ = [
+    "ATTACKS",
     "NORMS",
     "AttackResult",
     "Batch",
+    "apgd",
     "ascend",
     "ascent_direction",
+    "bim",
+    "boundary",
+    "carlini_wagner",
+    "deepfool",
     "distances",
+    "estimate_gradients",
+    "fab",
+    "fast_gradient",
+    "flip_pixels",
+    "fmn",
+    "gaussian_noise",
+    "greedy_pixels",
+    "hop_skip_jump",
     "log_odds",
     "margins",
+    "mim",
     "pgd",
+    "pointwise",
     "project",
     "random_start",
+    "salt_and_pepper",
+    "snap",
+    "sparse_rs",
+    "square",
 ]

@@ -1,18 +1,33 @@
-"""The attacks by name, with what each needs of a classifier."""
+"""The attacks by name, with the norms they attack in and what each needs of a classifier."""
 
 import dataclasses
 import enum
 from collections.abc import Callable
 
-from abs_model.attacks.base import AttackResult
+from abs_model.attacks.apgd import apgd
+from abs_model.attacks.base import NORMS, AttackResult
+from abs_model.attacks.binary import flip_pixels
+from abs_model.attacks.boundary import boundary
+from abs_model.attacks.carlini_wagner import carlini_wagner
+from abs_model.attacks.deepfool import deepfool
+from abs_model.attacks.fab import fab
+from abs_model.attacks.fast_gradient import fast_gradient
+from abs_model.attacks.fmn import fmn
+from abs_model.attacks.greedy_pixels import greedy_pixels
+from abs_model.attacks.hop_skip_jump import hop_skip_jump
+from abs_model.attacks.iterative import bim, mim
+from abs_model.attacks.noise import gaussian_noise, salt_and_pepper
 from abs_model.attacks.pgd import pgd
+from abs_model.attacks.pointwise import pointwise
+from abs_model.attacks.sparse_rs import sparse_rs
+from abs_model.attacks.square import square
 from abs_model.classifiers import ABSClassifier, Classifier
 
 
 class Needs(enum.Enum):
     """What an attack needs of a classifier."""
 
-    DECISIONS = "decisions"  # logits or no more than their argmax: any classifier will do
+    LOGITS = "logits"  # or no more than their argmax: any classifier will do
     GRADIENTS = "gradients"
     BINARY = "thresholded images"
     ABS = "an ABS model"
@@ -25,11 +40,13 @@ class Entry:
     Attributes:
         title: For tables.
         function: The attack.
+        norms: That it attacks in.
         needs: Of the classifier.
     """
 
     title: str
     function: Callable[..., AttackResult]
+    norms: tuple[str, ...]
     needs: Needs
 
     def refusal(self, model: Classifier) -> str | None:
@@ -43,6 +60,25 @@ class Entry:
         return None
 
 
+_DENSE = ("l2", "linf")
+
 ATTACKS = {
-    "pgd": Entry("PGD", pgd, Needs.GRADIENTS),
+    "apgd": Entry("APGD", apgd, _DENSE, Needs.GRADIENTS),
+    "bim": Entry("BIM", bim, _DENSE, Needs.GRADIENTS),
+    "boundary": Entry("Boundary", boundary, ("l2",), Needs.LOGITS),
+    "carlini_wagner": Entry("Carlini-Wagner", carlini_wagner, ("l2",), Needs.GRADIENTS),
+    "deepfool": Entry("DeepFool", deepfool, _DENSE, Needs.GRADIENTS),
+    "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS),
+    "fast_gradient": Entry("Fast gradient", fast_gradient, _DENSE, Needs.GRADIENTS),
+    "flip_pixels": Entry("Flips of pixels", flip_pixels, NORMS, Needs.BINARY),
+    "fmn": Entry("FMN", fmn, NORMS, Needs.GRADIENTS),
+    "gaussian_noise": Entry("Gaussian noise", gaussian_noise, ("l2",), Needs.LOGITS),
+    "greedy_pixels": Entry("Greedy pixels", greedy_pixels, ("l0",), Needs.GRADIENTS),
+    "hop_skip_jump": Entry("HopSkipJump", hop_skip_jump, _DENSE, Needs.LOGITS),
+    "mim": Entry("MIM", mim, _DENSE, Needs.GRADIENTS),
+    "pgd": Entry("PGD", pgd, _DENSE, Needs.GRADIENTS),
+    "pointwise": Entry("Pointwise", pointwise, ("l2", "l0"), Needs.LOGITS),
+    "salt_and_pepper": Entry("Salt and pepper", salt_and_pepper, ("l0",), Needs.LOGITS),
+    "sparse_rs": Entry("Sparse-RS", sparse_rs, ("l0",), Needs.LOGITS),
+    "square": Entry("Square", square, _DENSE, Needs.LOGITS),
 }

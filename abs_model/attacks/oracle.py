@@ -28,7 +28,7 @@ class Oracle:
 
     Attributes:
         model: The classifier.
-        num_queries: Questions so far, for each image of the batch.
+        num_queries: Evaluations of the model so far, for each image of the batch.
         num_gradients: Those with gradient among them.
         warm: Whether answers have come with states that are of use.
     """
@@ -71,7 +71,7 @@ class Oracle:
                 f"model {self.model.name!r} is a black box, which has no gradients; attack it with"
                 " one that needs none, or give its gradients by estimate_gradients"
             )
-        self.num_queries += 1
+        self.num_queries += self.model.evaluations_per_gradient if gradient else 1
         self.num_gradients += gradient
         if self._progress is not None:
             self._progress(self.num_queries)

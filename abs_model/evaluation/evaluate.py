@@ -81,7 +81,7 @@ class _Task:
     def description(self) -> str:
         if self.spec is None:
             return f"{self.model.name}: clean images"
-        return f"{self.model.name}: {self.spec.title} {self.spec.norm}"
+        return f"{self.model.name}: {self.spec.shown} {self.spec.norm}"
 
 
 def evaluate(
@@ -179,7 +179,7 @@ def _plan(
     attacks = [
         PlannedAttack(
             name=spec.name,
-            title=spec.title,
+            title=spec.shown,
             norm=spec.norm,
             group=spec.group,
             reference=spec.reference,

@@ -6,6 +6,7 @@ A configuration's section `attacks` has an entry for each row of the table::
         "attack": "boundary",            # a name of abs_model.attacks.catalogue
         "norm": "l2",
         "group": "paper",                # or "stronger"
+        "title": "Boundary",             # for tables; the catalogue's without it
         "settings": {"num_steps": 5000},
         "settings_for": {"abs": {"num_steps": 1000}},  # what differs by kind of model
         "only": ("network", "abs"),      # kinds of models; all without it
@@ -27,6 +28,7 @@ import numpy as np
 
 from abs_model.attacks.base import NORMS, AttackResult
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
@@ -37,7 +39,16 @@ from abs_model.training.configuration import suggestion
 
 KINDS = ("network", "abs", "nearest_neighbor")
 ALL = "all"
-_KEYS = ("attack", "norm", "group", "settings", "settings_for", "only", "estimate_gradients")
+_KEYS = (
+    "attack",
+    "norm",
+    "group",
+    "title",
+    "settings",
+    "settings_for",
+    "only",
+    "estimate_gradients",
+)
 _GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
 
 
@@ -59,6 +70,7 @@ class AttackSpec:
         settings_for: What differs by kind of model.
         only: The kinds of models that are attacked.
         estimate_gradients: Whether gradients are estimated from scores.
+        title: For tables, in the place of the entry's.
     """
 
     name: str
@@ -70,11 +82,13 @@ class AttackSpec:
     settings_for: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     only: tuple[str, ...] = KINDS
     estimate_gradients: bool = False
+    title: str = ""
 
     @property
-    def title(self) -> str:
-        """For tables."""
-        return f"{self.entry.title}, GE" if self.estimate_gradients else self.entry.title
+    def shown(self) -> str:
+        """What tables call it."""
+        title = self.title or self.entry.title
+        return f"{title}, GE" if self.estimate_gradients else title
 
     def refusal(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
@@ -141,19 +155,10 @@ class Launcher:
         if settings.get("starts") is not None:
             first = self._training_images[: settings["starts"]]
             settings["starts"] = first.astype(np.float32) / 255
-        target = model
-        if spec.estimate_gradients:
-            from abs_model.attacks.gradient_estimation import estimate_gradients
-
-            target = estimate_gradients(model)
+        target = estimate_gradients(model) if spec.estimate_gradients else model
         accepted = inspect.signature(spec.entry.function).parameters
         optional = {"norm": spec.norm, "progress": progress}
         given = {name: value for name, value in optional.items() if name in accepted}
-        if unknown := [name for name in settings if name not in accepted]:
-            raise SuiteError(
-                f"attack {spec.name!r}: {spec.reference} has no setting {unknown[0]!r}"
-                f"{suggestion(unknown[0], list(accepted))}"
-            )
         try:
             found = spec.entry.function(target, images, labels, keys, **given, **settings)
         except ValueError as error:
@@ -235,16 +240,22 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     if reference not in ATTACKS:
         known = ", ".join(ATTACKS)
         raise refuse(f"attack must be one of {known}; got {reference!r}")
-    for key, choices in (("norm", NORMS), ("group", GROUPS)):
+    found = ATTACKS[reference]
+    for key, choices in (("norm", found.norms), ("group", GROUPS)):
         if entry.get(key) not in choices:
             raise refuse(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
     kinds = (*entry.get("only", KINDS), *entry.get("settings_for", {}))
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise refuse(f"{unknown[0]!r} is no kind of model; there are {', '.join(KINDS)}")
+    accepted = list(inspect.signature(found.function).parameters)
+    for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
+        if unknown := [key for key in settings if key not in accepted]:
+            hint = suggestion(unknown[0], accepted)
+            raise refuse(f"{reference} has no setting {unknown[0]!r}{hint}")
     fields = {key: value for key, value in entry.items() if key != "attack"}
     if "only" in fields:
         fields["only"] = tuple(fields["only"])
-    return AttackSpec(name=name, reference=reference, entry=ATTACKS[reference], **fields)
+    return AttackSpec(name=name, reference=reference, entry=found, **fields)
 
 
 def _own_attack(name: str, reference: str) -> list[AttackSpec]:
@@ -253,7 +264,7 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
     norm = next((norm for norm in NORMS if reference.endswith(f":{norm}")), None)
     path = reference if norm is None else reference.removesuffix(f":{norm}")
     function = import_function(path, "--attacks")
-    entry = Entry(name, function, Needs.DECISIONS)
+    entry = Entry(name, function, (norm,) if norm else NORMS, Needs.LOGITS)
     if norm is None and "norm" not in inspect.signature(function).parameters:
         raise SuiteError(
             f"--attacks: {path} does not take norm; say which it attacks in:"

@@ -1,0 +1,251 @@
+"""Attack on classifiers of thresholded images, among the flips of thresholded values.
+
+Such a classifier sees of a value only whether it is above 0.5. An image's closest adversarial one
+is then a matter of which values flip, and each has its price: across the threshold and no farther
+(`snap`). Gradients that pass the threshold straight through tell what a flip, a change of 1, gains
+to first order; attacks that follow them in small steps through images are guided poorly.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import AttackResult, check_count, check_norm, choose, per_image
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.greedy import Space, search
+from abs_model.attacks.losses import margins
+from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.running import Progress, run
+from abs_model.classifiers import Classifier, threshold
+
+_NORMS = ("l0", "l2", "linf")
+# Bisections of [0, 0.5]: to half the distance between neighbouring values of an 8-bit image.
+_NUM_LEVELS = 10
+# Flips in L2 of less than 0.01 save nothing worth speaking of, but gain over cost would explode.
+_SMALLEST_COST = 1e-4
+
+
+def flip_pixels(
+    model: Classifier,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    norm: str,
+    max_flips: int = 100,
+    num_candidates: int = 5,
+    num_steps: int = 20,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Attacks a classifier of thresholded images by flipping values; minimal distance.
+
+    For "l0" and "l2" one flip follows the other: that of the highest gain over cost, the cost of a
+    value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `abs_model.attacks.greedy`. Asks
+    at most `2 + max_flips * (2 + num_candidates)` times, `1 + max_flips` times with gradient.
+
+    For "linf" a level |x - 0.5| up to which flips are free is bisected 10 times. At each level the
+    flips that gain most to first order are made at once, all of them at first, half as many where
+    the margin doesn't rise, and then one by one. Asks at most `1 + 10 * (num_steps + 1)` times, all
+    but once with gradient.
+
+    Args:
+        model: A classifier whose attribute `binary` is true.
+        images: Float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,): the classes to lead away from.
+        key: A `jax.random.key`, or one for each image, (N,): of the choice where there is no
+            gradient.
+        norm: "l0", "l2" or "linf".
+        max_flips: For "l0" and "l2", the most pixels or values to flip; at most all.
+        num_candidates: For "l0" and "l2", how many are tried in each step; at most all.
+        num_steps: For "linf", sets of flips to try at each level.
+        progress: Called with the number of questions asked about each image of a batch so far.
+
+    Returns:
+        Per image the closest adversarial one; where there is none, that of the highest margin.
+
+    Raises:
+        ValueError: An argument isn't as described; the model does not threshold images.
+    """
+    if not getattr(model, "binary", False):
+        raise ValueError(
+            f"model {model.name!r} doesn't threshold images (its attribute `binary` is not true),"
+            " which flip_pixels is for; greedy_pixels is its like for others"
+        )
+    check_norm(norm, _NORMS)
+    check_count("num_steps", num_steps)
+    height, width, channels = model.image_shape
+    most = height * width * (1 if norm == "l0" else channels)
+    for name, value in {"max_flips": max_flips, "num_candidates": num_candidates}.items():
+        check_count(name, value)
+        if norm != "linf" and value > most:
+            raise ValueError(f"{name} must be at most all {most}, got {value}")
+
+    def attack(oracle: Oracle, batch: Batch) -> Best:
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+        if norm == "linf":
+            return _search_levels(oracle, batch, best, num_steps)
+        return search(oracle, batch, best, Flips(norm), max_flips, num_candidates)
+
+    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
+
+
+def snap(images: jax.Array, originals: jax.Array) -> jax.Array:
+    """The images closest to the originals, in any norm, that look like `images` when thresholded.
+
+    Values on the other side of the threshold than the original's go just across: down to 0.5, which
+    counts as 0, or up to the next float above. All others are the original's. Each channel has
+    values of its own.
+
+    Args:
+        images: (n, height, width, channels), or thresholded ones.
+        originals: Same shape.
+    """
+    wanted = images > 0.5
+    across = jnp.where(wanted, jnp.nextafter(jnp.float32(0.5), jnp.float32(1.0)), 0.5)
+    return jnp.where(wanted == (originals > 0.5), originals, across)
+
+
+@dataclasses.dataclass(frozen=True)
+class Flips(Space):
+    """Flips of thresholded pixels ("l0") or values ("l2"); forms are thresholded images."""
+
+    def forms(self, images: jax.Array) -> jax.Array:
+        return threshold(images)
+
+    def images(self, forms: jax.Array, originals: jax.Array) -> jax.Array:
+        return snap(forms, originals)
+
+    def costs(self, originals: jax.Array) -> jax.Array:
+        if self.norm == "l0":
+            return super().costs(originals)
+        return self.units(jnp.maximum((originals - 0.5) ** 2, _SMALLEST_COST))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """Where the search at a level is.
+
+    Attributes:
+        images: Snapped ones.
+        gradients: Of their margins.
+        margins: (n,).
+        state: Of the classifier.
+        sizes: How many flips to try next, int32 (n,); 0 where no flip is left to try.
+        tried: Single flips that lowered the margin of these images, bool (n, height, width,
+            channels).
+    """
+
+    images: jax.Array
+    gradients: jax.Array
+    margins: jax.Array
+    state: State
+    sizes: jax.Array
+    tried: jax.Array
+
+
+def _search_levels(oracle: Oracle, batch: Batch, best: Best, num_steps: int) -> Best:
+    low, state = jnp.zeros(len(batch.images)), None
+    for _ in range(_NUM_LEVELS):
+        levels, images = _start(batch, best, low)
+        answer = oracle.gradients(images, batch, state)
+        walk, best = _begin(batch, images, levels, *answer, best)
+        for _ in range(num_steps):
+            if not bool(walk.sizes.any()):
+                break
+            proposals = _propose(batch, walk, levels)
+            answer = oracle.gradients(proposals, batch, walk.state)
+            walk, best = _accept(batch, walk, proposals, levels, *answer, best)
+        low, state = _raise(best, low, levels), walk.state
+    return best
+
+
+@jax.jit
+def _start(batch: Batch, best: Best, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The next level (n,), and the best images without the flips above it."""
+    # As long as an image isn't fooled, all flips are free.
+    levels = jnp.where(best.success, (low + best.distances) / 2, 1.0)
+    return levels, jnp.where(_allowed(batch, levels), best.images, batch.images)
+
+
+def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:
+    """Which flips are no larger than the levels (n,), bool (n, height, width, channels)."""
+    flipped = snap(1 - threshold(batch.images), batch.images)
+    return jnp.abs(flipped - batch.images) <= per_image(levels)
+
+
+@jax.jit
+def _raise(best: Best, low: jax.Array, levels: jax.Array) -> jax.Array:
+    """The highest levels (n,) at which nothing was found."""
+    return jnp.where(best.success & (best.distances > levels), levels, low)
+
+
+@jax.jit
+def _begin(
+    batch: Batch,
+    images: jax.Array,
+    levels: jax.Array,
+    gradients: jax.Array,
+    logits: jax.Array,
+    state: State,
+    best: Best,
+) -> tuple[_Walk, Best]:
+    best = bests.update(best, batch, images, logits, "linf")
+    tried = jnp.zeros(images.shape, bool)
+    sizes = jnp.full(len(images), images[0].size)
+    walk = _Walk(images, gradients, margins(logits, batch), state, sizes, tried)
+    return _with_sizes(batch, walk, levels, sizes, best), best
+
+
+def _with_sizes(
+    batch: Batch, walk: _Walk, levels: jax.Array, sizes: jax.Array, best: Best
+) -> _Walk:
+    """The walk with sizes of at most the number of flips that promise something; 0 at success."""
+    useful = (_gains(batch, walk, levels) > 0).sum((1, 2, 3))
+    done = best.success & (best.distances <= levels)
+    return dataclasses.replace(walk, sizes=jnp.where(done, 0, jnp.minimum(sizes, useful)))
+
+
+def _gains(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:
+    """What flips gain to first order; 0 for those that are not allowed or have been tried."""
+    flips = 1 - 2 * threshold(walk.images)
+    free = _allowed(batch, levels) & ~walk.tried
+    return jnp.where(free, jnp.maximum(walk.gradients * flips, 0.0), 0.0)
+
+
+@jax.jit
+def _propose(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:
+    """Images with the flips of highest gain made."""
+    gains = _gains(batch, walk, levels)
+    flat = gains.reshape(len(gains), -1)
+    ranks = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1).reshape(gains.shape)
+    forms = threshold(walk.images)
+    flipped = (ranks < per_image(walk.sizes)) & (gains > 0)
+    return snap(jnp.where(flipped, 1 - forms, forms), batch.images)
+
+
+@jax.jit
+def _accept(
+    batch: Batch,
+    walk: _Walk,
+    proposals: jax.Array,
+    levels: jax.Array,
+    gradients: jax.Array,
+    logits: jax.Array,
+    state: State,
+    best: Best,
+) -> tuple[_Walk, Best]:
+    """The walk, which goes where the margin is higher, and the best found."""
+    best = choose(walk.sizes > 0, bests.update(best, batch, proposals, logits, "linf"), best)
+    fresh = jnp.zeros_like(walk.tried)
+    there = _Walk(proposals, gradients, margins(logits, batch), state, 2 * walk.sizes, fresh)
+    single = per_image(walk.sizes == 1)
+    tried = walk.tried | (single & (proposals != walk.images))
+    here = dataclasses.replace(walk, sizes=jnp.maximum(walk.sizes // 2, 1), tried=tried)
+    better = (there.margins > walk.margins) & (walk.sizes > 0)
+    walk = choose(better, there, here)
+    return _with_sizes(batch, walk, levels, walk.sizes, best), best

@@ -1,0 +1,96 @@
+"""Searching a way away from each image for the place where it first fools the classifier."""
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.oracle import Oracle, State
+
+# From shares of the way (n,), in 0 to 1, to images (n, height, width, channels).
+Way = Callable[[jax.Array], jax.Array]
+
+
+def search_line(
+    oracle: Oracle,
+    batch: Batch,
+    way: Way,
+    best: Best,
+    norm: str,
+    *,
+    num_levels: int,
+    num_bisections: int,
+    state: State = None,
+) -> tuple[jax.Array, jax.Array, Best]:
+    """Goes along the way in equal steps, and bisects the step in which an image first fools.
+
+    Asks the classifier at most `num_levels + num_bisections` times, and less where all images are
+    done sooner.
+
+    Args:
+        oracle: The classifier.
+        batch: The originals, which are where the ways begin.
+        way: Images at given shares of their ways.
+        best: What has been found; it is improved on.
+        norm: Of the distances.
+        num_levels: Steps of each way.
+        num_bisections: Each halves the step of the first adversarial image.
+        state: Of the originals.
+
+    Returns:
+        The share of the first adversarial image found, (n,), and 1 where there is none; whether
+        there is one, bool (n,); `best`.
+    """
+    low = jnp.zeros(len(batch.images))
+    high = jnp.full(len(batch.images), jnp.inf)
+    step = 1.0 / num_levels
+    shares, done = _next_shares(low, high, step, num_bisections)
+    for _ in range(num_levels + num_bisections):
+        images = way(shares)
+        logits, state = oracle.logits(images, state)
+        low, high, shares, done, best = _narrow(
+            batch, low, high, shares, done, images, logits, best, step, num_bisections, norm
+        )
+        if bool(done.all()):
+            break
+    return jnp.minimum(high, 1.0), jnp.isfinite(high), best
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _narrow(
+    batch: Batch,
+    low: jax.Array,
+    high: jax.Array,
+    shares: jax.Array,
+    done: jax.Array,
+    images: jax.Array,
+    logits: jax.Array,
+    best: Best,
+    step: float,
+    num_bisections: int,
+    norm: str,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, Best]:
+    """What the answers say about where the first adversarial images lie, and the next shares."""
+    fooled = batch.fooled(logits)
+    low = jnp.where(~done & ~fooled, shares, low)
+    high = jnp.where(~done & fooled, shares, high)
+    best = bests.update(best, batch, images, logits, norm)
+    shares, done = _next_shares(low, high, step, num_bisections)
+    return low, high, shares, done, best
+
+
+@jax.jit
+def _next_shares(
+    low: jax.Array, high: jax.Array, step: float, num_bisections: int
+) -> tuple[jax.Array, jax.Array]:
+    """The shares to ask about, and whether there is nothing to ask about any more."""
+    found = jnp.isfinite(high)
+    # Both with some room for rounding.
+    narrow = high - low <= 1.01 * step * 0.5**num_bisections
+    done = narrow | (~found & (low > 1.0 - 0.5 * step))
+    onward = jnp.where(found, (low + high) / 2, jnp.minimum(low + step, 1.0))
+    return jnp.where(done, jnp.minimum(high, 1.0), onward), done

@@ -1,0 +1,219 @@
+"""Sparse-RS: random search over which pixels to change, with scores alone; L0.
+
+Croce, Andriushchenko, Singh, Flammarion and Hein, "Sparse-RS: a versatile framework for
+query-efficient sparse black-box adversarial attacks", AAAI 2022 (https://arxiv.org/abs/2006.12834),
+its L0 version. A set of pixels has random colours out of {0, 1} in every channel. Each step
+exchanges a random part of the set for other pixels, of new random colours, and the exchange stays
+where it raises the margin. The part shrinks by a schedule of the steps.
+"""
+
+import bisect
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import AttackResult, check_count, check_number, choose
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.losses import margins
+from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.classifiers import Classifier
+
+# Beyond these of 10,000 steps, alpha is alpha_init over the divisor (the paper's appendix).
+_STEPS = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """Where the search is: images, their margins (n,), and the classifier's state there."""
+
+    images: jax.Array
+    margins: jax.Array
+    state: State
+
+
+def sparse_rs(
+    model: Classifier,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    num_pixels: int,
+    num_steps: int = 10_000,
+    alpha_init: float = 0.3,
+    minimize: bool = False,
+    num_restarts: int = 1,
+    targets: Any = None,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Attacks a classifier with Sparse-RS on the margin of the logits; asks no gradients.
+
+    The search of an image ends with its first success, or, with `minimize`, at a single pixel.
+    Asks the classifier at most `1 + num_restarts * (num_steps + 1)` times; it stops when the search
+    of all images of a batch has ended. Colours are drawn from those that differ from the original
+    pixel's, so that every pixel of the set counts.
+
+    Args:
+        model: The classifier; may be a black box.
+        images: Float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,): the classes to lead away from.
+        key: A `jax.random.key`, or one for each image, (N,).
+        num_pixels: How many pixels are changed, the epsilon of L0; at most all.
+        num_steps: Exchanges to try from each start; 10,000 in the paper, to which the schedule of
+            alpha is relative.
+        alpha_init: Share of the set that the first exchange takes, above 0 and at most 1; 0.3 in
+            the paper for untargeted attacks, 0.1 for targeted ones.
+        minimize: Whether to go on after success with a pixel less, drawn from the set, for that
+            image: an attack of minimal distance, which the paper's is not.
+        num_restarts: Starts to try, with `minimize` at a pixel less than the best so far.
+        targets: Integers (N,): classes to lead to; any other than the label by default.
+        progress: Called with the number of questions asked about each image of a batch so far.
+
+    Returns:
+        Per image the adversarial one of fewest pixels; where there is none, that of the highest
+        margin.
+
+    Raises:
+        ValueError: An argument isn't as described.
+    """
+    check_count("num_pixels", num_pixels)
+    height, width, _ = model.image_shape
+    if num_pixels > height * width:
+        raise ValueError(f"num_pixels must be at most all {height * width}, got {num_pixels}")
+    check_count("num_steps", num_steps)
+    check_number("alpha_init", alpha_init, minimum=0.0, exclusive=True)
+    if alpha_init > 1:
+        raise ValueError(f"alpha_init must be at most 1, a share of pixels, got {alpha_init!r}")
+    check_count("num_restarts", num_restarts)
+
+    def attack(oracle: Oracle, batch: Batch) -> Best:
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
+        for restart in range(num_restarts):
+            number = restart * (num_steps + 1)
+            budgets = _budgets(best, num_pixels, minimize)
+            starts = _propose(batch, batch.images, budgets, number, alpha_init, num_pixels)
+            logits, state = oracle.logits(starts)
+            walk, best = _begin(batch, starts, budgets, logits, state, best)
+            for step in range(1, num_steps + 1):
+                budgets = _budgets(best, num_pixels, minimize)
+                if not bool(budgets.any()):
+                    return best
+                share = share_of_pixels(step, num_steps, alpha_init)
+                proposals = _propose(batch, walk.images, budgets, number + step, share, num_pixels)
+                logits, state = oracle.logits(proposals, walk.state)
+                walk, best = _accept(batch, walk, budgets, proposals, logits, state, best)
+        return best
+
+    return run(
+        attack, model, images, labels, key, norm="l0", norms=("l0",), targets=targets,
+        progress=progress,
+    )  # fmt: skip
+
+
+def share_of_pixels(step: int, num_steps: int, alpha_init: float) -> float:
+    """The share of the pixels that a step exchanges: the paper's schedule of alpha.
+
+    Args:
+        step: From 0; 0 is the start.
+        num_steps: To which the schedule, which is for 10,000 steps, is stretched.
+        alpha_init: The first share.
+    """
+    return alpha_init / _DIVISORS[bisect.bisect_left(_STEPS, int(step / num_steps * 10_000))]
+
+
+@functools.partial(jax.jit, static_argnames="minimize")
+def _budgets(best: Best, num_pixels: int, minimize: bool) -> jax.Array:
+    """How many pixels the search may change, int32 (n,); 0 where it has ended."""
+    fewer = best.distances.astype(jnp.int32) - 1
+    return jnp.where(best.success, jnp.maximum(fewer, 0) if minimize else 0, num_pixels)
+
+
+@jax.jit
+def _begin(
+    batch: Batch,
+    starts: jax.Array,
+    budgets: jax.Array,
+    logits: jax.Array,
+    state: State,
+    best: Best,
+) -> tuple[_Walk, Best]:
+    found = choose(budgets > 0, bests.update(best, batch, starts, logits, "l0"), best)
+    return _Walk(starts, margins(logits, batch), state), found
+
+
+@jax.jit
+def _accept(
+    batch: Batch,
+    walk: _Walk,
+    budgets: jax.Array,
+    proposals: jax.Array,
+    logits: jax.Array,
+    state: State,
+    best: Best,
+) -> tuple[_Walk, Best]:
+    """The walk, which goes where the margin is higher or must be with fewer pixels; the best."""
+    there = _Walk(proposals, margins(logits, batch), state)
+    over = _changed(batch, walk.images).sum((1, 2)) > budgets
+    found = choose(budgets > 0, bests.update(best, batch, proposals, logits, "l0"), best)
+    return choose(over | (there.margins > walk.margins), there, walk), found
+
+
+@functools.partial(jax.jit, static_argnames="num_pixels")
+def _propose(
+    batch: Batch,
+    images: jax.Array,
+    budgets: jax.Array,
+    number: int,
+    share: float,
+    num_pixels: int,
+) -> jax.Array:
+    """Images with that share of their pixels exchanged.
+
+    Where the number of changed pixels is not that of the budget (n,), it becomes that instead, with
+    no exchange.
+    """
+    keys = split_keys(batch, number)
+
+    def of_image(
+        key: jax.Array, image: jax.Array, original: jax.Array, changed: jax.Array, budget: jax.Array
+    ) -> jax.Array:
+        out_key, in_key, colour_key = jax.random.split(key, 3)
+        surplus = jnp.maximum(changed.sum() - budget, 0)
+        missing = jnp.maximum(budget - changed.sum(), 0)
+        part = jnp.maximum((share * budget).astype(jnp.int32), 1)
+        # There may be too few others to exchange for.
+        part = jnp.minimum(part, changed.size - changed.sum())
+        part = jnp.where((surplus > 0) | (missing > 0), 0, part)
+        leaving = _draw(out_key, changed, part + surplus, num_pixels)
+        entering = _draw(in_key, ~changed, part + missing, num_pixels)
+        colours = _colours(colour_key, original)
+        return jnp.where(entering, colours, jnp.where(leaving, original, image))
+
+    return jax.vmap(of_image)(keys, images, batch.images, _changed(batch, images), budgets)
+
+
+def _changed(batch: Batch, images: jax.Array) -> jax.Array:
+    """Which pixels differ from the original, bool (n, height, width)."""
+    return jnp.any(images != batch.images, axis=3)
+
+
+def _draw(key: jax.Array, pixels: jax.Array, count: jax.Array, most: int) -> jax.Array:
+    """`count` random ones of the pixels, but no more than `most`, bool (height, width, 1)."""
+    scores = jnp.where(pixels, jax.random.uniform(key, pixels.shape), -1.0)
+    places = jax.lax.top_k(scores.ravel(), most)[1]
+    drawn = jnp.zeros(pixels.size, bool).at[places].set(jnp.arange(most) < count)
+    return (pixels & drawn.reshape(pixels.shape))[..., None]
+
+
+def _colours(key: jax.Array, original: jax.Array) -> jax.Array:
+    """For each pixel a random colour out of {0, 1} in every channel, but not the original one."""
+    colours = jax.random.bernoulli(key, shape=original.shape).astype(original.dtype)
+    same = jnp.all(colours == original, axis=2, keepdims=True)
+    return jnp.where(same, 1 - colours, colours)

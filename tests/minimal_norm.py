@@ -1,0 +1,195 @@
+"""What every attack that looks for the closest adversarial image has to fulfil, for its tests.
+
+`attack` is always called as attack(model, images, labels, key, **settings).
+"""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import abs_model
+from abs_model.attacks import distances
+from abs_model.attacks.base import image_keys
+from tests.linear_classifiers import (
+    PIXELS,
+    SHAPE,
+    boundary_distances,
+    check_bounds,
+    greys,
+    linear_classifier,
+    three_classes,
+    two_classes,
+)
+
+KEY = jax.random.key(3)
+
+
+def check_closed_form(attack, norm, tolerance, /, **settings):
+    """Two linear classes, the images far from black and white."""
+    model, w, bias = two_classes()
+    images = greys(6)
+    result = attack(model, images, model.predict(images), KEY, **settings)
+    needed = boundary_distances(images, w, bias, norm)
+    assert np.all(result.success)
+    assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
+    np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
+
+
+def check_nearest_class(attack, norm, tolerance, /, **settings):
+    """Three linear classes, of which either other may be the nearest."""
+    model, images = three_classes(), greys(9)
+    labels = model.predict(images)
+    weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
+    needed = np.full((len(images), 3), np.inf)
+    for label, other in itertools.permutations(range(3), 2):
+        w, bias = weights[:, label] - weights[:, other], biases[label] - biases[other]
+        rows = labels == label
+        needed[rows, other] = boundary_distances(images[rows], w, bias, norm)
+    assert len(set(needed.argmin(1))) == 3
+    result = attack(model, images, labels, KEY, **settings)
+    assert np.all(result.success)
+    np.testing.assert_allclose(result.distances, needed.min(1), rtol=tolerance)
+
+
+def check_targets(attack, tolerance, **settings):
+    """Three linear classes in L2, to the nearest image of a class."""
+    model, images = three_classes(), greys(6)
+    labels = model.predict(images)
+    for shift in (1, 2):
+        targets = (labels + shift) % 3
+        result = attack(model, images, labels, KEY, targets=targets, **settings)
+        assert np.all(result.success)
+        np.testing.assert_array_equal(model.predict(result.images), targets)
+        needed = [_nearest_of_class(model, *pair) for pair in zip(images, targets, strict=True)]
+        assert np.all(np.asarray(result.distances) >= np.multiply(needed, 1 - 1e-4))
+        np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
+
+
+def _nearest_of_class(model, image, target):
+    """The L2 distance to where a linear classifier says `target`, by trying all active sets."""
+    weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
+    others = [k for k in range(3) if k != target]
+    a, b = (weights[:, [target]] - weights[:, others]).T, biases[target] - biases[others]
+    x = image.reshape(-1).astype(np.float64)
+    found = []
+    for active in ([], [0], [1], [0, 1]):
+        move = np.linalg.pinv(a[active]) @ -(a[active] @ x + b[active]) if active else 0 * x
+        if np.all(a @ (x + move) + b >= -1e-9):
+            found.append(np.linalg.norm(move))
+    return min(found)
+
+
+def walled(count, seed=0):
+    """Images with many pixels at the ends of the range, as in MNIST."""
+    values = np.random.default_rng(seed).uniform(-0.5, 1.5, (count, *SHAPE))
+    return np.clip(values, 0, 1).astype(np.float32)
+
+
+def check_closed_form_at_the_walls(attack, norm, tolerance, /, **settings):
+    """Two linear classes, where the way to the boundary meets the ends of the range."""
+    model, w, bias = two_classes()
+    images = walled(6)
+    labels = model.predict(images)
+    needed = [_distance_in_box(image.reshape(-1), w, bias, norm) for image in images]
+    # Else this would be no more than `check_closed_form`.
+    assert np.all(needed > 1.05 * boundary_distances(images, w, bias, norm))
+    result = attack(model, images, labels, KEY, **settings)
+    assert np.all(result.success)
+    assert np.all(np.asarray(result.distances) >= np.multiply(needed, 1 - 1e-4))
+    np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
+
+
+def _distance_in_box(x, w, bias, norm):
+    moved = bisect_projection(x, w, w @ x + bias, norm)
+    return np.abs(moved - x).max() if norm == "linf" else np.linalg.norm(moved - x)
+
+
+def bisect_projection(x, w, value, norm):
+    """The point of [0, 1] nearest to x with value + w (z - x) = 0, by its dual; float64."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    way = -np.sign(value) * (np.sign(w) if norm == "linf" else w)
+    low, high = 0.0, 1.0 / np.abs(way[way != 0]).min()
+    for _ in range(200):
+        middle = (low + high) / 2
+        before = (value + w @ (np.clip(x + middle * way, 0, 1) - x)) * np.sign(value) > 0
+        low, high = (middle, high) if before else (low, middle)
+    return np.clip(x + high * way, 0, 1)
+
+
+def check_clean_errors(attack, **settings):
+    model, _, _ = two_classes()
+    images = greys(6)
+    predictions = model.predict(images)
+    labels = np.where(np.arange(6) % 2, predictions, 1 - predictions)
+    result = attack(model, images, labels, KEY, **settings)
+    assert np.all(result.success)
+    np.testing.assert_array_equal(np.asarray(result.distances)[::2], 0.0)
+    np.testing.assert_array_equal(np.asarray(result.images)[::2], images[::2])
+    assert np.all(np.asarray(result.distances)[1::2] > 0)
+
+
+def check_bounds_and_success(attack, norm, seed, /, **settings):
+    """On any images and labels, the result is in [0, 1] and what it says of itself is true."""
+    model, images = three_classes(), walled(6, seed)
+    labels = np.random.default_rng(seed).integers(0, 3, 6)
+    result = attack(model, images, labels, jax.random.key(seed), **settings)
+    if norm == "l0":
+        found = np.asarray(result.images)
+        assert found.min() >= 0 and found.max() <= 1
+        np.testing.assert_array_equal(result.distances, (found != images).any(3).sum((1, 2)))
+    else:
+        check_bounds(result, images, norm, np.inf)
+    np.testing.assert_array_equal(result.success, model.predict(result.images) != labels)
+
+
+def check_split(attack, **settings):
+    """Neither batch size nor the other images of a call play a part."""
+    model, images = three_classes(), greys(6)
+    labels = model.predict(images)
+    whole = attack(model.with_batch_size(6), images, labels, KEY, **settings)
+    again = attack(model.with_batch_size(6), images, labels, KEY, **settings)
+    np.testing.assert_array_equal(whole.images, again.images)
+    batched = attack(model.with_batch_size(3), images, labels, KEY, **settings)
+    np.testing.assert_allclose(batched.images, whole.images, atol=1e-5)
+    keys = image_keys(KEY, 6)
+    for rows in (np.array([0, 2, 4]), np.array([5, 1, 3])):
+        part = attack(model, images[rows], labels[rows], keys[rows], **settings)
+        np.testing.assert_allclose(part.images, whole.images[rows], atol=1e-5)
+
+
+def check_scales(attack, rtol, **settings):
+    """Scaled logits have the same boundaries."""
+    images = greys(6)
+    labels = three_classes().predict(images)
+    plain = attack(three_classes(), images, labels, KEY, **settings)
+    for scale in (1e-3, 1e4):
+        scaled = attack(three_classes(scale), images, labels, KEY, **settings)
+        assert np.all(scaled.success)
+        np.testing.assert_allclose(scaled.distances, plain.distances, rtol=rtol)
+
+
+def check_zero_gradients(attack, **settings):
+    model = linear_classifier(np.zeros((PIXELS, 3)), [0.0, 1.0, 0.0])
+    images = walled(6)
+    result = attack(model, images, np.ones(6, int), KEY, **settings)
+    assert not np.any(result.success)
+    assert np.all(np.isfinite(result.images))
+
+
+def compare_with_foolbox(mnist_sample, count, norm, foolbox_attack, attack, /, **settings):
+    """Median distances on the small network: Foolbox's, and the attack's; and both's successes."""
+    model = abs_model.load("cnn").with_batch_size(count)
+    images = mnist_sample["test_images"][:count].reshape(-1, 28, 28, 1).astype(np.float32) / 255
+    labels = mnist_sample["test_labels"][:count].astype(np.int32)
+    result = attack(model, images, labels, KEY, **settings)
+    _, found, _ = foolbox_attack(
+        abs_model.foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=None
+    )
+    away = np.asarray(distances(found, jnp.asarray(images), norm))
+    theirs = np.where(model.predict(found) != labels, away, np.inf)
+    ours = np.where(result.success, result.distances, np.inf)
+    assert np.median(ours) <= 1.03 * np.median(theirs)
+    assert np.isfinite(np.median(theirs))
+    return theirs, ours

@@ -1,0 +1,144 @@
+"""DeepFool against linear classifiers and Foolbox."""
+
+import foolbox
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abs_model.attacks import Batch
+from abs_model.attacks.base import image_keys
+from abs_model.attacks.deepfool import deepfool
+from abs_model.attacks.geometry import dual_lengths, nearest_boundaries
+from tests import minimal_norm
+from tests.linear_classifiers import (
+    boundary_distances,
+    greys,
+    linear_classifier,
+    three_classes,
+    two_classes,
+)
+from tests.minimal_norm import KEY
+
+both_norms = pytest.mark.parametrize("norm", ["l2", "linf"])
+
+
+@both_norms
+def test_one_step_leads_over_a_linear_boundary_by_the_overshoot(norm):
+    model, w, bias = two_classes()
+    images = greys(6)
+    needed = boundary_distances(images, w, bias, norm)
+    for overshoot in (0.02, 0.3):
+        settings = {"norm": norm, "num_steps": 1, "overshoot": overshoot}
+        result = deepfool(model, images, model.predict(images), KEY, **settings)
+        assert np.all(result.success)
+        np.testing.assert_allclose(result.distances, (1 + overshoot) * needed, rtol=1e-3)
+
+
+@both_norms
+def test_the_nearest_class_is_found(norm):
+    minimal_norm.check_nearest_class(deepfool, norm, 0.021, norm=norm)
+
+
+@both_norms
+def test_steps_go_on_where_the_range_ends(norm):
+    """The first step loses what is clipped; more of them still reach the boundary."""
+    model, _, _ = two_classes()
+    images = minimal_norm.walled(6)
+    labels = model.predict(images)
+    one, more = (
+        deepfool(model, images, labels, KEY, norm=norm, num_steps=steps) for steps in (1, 50)
+    )
+    assert not np.any(one.success)
+    assert np.all(more.success)
+    minimal_norm.check_closed_form_at_the_walls(deepfool, norm, 0.01, norm=norm)
+
+
+def test_stops_asking_when_all_are_done():
+    model, images = three_classes(), greys(3)
+    seen = []
+    result = deepfool(model, images, model.predict(images), KEY, norm="l2", progress=seen.append)
+    assert seen == [1, 2]
+    np.testing.assert_array_equal(result.num_gradients, 2)
+
+
+@both_norms
+def test_ties_are_left(norm):
+    """Logits of the original that tie give a step of length 0."""
+    model, w, _ = two_classes()
+    images = np.full_like(greys(1), 0.5)
+    assert boundary_distances(images, w, -0.5 * w.sum(), norm) == pytest.approx(0, abs=1e-6)
+    exact = linear_classifier(model.weights, -images.reshape(1, -1)[0] @ np.asarray(model.weights))
+    labels = exact.predict(images)
+    result = deepfool(exact, images, labels, KEY, norm=norm)
+    assert np.all(result.success)
+    assert np.all(np.asarray(result.distances) < 2e-4)
+
+
+@both_norms
+def test_any_scale_of_the_logits_will_do(norm):
+    minimal_norm.check_scales(deepfool, 1e-3, norm=norm)
+
+
+@both_norms
+def test_general_properties(norm):
+    minimal_norm.check_clean_errors(deepfool, norm=norm)
+    minimal_norm.check_split(deepfool, norm=norm, num_steps=3)
+    minimal_norm.check_zero_gradients(deepfool, norm=norm, num_steps=3)
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(seed=st.integers(0, 1000), norm=st.sampled_from(["l2", "linf"]))
+def test_results_keep_to_the_range(seed, norm):
+    minimal_norm.check_bounds_and_success(deepfool, norm, seed, norm=norm, num_steps=3)
+
+
+@both_norms
+def test_dual_lengths_bound_the_growth_of_linear_functions(norm):
+    gradients = np.random.default_rng(0).normal(size=(4, 3, 6, 5, 2)) * 1e-30
+    flat = np.abs(gradients.reshape(4, 3, -1))
+    expected = flat.sum(2) if norm == "linf" else np.sqrt((flat**2).sum(2))
+    actual = dual_lengths(jnp.asarray(gradients, jnp.float32), norm)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+    np.testing.assert_array_equal(dual_lengths(jnp.zeros((2, 6, 5, 2)), norm), 0.0)
+
+
+def test_classes_that_a_warm_start_only_bounds_are_left_out():
+    """Class 1 is nearest, were its logit exact; its zero gradient says that it is a bound."""
+    images = jnp.asarray(greys(1))
+    batch = Batch(images, jnp.array([0]), image_keys(KEY, 1), targeted=False)
+    random = np.random.default_rng(0).normal(size=(1, 3, *images.shape[1:]))
+    jacobian = jnp.asarray(random, jnp.float32).at[:, 1].set(0.0)
+    logits = jnp.array([[1.0, 0.9, 0.5]])
+    nearest = jax.jit(nearest_boundaries, static_argnames=("norm", "warm"))
+    planes = [nearest(jacobian, logits, batch, norm="l2", warm=warm) for warm in (False, True)]
+    np.testing.assert_allclose([plane.values[0] for plane in planes], [-0.1, -0.5], rtol=1e-5)
+    np.testing.assert_allclose(planes[1].normals, jacobian[:, 2] - jacobian[:, 0])
+
+
+@pytest.mark.parametrize(
+    ("norm", "attack", "num_steps"),
+    [("l2", foolbox.attacks.L2DeepFoolAttack, 11), ("linf", foolbox.attacks.LinfDeepFoolAttack, 9)],
+)
+def test_no_worse_than_foolbox(mnist_sample, norm, attack, num_steps):
+    theirs, ours = minimal_norm.compare_with_foolbox(
+        mnist_sample, 20, norm, attack(steps=num_steps), deepfool, norm=norm, num_steps=num_steps
+    )
+    # The same method: most images end in the same place.
+    both = np.isfinite(theirs) & np.isfinite(ours) & (theirs > 0)
+    np.testing.assert_allclose(np.median(ours[both] / theirs[both]), 1.0, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
+        ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        ({"overshoot": -0.1}, "overshoot must be a finite number of at least 0.0, got -0.1"),
+    ],
+)
+def test_faulty_arguments_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        deepfool(three_classes(), greys(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))

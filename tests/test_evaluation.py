@@ -17,7 +17,7 @@ from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
 from abs_model.errors import UserError
 from abs_model.evaluation import AttackSpec, EvaluationError, Settings, Shard, collect, evaluate
-from abs_model.evaluation.evaluate import derive_keys
+from abs_model.evaluation.runner import derive_keys
 from abs_model.evaluation.workdir import locked, model_identity
 from tests.conftest import ROOT, run_script
 from tests.evaluation_fakes import (

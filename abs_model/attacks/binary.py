@@ -13,13 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_norm, choose, per_image
+from abs_model.attacks.base import (
+    AttackResult,
+    check_count,
+    check_norm,
+    choose,
+    per_image,
+    random_start,
+)
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.greedy import Space, search
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.classifiers import Classifier, threshold
 
 _NORMS = ("l0", "l2", "linf")
@@ -39,6 +46,7 @@ def flip_pixels(
     max_flips: int = 100,
     num_candidates: int = 5,
     num_steps: int = 20,
+    num_restarts: int = 3,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attacks a classifier of thresholded images by flipping values; minimal distance.
@@ -87,7 +95,7 @@ def flip_pixels(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
         if norm == "linf":
-            return _search_levels(oracle, batch, best, num_steps)
+            return _search_levels(oracle, batch, best, num_steps, num_restarts)
         return search(oracle, batch, best, Flips(norm), max_flips, num_candidates)
 
     return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
@@ -148,19 +156,25 @@ class _Walk:
     tried: jax.Array
 
 
-def _search_levels(oracle: Oracle, batch: Batch, best: Best, num_steps: int) -> Best:
-    low, state = jnp.zeros(len(batch.images)), None
-    for _ in range(_NUM_LEVELS):
+def _search_levels(
+    oracle: Oracle, batch: Batch, best: Best, num_steps: int, num_restarts: int
+) -> Best:
+    low = jnp.zeros(len(batch.images))
+    for level in range(_NUM_LEVELS):
         levels, images = _start(batch, best, low)
-        answer = oracle.gradients(images, batch, state)
-        walk, best = _begin(batch, images, levels, *answer, best)
-        for _ in range(num_steps):
-            if not bool(walk.sizes.any()):
-                break
-            proposals = _propose(batch, walk, levels)
-            answer = oracle.gradients(proposals, batch, walk.state)
-            walk, best = _accept(batch, walk, proposals, levels, *answer, best)
-        low, state = _raise(best, low, levels), walk.state
+        state = None
+        for restart in range(num_restarts):
+            if restart:
+                images = _draw(batch, levels, level * num_restarts + restart)
+            answer = oracle.gradients(images, batch, None if restart else state)
+            walk, best = _begin(batch, images, levels, *answer, best)
+            for _ in range(num_steps):
+                if not bool(walk.sizes.any()):
+                    break
+                proposals = _propose(batch, walk, levels)
+                answer = oracle.gradients(proposals, batch, walk.state)
+                walk, best = _accept(batch, walk, proposals, levels, *answer, best)
+        low = _raise(best, low, levels)
     return best
 
 
@@ -170,6 +184,14 @@ def _start(batch: Batch, best: Best, low: jax.Array) -> tuple[jax.Array, jax.Arr
     # As long as an image isn't fooled, all flips are free.
     levels = jnp.where(best.success, (low + best.distances) / 2, 1.0)
     return levels, jnp.where(_allowed(batch, levels), best.images, batch.images)
+
+
+@jax.jit
+def _draw(batch: Batch, levels: jax.Array, number: int) -> jax.Array:
+    """Images with random flips that are allowed, as from a random point within the level."""
+    keys = split_keys(batch, number)
+    points = random_start(keys, batch.images, levels, "linf")
+    return jnp.where(_allowed(batch, levels), snap(points, batch.images), batch.images)
 
 
 def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:

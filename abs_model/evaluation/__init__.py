@@ -4,11 +4,12 @@
 what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of use on its own.
 """
 
-from abs_model.evaluation.evaluate import EvaluationError, Settings, evaluate
+from abs_model.evaluation.evaluate import EvaluationError, evaluate
 from abs_model.evaluation.figures import draw_curves
 from abs_model.evaluation.formats import to_markdown, to_rich, write_tables
 from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, parse_models
 from abs_model.evaluation.results import Results, collect
+from abs_model.evaluation.runner import Settings
 from abs_model.evaluation.show import show
 from abs_model.evaluation.statistics import THRESHOLDS, summarise
 from abs_model.evaluation.suite import (

@@ -1,0 +1,216 @@
+"""One batch after the other: attack, verification, ledger."""
+
+import dataclasses
+import math
+import pathlib
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abs_model.attacks.base import AttackResult, fold_in
+from abs_model.classifiers import Classifier
+from abs_model.data import Dataset
+from abs_model.evaluation.ledger import Part, Record, read_records
+from abs_model.evaluation.progress import Progress
+from abs_model.evaluation.statistics import THRESHOLDS, median, robust
+from abs_model.evaluation.suite import AttackSpec, Launcher
+from abs_model.evaluation.verification import Verification, verify
+from abs_model.evaluation.workdir import CLEAN, Shard, note_time
+
+Array = np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How much is evaluated, for every model alike.
+
+    Attributes:
+        num_clean: Test images for clean accuracy, the first ones.
+        num_images: Test images that are attacked, the first ones.
+        batch_size: Images at a time; a kill costs at most one batch. No result depends on it, but
+            for float rounding.
+        seed: Of all that is random.
+    """
+
+    num_clean: int
+    num_images: int
+    batch_size: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An attack, or none, on a model, with the batches of images still to do."""
+
+    model: Classifier
+    spec: AttackSpec | None
+    folder: pathlib.Path
+    identity: Mapping[str, Any]
+    batches: Sequence[Sequence[int]]
+
+    @property
+    def attack_name(self) -> str:
+        return CLEAN if self.spec is None else self.spec.name
+
+    @property
+    def description(self) -> str:
+        if self.spec is None:
+            return f"{self.model.name}: clean images"
+        return f"{self.model.name}: {self.spec.shown} {self.spec.norm}"
+
+
+class Runner:
+    """Does tasks, one batch after the other."""
+
+    def __init__(
+        self, dataset: Dataset, settings: Settings, workdir: pathlib.Path, shard: Shard
+    ) -> None:
+        self._dataset = dataset
+        self._settings = settings
+        self._workdir = workdir
+        self._shard = shard
+        self._launcher = Launcher(dataset.train.images)
+        self._clean: dict[str, dict[int, Record]] = {}
+
+    def run(self, task: Task, progress: Progress) -> None:
+        """Runs a task's batches; each is in the ledger before the next one starts."""
+        if task.spec is None:
+            # Read anew, because other shards may have added to it.
+            self._clean[task.model.name] = read_records(task.folder)
+        if not task.batches:
+            return
+        progress.start(task.description, sum(map(len, task.batches)))
+        known = read_records(task.folder).keys()
+        found: list[Record] = []
+        with Part(task.folder, self._shard.part, task.identity) as part:
+            for batch in task.batches:
+                start = time.perf_counter()
+                records = self._records(task, batch, progress)
+                part.append(record for record in records if record.index not in known)
+                found += records
+                self._note(task, batch, time.perf_counter() - start)
+                progress.advance(len(batch))
+        if task.spec is None:
+            self._clean[task.model.name] = read_records(task.folder)
+        progress.finish(_outcome(task, found))
+
+    def _records(self, task: Task, batch: Sequence[int], progress: Progress) -> list[Record]:
+        # Padded with the last image: one shape, and no result depends on the split.
+        size = self._settings.batch_size
+        rows = np.array([*batch, *[batch[-1]] * (size - len(batch))])
+        images = self._dataset.test.images[rows].astype(np.float32) / 255
+        labels = self._dataset.test.labels[rows]
+        if task.spec is None:
+            return _clean_records(batch, labels, task.model.predict(images))
+        keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
+        found = self._launcher(task.spec, task.model, images, labels, keys, progress.questions)
+        adversarial = np.asarray(found.images)
+        epsilon = task.spec.settings_on(task.model).get("epsilon", math.inf)
+        verification = verify(
+            task.model, images, labels, adversarial, norm=task.spec.norm, epsilon=epsilon
+        )
+        clean = self._clean_predictions(task.model, batch, images)
+        return _attack_records(batch, labels, clean, found, adversarial, verification)
+
+    def _clean_predictions(
+        self, model: Classifier, batch: Sequence[int], images: Array
+    ) -> Sequence[int]:
+        known = self._clean[model.name]
+        if all(index in known for index in batch):
+            return [known[index].clean_prediction for index in batch]
+        return model.predict(images).tolist()
+
+    def _note(self, task: Task, batch: Sequence[int], seconds: float) -> None:
+        note_time(
+            self._workdir,
+            {
+                "model": task.model.name,
+                "attack": task.attack_name,
+                "fingerprint": task.folder.name,
+                "first": batch[0],
+                "num_images": len(batch),
+                "seconds": round(seconds, 3),
+                "shard": self._shard.part,
+            },
+        )
+
+
+def _outcome(task: Task, records: Sequence[Record]) -> str:
+    """In a few words, what was found about the images just done."""
+    if task.spec is None:
+        errors = sum(record.clean_error for record in records)
+        return f"{len(records):,} images, {errors} misclassified"
+    distances = np.array([record.distance for record in records])
+    threshold = THRESHOLDS[task.spec.norm]
+    left = robust(distances, threshold).mean()
+    return (
+        f"{len(records):,} images, median distance {median(distances):.3g}, {left:.0%} left at"
+        f" {threshold:g}"
+    )
+
+
+def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) -> jax.Array:
+    """The keys of test images, (n,): each from seed, model, attack and image alone."""
+    key = jax.random.key(seed)
+    for name in (model_name, attack_name):
+        key = jax.random.fold_in(key, zlib.crc32(name.encode()))
+    return fold_in(jnp.broadcast_to(key, indices.shape), jnp.asarray(indices))
+
+
+def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> list[Record]:
+    return [
+        Record(
+            index=index,
+            label=int(label),
+            clean_prediction=int(prediction),
+            claimed=False,
+            reasons=(),
+            prediction=int(prediction),
+            distance=math.inf if prediction == label else 0.0,
+            num_queries=1,
+            num_gradients=0,
+            image=None,
+        )
+        for index, label, prediction in zip(batch, labels, predictions, strict=False)
+    ]
+
+
+def _attack_records(
+    batch: Sequence[int],
+    labels: Array,
+    clean: Sequence[int],
+    found: AttackResult,
+    adversarial: Array,
+    verification: Verification,
+) -> list[Record]:
+    claimed, verified = np.asarray(found.success), verification.verified
+    counts = [
+        None if each is None else np.asarray(each)
+        for each in (found.num_queries, found.num_gradients)
+    ]
+    records = []
+    for row, index in enumerate(batch):
+        wrong = clean[row] != labels[row]
+        distance = 0.0 if wrong else verification.adversarial_distances[row]
+        queries, gradients = (None if each is None else int(each[row]) for each in counts)
+        records.append(
+            Record(
+                index=index,
+                label=int(labels[row]),
+                clean_prediction=int(clean[row]),
+                claimed=bool(claimed[row]),
+                reasons=verification.reasons(row) if claimed[row] else (),
+                prediction=int(verification.predictions[row]),
+                distance=float(distance),
+                num_queries=queries,
+                num_gradients=gradients,
+                # What failed is no one's business, and a clean error needs no second copy.
+                image=adversarial[row] if not wrong and (claimed[row] or verified[row]) else None,
+            )
+        )
+    return records

@@ -139,6 +139,7 @@ def _stronger() -> dict[str, Any]:
         "greedy_pixels": _row("greedy_pixels", "l0", "stronger"),
         "fmn_l0": _row("fmn", "l0", "stronger"),
         "flip_pixels_l0": _row("flip_pixels", "l0", "stronger"),
+        "cutting_planes_l0": _row("cutting_planes", "l0", "stronger"),
     }
     for norm, epsilon in _EPSILONS.items():
         pgd = {"epsilon": epsilon, "step_size": epsilon / 40, "num_steps": 100}
@@ -156,7 +157,7 @@ def _stronger() -> dict[str, Any]:
             f"square_{norm}": _row("square", norm, "stronger", epsilon=epsilon, num_steps=5000),
             f"hop_skip_jump_{norm}": _row("hop_skip_jump", norm, "stronger", starts=_STARTS),
             f"flip_pixels_{norm}": _row("flip_pixels", norm, "stronger"),
-            f"synthesis_{norm}": _row("synthesis", norm, "stronger"),
+            f"cutting_planes_{norm}": _row("cutting_planes", norm, "stronger"),
         }
     return rows
 

@@ -3,6 +3,7 @@
 `attack` is always called as attack(model, images, labels, key, **settings).
 """
 
+import dataclasses
 import itertools
 
 import jax
@@ -15,6 +16,7 @@ from abs_model.attacks.base import image_keys
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
+    LinearClassifier,
     boundary_distances,
     check_bounds,
     greys,
@@ -24,6 +26,22 @@ from tests.linear_classifiers import (
 )
 
 KEY = jax.random.key(3)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WavyClassifier(LinearClassifier):
+    """Boundaries are everywhere, and which one is found depends on the way."""
+
+    def batch_logits(self, images):
+        return super().batch_logits(jnp.sin(20 * images))
+
+
+def wavy_classes():
+    """Class 0 is so far ahead of two others that their boundaries are several waves away."""
+    linear = three_classes()
+    settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
+    return WavyClassifier(**settings | {"biases": jnp.array([40.0, 0.0, 0.0])})
 
 
 def check_closed_form(attack, norm, tolerance, /, **settings):
@@ -146,7 +164,7 @@ def check_bounds_and_success(attack, norm, seed, /, **settings):
 
 def check_split(attack, **settings):
     """Neither batch size nor the other images of a call play a part."""
-    model, images = three_classes(), greys(6)
+    model, images = wavy_classes(), walled(6)
     labels = model.predict(images)
     whole = attack(model.with_batch_size(6), images, labels, KEY, **settings)
     again = attack(model.with_batch_size(6), images, labels, KEY, **settings)

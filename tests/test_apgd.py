@@ -10,7 +10,7 @@ import pytest
 
 import abs_model
 from abs_model.attacks import Batch, distances, pgd, random_start
-from abs_model.attacks.apgd import _checkpoints, apgd, dlr
+from abs_model.attacks.apgd import _check, _checkpoints, _Path, _Point, apgd, dlr
 from abs_model.attacks.base import fold_in, image_keys
 from tests.function_classifiers import function_classifier, tracking_classifier
 from tests.linear_classifiers import (
@@ -169,6 +169,30 @@ def test_takes_the_steps_of_the_papers_algorithm(norm):
     np.testing.assert_allclose(states, bases, atol=1e-4)
     np.testing.assert_allclose(result.images[0], top, atol=1e-4)
     assert len({state.tobytes() for state in states}) < 20, "no step size was ever halved"
+
+
+@pytest.mark.parametrize(
+    ("rises", "checked", "halved_before", "halved"),
+    [
+        (6, 1.0, False, False),
+        (5, 1.0, False, True),  # too few rises
+        (6, 2.0, False, True),  # nothing higher than at the last checkpoint
+        (6, 2.0, True, False),  # with shorter steps since
+        (5, 2.0, True, True),
+    ],
+)
+def test_step_sizes_are_halved_under_the_papers_conditions(rises, checked, halved_before, halved):
+    def point(value):
+        return _Point(jnp.full((1, *SHAPE), value), jnp.zeros((1, *SHAPE)), jnp.array([value]), ())
+
+    path = _Path(
+        here=point(1.5), before=jnp.zeros((1, *SHAPE)), top=point(2.0), step_sizes=jnp.array([0.6]),
+        rises=jnp.array([rises]), checked=jnp.array([checked]), halved=jnp.array([halved_before]),
+    )  # fmt: skip
+    after = _check(path, 0.75 * 8)
+    np.testing.assert_allclose(after.step_sizes, 0.3 if halved else 0.6)
+    np.testing.assert_array_equal(after.here.losses, 2.0 if halved else 1.5)
+    assert (after.rises[0], after.checked[0], after.halved[0]) == (0, 2.0, halved)
 
 
 def test_checkpoints_are_the_papers():

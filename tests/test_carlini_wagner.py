@@ -7,9 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abs_model.attacks.carlini_wagner import _Constants, carlini_wagner
+from abs_model.attacks import Batch
+from abs_model.attacks.base import image_keys
+from abs_model.attacks.carlini_wagner import _begin, _Constants, _move, carlini_wagner
 from tests import minimal_norm
-from tests.linear_classifiers import PIXELS, boundary_distances, greys, three_classes, two_classes
+from tests.linear_classifiers import (
+    PIXELS,
+    SHAPE,
+    boundary_distances,
+    greys,
+    three_classes,
+    two_classes,
+)
 from tests.minimal_norm import KEY
 
 # Images are close to the boundary: distances are some 0.1.
@@ -58,6 +67,18 @@ def test_the_search_for_the_constant():
         tried.append(constants.current)
     expected = [[0.5, 0.5], [5, 0.25], [50, 0.375], [27.5, 0.3125], [38.75, 0.28125]]
     np.testing.assert_allclose(tried, expected)
+
+
+def test_images_stay_when_they_are_done():
+    """Else what is found would depend on how long others of the batch take."""
+    model, images = three_classes(), jnp.asarray(greys(2))
+    batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
+    ones = jnp.ones(2)
+    descent = _begin(images, ones, ones, jnp.array([True, False]))
+    gradients = jnp.broadcast_to(model.weights[:, 1].reshape(1, *SHAPE), images.shape)
+    following, moved = _move(batch, descent, images, gradients, model.logits(images), 0.1)
+    for before, after in ((images, moved), (descent.points, following.points)):
+        np.testing.assert_array_equal(jnp.any(before != after, axis=(1, 2, 3)), [False, True])
 
 
 def test_any_scale_of_the_logits_will_do():

@@ -10,10 +10,11 @@ import pytest
 
 from abs_model.attacks import Batch
 from abs_model.attacks.base import image_keys
-from abs_model.attacks.deepfool import deepfool
+from abs_model.attacks.deepfool import _step, deepfool
 from abs_model.attacks.geometry import dual_lengths, nearest_boundaries
 from tests import minimal_norm
 from tests.linear_classifiers import (
+    SHAPE,
     boundary_distances,
     greys,
     linear_classifier,
@@ -62,6 +63,19 @@ def test_stops_asking_when_all_are_done():
     result = deepfool(model, images, model.predict(images), KEY, norm="l2", progress=seen.append)
     assert seen == [1, 2]
     np.testing.assert_array_equal(result.num_gradients, 2)
+
+
+def test_images_stay_where_they_fool_the_classifier():
+    """Else what is found would depend on how long others of the batch take."""
+    images = jnp.asarray(greys(2))
+    batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
+    model = three_classes()
+    jacobian = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
+    moved, _ = _step(
+        batch, images, jnp.zeros_like(images), jacobian, model.logits(images),
+        jnp.array([True, False]), 0.02, norm="l2", warm=False,
+    )  # fmt: skip
+    np.testing.assert_array_equal(jnp.any(moved != images, axis=(1, 2, 3)), [False, True])
 
 
 @both_norms

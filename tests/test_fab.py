@@ -1,7 +1,5 @@
 """FAB and its projection, against linear classifiers, a slow projection and Foolbox."""
 
-import dataclasses
-
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -9,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abs_model.attacks.fab import fab
+from abs_model.attacks import Batch
+from abs_model.attacks.base import image_keys
+from abs_model.attacks.fab import _move, fab
 from abs_model.attacks.geometry import Hyperplanes, project_in_box
 from tests import minimal_norm
-from tests.linear_classifiers import SHAPE, LinearClassifier, greys, three_classes
+from tests.linear_classifiers import SHAPE, greys, three_classes, two_classes
 from tests.minimal_norm import KEY
 
 both_norms = pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -72,6 +72,31 @@ def test_projection_along_a_zero_normal_stays(norm):
 
 
 @both_norms
+@pytest.mark.parametrize("near", [False, True])
+def test_a_step_is_drawn_towards_the_original(norm, near):
+    """By alpha_max, or less where the image is nearer to the boundary than the original is."""
+    model, w, bias = two_classes()
+    original, image = (values[0].reshape(-1) for values in (greys(1), greys(1, seed=1)))
+    if near:
+        image = original + 0.999 * (minimal_norm.bisect_projection(
+            original, w, w @ original + bias, norm) - original)  # fmt: skip
+    way, way_0 = (
+        minimal_norm.bisect_projection(x, w, w @ x + bias, norm) - x for x in (image, original)
+    )
+    length, length_0 = (np.linalg.norm(x, np.inf if norm == "linf" else 2) for x in (way, way_0))
+    alpha = min(0.3, length / (length + length_0))
+    assert near == (alpha < 0.3)
+    expected = (1 - alpha) * (image + 1.05 * way) + alpha * (original + 1.05 * way_0)
+    images = jnp.asarray(image.reshape(1, *SHAPE), jnp.float32)
+    originals = jnp.asarray(original.reshape(1, *SHAPE), jnp.float32)
+    label = int(model.predict(originals)[0])
+    batch = Batch(originals, jnp.array([label]), image_keys(KEY, 1), targeted=False)
+    jacobian = model.weights.T.reshape(1, 2, *SHAPE)
+    moved = _move(batch, images, jacobian, model.logits(images), 0.3, 1.05, norm=norm, warm=False)
+    np.testing.assert_allclose(moved.reshape(-1), expected, atol=1e-5)
+
+
+@both_norms
 def test_closed_forms_are_reached(norm):
     minimal_norm.check_closed_form(fab, norm, 0.002, norm=norm, num_steps=20)
     minimal_norm.check_nearest_class(fab, norm, 0.002, norm=norm, num_steps=20)
@@ -104,20 +129,8 @@ def test_results_keep_to_the_range(seed, norm):
     minimal_norm.check_bounds_and_success(fab, norm, seed, norm=norm, num_steps=3, num_restarts=2)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class WavyClassifier(LinearClassifier):
-    """Boundaries are everywhere, and which one is found depends on the start."""
-
-    def batch_logits(self, images):
-        return super().batch_logits(jnp.sin(20 * images))
-
-
 def test_restarts_depend_on_the_key_and_never_do_worse():
-    linear = three_classes()
-    settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
-    # Class 0 is so far ahead that the boundary is several waves away.
-    model = WavyClassifier(**settings | {"biases": jnp.array([40.0, 0.0, 0.0])})
+    model = minimal_norm.wavy_classes()
     images = minimal_norm.walled(6)
     labels = model.predict(images)
     settings = {"norm": "l2", "num_steps": 10}

@@ -14,7 +14,11 @@ from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import threshold
 from abs_model.data import Dataset, Split
-from tests.function_classifiers import FunctionClassifier, function_classifier
+from tests.function_classifiers import (
+    FunctionClassifier,
+    function_classifier,
+    tracking_classifier,
+)
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
@@ -139,6 +143,16 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
     last = np.argmin(logits, axis=1)
     expected[np.arange(4), last] = 0
     np.testing.assert_allclose(rows, expected, atol=1e-3)
+
+
+def test_differences_are_asked_about_with_the_state_of_the_image_itself():
+    model, asked = tracking_classifier(three_classes().batch_logits, 3)
+    images = jnp.asarray(greys(4))
+    Oracle(estimate_gradients(model)).jacobian(images, images + 0.2)
+    jax.effects_barrier()
+    assert len(asked) > 1
+    for moved, state in asked[1:]:
+        assert np.all((moved != state).reshape(len(moved), -1).sum(1) == 1)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

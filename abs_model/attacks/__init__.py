@@ -26,6 +26,7 @@ from abs_model.attacks.binary import flip_pixels, snap
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.carlini_wagner import carlini_wagner
 from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.cutting_planes import cutting_planes
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fab import fab
 from abs_model.attacks.fast_gradient import fast_gradient
@@ -40,6 +41,7 @@ from abs_model.attacks.pgd import ascend, pgd
 from abs_model.attacks.pointwise import pointwise
 from abs_model.attacks.sparse_rs import sparse_rs
 from abs_model.attacks.square import square
+from abs_model.attacks.transfer import transfer
 
 __all__ = [
     "ATTACKS",
@@ -52,6 +54,7 @@ __all__ = [
     "bim",
     "boundary",
     "carlini_wagner",
+    "cutting_planes",
     "deepfool",
     "distances",
     "estimate_gradients",
@@ -73,4 +76,5 @@ __all__ = [
     "snap",
     "sparse_rs",
     "square",
+    "transfer",
 ]

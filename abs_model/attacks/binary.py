@@ -23,7 +23,8 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.greedy import Space, search
+from abs_model.attacks.changes import Space
+from abs_model.attacks.greedy import search
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
@@ -45,31 +46,37 @@ def flip_pixels(
     norm: str,
     max_flips: int = 100,
     num_candidates: int = 5,
-    num_steps: int = 20,
-    num_restarts: int = 3,
+    num_rounds: int = 3,
+    num_steps: int = 10,
+    num_restarts: int = 5,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attacks a classifier of thresholded images by flipping values; minimal distance.
 
     For "l0" and "l2" one flip follows the other: that of the highest gain over cost, the cost of a
     value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `abs_model.attacks.greedy`. Asks
-    at most `2 + max_flips * (2 + num_candidates)` times, `1 + max_flips` times with gradient.
+    at most `1 + num_rounds * (1 + max_flips * (2 + num_candidates))` times,
+    `num_rounds * (1 + max_flips)` times with gradient (of all logits).
 
     For "linf" a level |x - 0.5| up to which flips are free is bisected 10 times. At each level the
     flips that gain most to first order are made at once, all of them at first, half as many where
-    the margin doesn't rise, and then one by one. Asks at most `1 + 10 * (num_steps + 1)` times, all
-    but once with gradient.
+    the margin doesn't rise, and in the end one by one. Asks at most
+    `1 + 10 * num_restarts * (num_steps + 1)` times, all but once with gradient.
 
     Args:
         model: A classifier whose attribute `binary` is true.
         images: Float32 (N, height, width, channels) in [0, 1].
         labels: Integers (N,): the classes to lead away from.
-        key: A `jax.random.key`, or one for each image, (N,): of the choice where there is no
-            gradient.
+        key: A `jax.random.key`, or one for each image, (N,): of halves undone and random starts,
+            and of the choice where there is no gradient.
         norm: "l0", "l2" or "linf".
         max_flips: For "l0" and "l2", the most pixels or values to flip; at most all.
         num_candidates: For "l0" and "l2", how many are tried in each step; at most all.
-        num_steps: For "linf", sets of flips to try at each level.
+        num_rounds: For "l0" and "l2", the search is repeated from the best found with a random half
+            of its flips undone.
+        num_steps: For "linf", sets of flips to try from each start.
+        num_restarts: For "linf", starts at each level: the best found with the flips above the
+            level undone, then random ones.
         progress: Called with the number of questions asked about each image of a batch so far.
 
     Returns:
@@ -84,7 +91,10 @@ def flip_pixels(
             " which flip_pixels is for; greedy_pixels is its like for others"
         )
     check_norm(norm, _NORMS)
-    check_count("num_steps", num_steps)
+    for name, value in {
+        "num_rounds": num_rounds, "num_steps": num_steps, "num_restarts": num_restarts,
+    }.items():  # fmt: skip
+        check_count(name, value)
     height, width, channels = model.image_shape
     most = height * width * (1 if norm == "l0" else channels)
     for name, value in {"max_flips": max_flips, "num_candidates": num_candidates}.items():
@@ -96,7 +106,10 @@ def flip_pixels(
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
         if norm == "linf":
             return _search_levels(oracle, batch, best, num_steps, num_restarts)
-        return search(oracle, batch, best, Flips(norm), max_flips, num_candidates)
+        return search(
+            oracle, batch, best, Flips(norm), num_steps=max_flips, num_candidates=num_candidates,
+            num_rounds=num_rounds,
+        )  # fmt: skip
 
     return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
 
@@ -162,11 +175,12 @@ def _search_levels(
     low = jnp.zeros(len(batch.images))
     for level in range(_NUM_LEVELS):
         levels, images = _start(batch, best, low)
-        state = None
         for restart in range(num_restarts):
+            if bool(_reached(best, levels).all()):
+                break
             if restart:
                 images = _draw(batch, levels, level * num_restarts + restart)
-            answer = oracle.gradients(images, batch, None if restart else state)
+            answer = oracle.gradients(images, batch)
             walk, best = _begin(batch, images, levels, *answer, best)
             for _ in range(num_steps):
                 if not bool(walk.sizes.any()):
@@ -174,8 +188,14 @@ def _search_levels(
                 proposals = _propose(batch, walk, levels)
                 answer = oracle.gradients(proposals, batch, walk.state)
                 walk, best = _accept(batch, walk, proposals, levels, *answer, best)
-        low = _raise(best, low, levels)
+        low = jnp.where(_reached(best, levels), low, levels)
     return best
+
+
+@jax.jit
+def _reached(best: Best, levels: jax.Array) -> jax.Array:
+    """Whether something was found within the levels (n,), bool (n,)."""
+    return best.success & (best.distances <= levels)
 
 
 @jax.jit
@@ -201,12 +221,6 @@ def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _raise(best: Best, low: jax.Array, levels: jax.Array) -> jax.Array:
-    """The highest levels (n,) at which nothing was found."""
-    return jnp.where(best.success & (best.distances > levels), levels, low)
-
-
-@jax.jit
 def _begin(
     batch: Batch,
     images: jax.Array,
@@ -216,7 +230,8 @@ def _begin(
     state: State,
     best: Best,
 ) -> tuple[_Walk, Best]:
-    best = bests.update(best, batch, images, logits, "linf")
+    found = bests.update(best, batch, images, logits, "linf")
+    best = choose(_reached(best, levels), best, found)
     tried = jnp.zeros(images.shape, bool)
     sizes = jnp.full(len(images), images[0].size)
     walk = _Walk(images, gradients, margins(logits, batch), state, sizes, tried)
@@ -228,8 +243,8 @@ def _with_sizes(
 ) -> _Walk:
     """The walk with sizes of at most the number of flips that promise something; 0 at success."""
     useful = (_gains(batch, walk, levels) > 0).sum((1, 2, 3))
-    done = best.success & (best.distances <= levels)
-    return dataclasses.replace(walk, sizes=jnp.where(done, 0, jnp.minimum(sizes, useful)))
+    sizes = jnp.where(_reached(best, levels), 0, jnp.minimum(sizes, useful))
+    return dataclasses.replace(walk, sizes=sizes)
 
 
 def _gains(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ from abs_model.attacks.base import NORMS, AttackResult
 from abs_model.attacks.binary import flip_pixels
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.carlini_wagner import carlini_wagner
+from abs_model.attacks.cutting_planes import cutting_planes
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fab import fab
 from abs_model.attacks.fast_gradient import fast_gradient
@@ -21,6 +22,7 @@ from abs_model.attacks.pgd import pgd
 from abs_model.attacks.pointwise import pointwise
 from abs_model.attacks.sparse_rs import sparse_rs
 from abs_model.attacks.square import square
+from abs_model.attacks.transfer import transfer
 from abs_model.classifiers import ABSClassifier, Classifier
 
 
@@ -67,6 +69,7 @@ ATTACKS = {
     "bim": Entry("BIM", bim, _DENSE, Needs.GRADIENTS),
     "boundary": Entry("Boundary", boundary, ("l2",), Needs.LOGITS),
     "carlini_wagner": Entry("Carlini-Wagner", carlini_wagner, ("l2",), Needs.GRADIENTS),
+    "cutting_planes": Entry("Cutting planes", cutting_planes, NORMS, Needs.ABS),
     "deepfool": Entry("DeepFool", deepfool, _DENSE, Needs.GRADIENTS),
     "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS),
     "fast_gradient": Entry("Fast gradient", fast_gradient, _DENSE, Needs.GRADIENTS),
@@ -81,4 +84,5 @@ ATTACKS = {
     "salt_and_pepper": Entry("Salt and pepper", salt_and_pepper, ("l0",), Needs.LOGITS),
     "sparse_rs": Entry("Sparse-RS", sparse_rs, ("l0",), Needs.LOGITS),
     "square": Entry("Square", square, _DENSE, Needs.LOGITS),
+    "transfer": Entry("Transfer", transfer, _DENSE, Needs.LOGITS),
 }

@@ -49,8 +49,7 @@ def deepfool(
         x_{i+1} = clip(x_0 + (1 + overshoot) (r_0 + ... + r_i))
 
     Images stop where they fool the classifier. All classes are candidates. Steps are of at least
-    1e-4. The paper has no bounds on pixels; here the part of a step that clipping takes away does
-    not count towards the sum.
+    1e-4.
 
     Asks the classifier at most `num_steps + 1` times, each time for the gradients of all logits;
     stops when all images of the batch are done.
@@ -115,6 +114,5 @@ def _step(
     # Linearised far from any boundary, it may seem to be far outside of the range of images.
     away = jnp.clip(away, _SHORTEST_STEP, farthest(batch.images, norm))
     total = total + per_image(away) * ascent_direction(planes.normals, norm)
-    total = jnp.clip(batch.images + total, 0.0, 1.0) - batch.images
     moved = jnp.clip(batch.images + (1 + overshoot) * total, 0.0, 1.0)
-    return choose(done, (iterates, total), (moved, total))
+    return choose(done, iterates, moved), total

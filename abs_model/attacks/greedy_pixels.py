@@ -15,7 +15,8 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, check_count
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.greedy import Space, search
+from abs_model.attacks.changes import Space
+from abs_model.attacks.greedy import search
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
 from abs_model.classifiers import Classifier
@@ -29,21 +30,24 @@ def greedy_pixels(
     *,
     max_pixels: int = 100,
     num_candidates: int = 5,
+    num_rounds: int = 3,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attacks a classifier by changing one pixel after the other; minimal distance in L0.
 
-    Asks the classifier at most `2 + max_pixels * (2 + num_candidates)` times,
-    `1 + max_pixels` times with gradient (of all logits).
+    Asks the classifier at most `1 + num_rounds * (1 + max_pixels * (2 + num_candidates))` times,
+    `num_rounds * (1 + max_pixels)` times with gradient (of all logits).
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
         labels: Integers (N,): the classes to lead away from.
-        key: A `jax.random.key`, or one for each image, (N,): of the choice where there is no
-            gradient.
+        key: A `jax.random.key`, or one for each image, (N,): of the halves undone, and of the
+            choice where there is no gradient.
         max_pixels: Most pixels to change; at most all.
         num_candidates: How many pixels are tried in each step, at most all.
+        num_rounds: The search is repeated from the best found with a random half of its changes
+            undone.
         progress: Called with the number of questions asked about each image of a batch so far.
 
     Returns:
@@ -58,9 +62,13 @@ def greedy_pixels(
         check_count(name, value)
         if value > height * width:
             raise ValueError(f"{name} must be at most all {height * width}, got {value}")
+    check_count("num_rounds", num_rounds)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
-        return search(oracle, batch, best, Space("l0"), max_pixels, num_candidates)
+        return search(
+            oracle, batch, best, Space("l0"), num_steps=max_pixels, num_candidates=num_candidates,
+            num_rounds=num_rounds,
+        )  # fmt: skip
 
     return run(attack, model, images, labels, key, norm="l0", norms=("l0",), progress=progress)

@@ -23,11 +23,12 @@ from jax import lax
 
 _NUM_STEPS = 16
 _NUM_SWEEPS = 30
-# Of Newton's steps: where the pull is too weak to change anything, the dual has no curvature, and
-# a step has any length.
+# Parts of Newton's steps to try.
 _LENGTHS = (0.0, *(4.0**-power for power in range(10)))
+# Added to the dual's second derivatives: as a part of their sum, and in any case. Where the pull is
+# too weak to change anything, they are zero.
 _RIDGE = 1e-4
-_SMALLEST = 1e-6
+_LEAST_RIDGE = 1e-3
 # L-infinity: weight of the squared L2 norm, which makes its cost strictly convex.
 _L2_PART = 1e-4
 _NUM_HALVINGS = 16
@@ -236,7 +237,7 @@ def smallest_changes(cost: Cost, halfspaces: Halfspaces) -> tuple[jax.Array, jax
 def _newton(multipliers: jax.Array, slope: jax.Array, curvature: jax.Array) -> jax.Array:
     """The non-negative multipliers that minimise the dual's quadratic model, by coordinates."""
     size = slope.shape[1]
-    ridge = _RIDGE * jnp.maximum(jnp.trace(curvature, axis1=1, axis2=2), _SMALLEST)
+    ridge = _RIDGE * jnp.trace(curvature, axis1=1, axis2=2) + _LEAST_RIDGE
     curvature = curvature + ridge[:, None, None] * jnp.eye(size)
 
     def sweep(_: int, found: jax.Array) -> jax.Array:

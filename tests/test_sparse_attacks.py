@@ -1,0 +1,353 @@
+"""Attacks on few pixels: Sparse-RS and greedy pixels, in closed form and by brute force."""
+
+import itertools
+
+import foolbox
+import hypothesis
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import image_keys
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.changes import Space
+from abs_model.attacks.elimination import eliminate
+from abs_model.attacks.greedy_pixels import greedy_pixels
+from abs_model.attacks.oracle import Oracle
+from abs_model.attacks.sparse_rs import share_of_pixels, sparse_rs
+from tests import minimal_norm
+from tests.function_classifiers import FunctionClassifier
+from tests.linear_classifiers import (
+    PIXELS,
+    SHAPE,
+    greys,
+    linear_classifier,
+    three_classes,
+    two_classes,
+)
+from tests.minimal_norm import KEY, walled
+
+PLACES = SHAPE[0] * SHAPE[1]
+minimize = pytest.mark.parametrize("minimize", [False, True])
+
+
+def minimal_rs(model, images, labels, key, **settings):
+    return sparse_rs(model, images, labels, key, minimize=True, num_pixels=20, **settings)
+
+
+def gains_of_pixels(images, w):
+    """How much w . x grows at most when a pixel goes to 0 or 1 in each channel, (N, pixels)."""
+    w = w.reshape(SHAPE)
+    return np.maximum(w * (1 - images), -w * images).sum(3).reshape(len(images), -1)
+
+
+def fewest_pixels(model, images, labels):
+    """How many pixels of a linear classifier must change, over all other classes."""
+    weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
+    fewest = []
+    for image, label in zip(images.astype(np.float64), labels, strict=True):
+        needed = []
+        for other in set(range(len(biases))) - {int(label)}:
+            w = weights[:, other] - weights[:, label]
+            missing = -(image.reshape(-1) @ w + biases[other] - biases[label])
+            climbed = np.cumsum(-np.sort(-gains_of_pixels(image[None], w)[0]))
+            needed.append(np.searchsorted(climbed, missing) + 1 if missing < climbed[-1] else 99)
+        fewest.append(min(needed))
+    return np.array(fewest)
+
+
+def biased_classes():
+    """Two classes, a good part of all pixels apart."""
+    _, w, _ = two_classes()
+    return linear_classifier(np.stack([0 * w, w], 1), [0.0, -np.maximum(w, 0).sum() * 0.8])
+
+
+def check_changes(result, images, most):
+    """At most that many pixels, and those to 0 or 1."""
+    found = np.asarray(result.images)
+    changed = (found != images).any(3)
+    np.testing.assert_array_equal(result.distances, changed.sum((1, 2)))
+    assert changed.sum((1, 2)).max() <= most
+    assert set(np.unique(found[found != images])) <= {0.0, 1.0}
+
+
+def test_the_share_of_pixels_follows_the_papers_schedule():
+    shares = [share_of_pixels(step, 10_000, 0.3) for step in range(10_001)]
+    places = np.flatnonzero(np.diff(shares)) + 1
+    np.testing.assert_array_equal(places, [1, 51, 201, 501, 1001, 2001, 4001, 6001, 8001])
+    ratios = np.divide(0.3, [shares[place] for place in places])
+    np.testing.assert_allclose(ratios, [2, 4, 5, 6, 8, 10, 12, 15, 20])
+    assert [share_of_pixels(step, 1000, 0.3) for step in range(1001)] == shares[::10]
+
+
+def test_random_search_finds_the_fewest_pixels_but_for_one():
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    fewest = fewest_pixels(model, images, labels)
+    assert fewest.min() > 3
+    result = minimal_rs(model, images, labels, KEY, num_steps=3000)
+    check_changes(result, images, 20)
+    assert np.all(result.success)
+    assert np.all(np.asarray(result.distances) >= fewest)
+    assert np.all(np.asarray(result.distances) <= fewest + 1)
+
+
+def test_random_search_succeeds_where_the_number_of_pixels_allows_it():
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    fewest = fewest_pixels(model, images, labels)
+    for num_pixels in (int(fewest.min()) - 1, int(fewest.max()) + 2):
+        result = sparse_rs(model, images, labels, KEY, num_pixels=num_pixels, num_steps=500)
+        check_changes(result, images, num_pixels)
+        np.testing.assert_array_equal(result.success, num_pixels > fewest)
+        np.testing.assert_array_equal(model.predict(result.images) != labels, result.success)
+        # The set is full, where it hadn't to shrink.
+        np.testing.assert_array_equal(result.distances, num_pixels)
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(
+    seed=st.integers(0, 1000),
+    num_pixels=st.sampled_from([1, 3, PLACES - 1, PLACES]),
+    minimize=st.booleans(),
+)
+def test_random_search_keeps_to_the_number_of_pixels(seed, num_pixels, minimize):
+    model, images = three_classes(), walled(6, seed)
+    labels = np.random.default_rng(seed).integers(0, 3, 6)
+    result = sparse_rs(
+        model, images, labels, jax.random.key(seed), num_pixels=num_pixels, num_steps=10,
+        minimize=minimize, alpha_init=1.0,
+    )  # fmt: skip
+    check_changes(result, images, num_pixels)
+    np.testing.assert_array_equal(result.success, model.predict(result.images) != labels)
+
+
+@minimize
+def test_general_properties_of_random_search(minimize):
+    settings = {"num_pixels": 5, "num_steps": 20, "minimize": minimize}
+    minimal_norm.check_clean_errors(sparse_rs, **settings | {"num_pixels": 20})
+    minimal_norm.check_split(sparse_rs, **settings | {"num_restarts": 2})
+    minimal_norm.check_zero_gradients(sparse_rs, **settings)
+    minimal_norm.check_scales(sparse_rs, 1e-6, **settings | {"num_pixels": 10})
+
+
+def test_random_search_depends_on_the_key_and_restarts_only_add():
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    settings = {"num_steps": 100, "minimize": True, "num_pixels": PLACES}
+    first, other = (
+        sparse_rs(model, images, labels, jax.random.key(seed), **settings) for seed in (0, 1)
+    )
+    assert not np.array_equal(first.images, other.images)
+    more = sparse_rs(model, images, labels, jax.random.key(0), num_restarts=4, **settings)
+    assert np.all(np.asarray(more.distances) <= np.asarray(first.distances))
+    assert np.any(np.asarray(more.distances) < np.asarray(first.distances))
+
+
+def test_random_search_counts_its_questions_and_stops():
+    seen = []
+    model, images = biased_classes(), walled(4)
+    labels = model.predict(images)
+    result = sparse_rs(
+        model, images, labels, KEY, num_pixels=1, num_steps=3, num_restarts=2, progress=seen.append
+    )
+    assert seen == list(range(1, 10))
+    np.testing.assert_array_equal(result.num_queries, 9)
+    np.testing.assert_array_equal(result.num_gradients, 0)
+    easy = sparse_rs(model, images, labels, KEY, num_pixels=20, num_steps=1000)
+    assert np.all(easy.success) and np.max(easy.num_queries) < 500
+
+
+def test_random_search_reaches_targets():
+    model, images = three_classes(), greys(6)
+    targets = (model.predict(images) + 1) % 3
+    result = sparse_rs(
+        model, images, model.predict(images), KEY, num_pixels=15, num_steps=200, targets=targets
+    )
+    assert np.all(result.success)
+    np.testing.assert_array_equal(model.predict(result.images), targets)
+
+
+@pytest.mark.parametrize("num_candidates", [1, 5])
+def test_greedy_pixels_are_exact_for_two_linear_classes(num_candidates):
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    fewest = fewest_pixels(model, images, labels)
+    result = greedy_pixels(
+        model, images, labels, KEY, num_candidates=num_candidates, num_rounds=1, max_pixels=PLACES
+    )
+    check_changes(result, images, PLACES)
+    assert np.all(result.success)
+    np.testing.assert_array_equal(result.distances, fewest)
+
+
+def test_greedy_pixels_lead_to_the_class_that_needs_fewest():
+    model, images = three_classes(), greys(12)
+    labels = model.predict(images)
+    fewest = fewest_pixels(model, images, labels)
+    result = greedy_pixels(model, images, labels, KEY, num_candidates=1, num_rounds=1, max_pixels=9)
+    np.testing.assert_array_equal(result.distances, fewest)
+    # Nearest by the logits is not always nearest by pixels.
+    nearest = np.argsort(np.asarray(model.logits(images)), axis=1)[:, -2]
+    assert np.any(model.predict(result.images) != nearest)
+
+
+def test_greedy_pixels_stop_at_the_most_that_is_allowed():
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    fewest = fewest_pixels(model, images, labels)
+    most = int(np.median(fewest))
+    result = greedy_pixels(model, images, labels, KEY, max_pixels=most)
+    np.testing.assert_array_equal(result.success, fewest <= most)
+    check_changes(result, images, most)
+
+
+def tiny_network(seed):
+    """A random network of two layers for images of 3 x 2 pixels."""
+    random = np.random.default_rng(seed)
+    first = jnp.asarray(random.normal(size=(6, 16)) * 2, jnp.float32)
+    second = jnp.asarray(random.normal(size=(16, 3)), jnp.float32)
+    shift = jnp.asarray(random.normal(size=16), jnp.float32)
+
+    def logits(images):
+        return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first + shift) @ second
+
+    return FunctionClassifier(
+        name="tiny", image_shape=(3, 2, 1), num_classes=3, batch_size=729, function=logits
+    )
+
+
+def test_greedy_pixels_against_brute_force():
+    found, best = [], []
+    for seed in range(4):
+        model = tiny_network(seed)
+        images = np.random.default_rng(seed).uniform(0, 1, (8, 3, 2, 1)).astype(np.float32)
+        labels = model.predict(images)
+        result = greedy_pixels(model, images, labels, KEY, max_pixels=6)
+        found += list(np.where(result.success, result.distances, 7))
+        choices = np.array(list(itertools.product([0.0, 1.0, np.nan], repeat=6)), np.float32)
+        for image, label in zip(images, labels, strict=True):
+            changed = np.where(np.isnan(choices), image.reshape(-1), choices)
+            wrong = model.predict(changed.reshape(-1, 3, 2, 1)) != label
+            best.append(np.where(wrong, (~np.isnan(choices)).sum(1), 7).min())
+    found, best = np.array(found), np.array(best)
+    assert len(set(best)) >= 3
+    assert np.all(found >= best)
+    assert np.mean(found == best) >= 0.9
+
+
+def test_true_scores_and_rounds_help_where_gradients_mislead():
+    model, images = minimal_norm.wavy_classes(), walled(12)
+    labels = model.predict(images)
+    settings = [{"num_candidates": 1, "num_rounds": 1}, {"num_candidates": 8, "num_rounds": 1}]
+    settings.append({"num_candidates": 8, "num_rounds": 4})
+    results = [
+        greedy_pixels(model, images, labels, KEY, max_pixels=PLACES, **setting)
+        for setting in settings
+    ]
+    alone, scored, repeated = (
+        np.where(result.success, result.distances, 2 * PLACES) for result in results
+    )
+    assert scored.mean() < alone.mean()
+    assert repeated.mean() < scored.mean()
+    assert np.all(repeated <= scored)
+
+
+def test_elimination_leaves_nothing_that_could_be_undone():
+    model, images = biased_classes(), walled(6)
+    labels = model.predict(images)
+    batch = Batch(jnp.asarray(images), jnp.asarray(labels), image_keys(KEY, 6), False)
+    # All pixels go where they help, but for some that go the other way.
+    w = np.asarray(model.weights)[:, 1].reshape(SHAPE)
+    far = np.broadcast_to(w > 0, images.shape).astype(np.float32)
+    far[:, 0] = 1 - far[:, 0]
+    far[3:] = images[3:]
+    best = bests.first(batch, jnp.asarray(far), model.logits(far), "l0")
+    assert np.all(np.asarray(best.success)[:3])
+    oracle = Oracle(model)
+    pruned = eliminate(oracle, batch, best, Space("l0"))
+    np.testing.assert_array_equal(pruned.images[3:], images[3:])
+    np.testing.assert_array_equal(pruned.distances[:3], fewest_pixels(model, images, labels)[:3])
+    assert oracle.num_queries <= 1 + PLACES and oracle.num_gradients == 1
+
+
+def test_general_properties_of_greedy_pixels():
+    minimal_norm.check_clean_errors(greedy_pixels, max_pixels=20)
+    minimal_norm.check_split(greedy_pixels, max_pixels=5, num_candidates=2)
+    minimal_norm.check_scales(greedy_pixels, 1e-6, max_pixels=20)
+    minimal_norm.check_zero_gradients(greedy_pixels, max_pixels=5)
+
+
+@hypothesis.settings(max_examples=10, deadline=None)
+@hypothesis.given(seed=st.integers(0, 1000))
+def test_greedy_pixels_keep_to_the_range(seed):
+    minimal_norm.check_bounds_and_success(greedy_pixels, "l0", seed, max_pixels=5)
+
+
+def test_without_a_gradient_pixels_are_tried_at_random():
+    """Any 8 pixels that change far enough will do, but no gradient says so."""
+
+    def logits(images):
+        far = jnp.abs(jax.lax.stop_gradient(images) - 0.5).max(3) > 0.4
+        number = far.sum((1, 2)).astype(jnp.float32)
+        return jnp.stack([jnp.full(len(images), 7.5), number], axis=1)
+
+    model = FunctionClassifier(
+        name="steps", image_shape=SHAPE, num_classes=2, batch_size=4, function=logits
+    )
+    result = greedy_pixels(model, greys(4), np.zeros(4, int), KEY, num_rounds=1)
+    np.testing.assert_array_equal(result.distances, 8)
+    changed = (np.asarray(result.images) != greys(4)).any(3)
+    assert not np.array_equal(changed[0], changed[1])
+
+
+def test_greedy_pixels_count_their_questions():
+    seen = []
+    model, images = biased_classes(), walled(4)
+    result = greedy_pixels(
+        model, images, model.predict(images), KEY, max_pixels=2, num_candidates=3, num_rounds=1,
+        progress=seen.append,
+    )  # fmt: skip
+    assert not np.any(result.success)
+    # The original, two steps, and the gradient for the elimination, which has nothing to do.
+    assert seen == list(range(1, 1 + 1 + 2 * 4 + 1))
+    np.testing.assert_array_equal(result.num_gradients, 3)
+
+
+def test_greedy_pixels_are_no_more_than_those_of_foolbox(mnist_sample):
+    theirs, ours = minimal_norm.compare_with_foolbox(
+        mnist_sample, 20, "l0", foolbox.attacks.L0FMNAttack(steps=50), greedy_pixels,
+        max_pixels=40, num_candidates=3, num_rounds=1,
+    )  # fmt: skip
+    assert np.mean(ours <= theirs) >= 0.8
+
+
+def test_random_search_finds_fewer_pixels_than_noise_of_foolbox(mnist_sample):
+    theirs, ours = minimal_norm.compare_with_foolbox(
+        mnist_sample, 20, "l0", foolbox.attacks.SaltAndPepperNoiseAttack(steps=200), sparse_rs,
+        num_pixels=30, num_steps=400, minimize=True,
+    )  # fmt: skip
+    assert np.median(ours) <= 0.5 * np.median(theirs)
+
+
+@pytest.mark.parametrize(
+    ("attack", "settings", "message"),
+    [
+        (sparse_rs, {"num_pixels": 0}, "num_pixels must be an integer of at least 1, got 0"),
+        (sparse_rs, {"num_pixels": 31}, "num_pixels must be at most all 30, got 31"),
+        (sparse_rs, {"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        (sparse_rs, {"alpha_init": 0.0}, "alpha_init must be a finite number above 0.0, got 0.0"),
+        (sparse_rs, {"alpha_init": 2.0}, "alpha_init must be at most 1"),
+        (sparse_rs, {"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
+        (greedy_pixels, {"max_pixels": 31}, "max_pixels must be at most all 30, got 31"),
+        (greedy_pixels, {"num_candidates": 0}, "num_candidates must be an integer of at least 1"),
+        (greedy_pixels, {"num_rounds": 0}, "num_rounds must be an integer of at least 1, got 0"),
+    ],
+)
+def test_faulty_arguments_are_named(attack, settings, message):
+    required = {"num_pixels": 3} if attack is sparse_rs else {}
+    with pytest.raises(ValueError, match=message):
+        attack(three_classes(), greys(2), np.array([0, 1]), KEY, **required | settings)

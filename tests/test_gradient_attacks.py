@@ -279,8 +279,8 @@ def test_bim_and_mim_are_no_worse_than_foolboxs_bim(cnn, norm):
         "l2": foolbox.attacks.L2BasicIterativeAttack,
     }[norm](rel_stepsize=1 / 6, steps=10, random_start=False)
     theirs = foolbox_distances(attack, cnn, typical * np.linspace(0.6, 1.4, 9))
-    simple = np.median(fast_gradient(*cnn, KEY, norm=norm).distances)
+    simple = fast_gradient(*cnn, KEY, norm=norm).distances
     for ours in (bim, mim):
-        found = np.asarray(ours(*cnn, KEY, norm=norm, num_searches=7).distances)
+        found = np.asarray(ours(*cnn, KEY, norm=norm, num_searches=8).distances)
         assert np.median(found) <= 1.03 * np.median(theirs)
-        assert np.median(found) < simple
+        assert np.mean(found) < np.mean(simple)

@@ -73,6 +73,7 @@ def cutting_planes(
     norm: str,
     num_classes: int = 3,
     num_steps: int = 24,
+    num_restarts: int = 1,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Looks for the closest adversarial images of an ABS model.
@@ -109,8 +110,12 @@ def cutting_planes(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, state = oracle.logits(batch.images)
         best = bests.first(batch, batch.images, logits, norm)
-        for classes in _nearest_classes(oracle, batch, state, norm)[:num_classes]:
-            best = _approach(oracle, batch, classes, state, best, norm, num_steps)
+        nearest = _nearest_classes(oracle, batch, state, norm)[:num_classes]
+        for restart in range(num_restarts + 1):
+            if restart > 0:
+                _, state = oracle.logits(_draw(split_keys(batch, restart), batch.images))
+            for classes in nearest:
+                best = _approach(oracle, batch, classes, state, best, norm, num_steps)
         return best
 
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)

@@ -67,10 +67,12 @@ def search(
         batch: The originals; not targeted.
         best: What has been found, at least the originals.
         space: Of the changes.
-        num_steps: Most units to change.
-        num_candidates: How many are tried in each step.
+        num_steps: Most units to change; no more than there are.
+        num_candidates: How many are tried in each step; no more than there are.
         num_rounds: Of the search.
     """
+    most = space.units(batch.images).shape[1]
+    num_steps, num_candidates = min(num_steps, most), min(num_candidates, most)
     for number in range(num_rounds):
         forms, done = _start(batch, best, number * (num_steps + 1), number == 0, space=space)
         state = None

@@ -44,8 +44,8 @@ def greedy_pixels(
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,): of the halves undone, and of the
             choice where there is no gradient.
-        max_pixels: Most pixels to change; at most all.
-        num_candidates: How many pixels are tried in each step, at most all.
+        max_pixels: Most pixels to change.
+        num_candidates: How many pixels are tried in each step.
         num_rounds: The search is repeated from the best found with a random half of its changes
             undone.
         progress: Called with the number of questions asked about each image of a batch so far.
@@ -57,11 +57,8 @@ def greedy_pixels(
     Raises:
         ValueError: An argument isn't as described, or the model is a black box.
     """
-    height, width, _ = model.image_shape
-    for name, value in {"max_pixels": max_pixels, "num_candidates": num_candidates}.items():
-        check_count(name, value)
-        if value > height * width:
-            raise ValueError(f"{name} must be at most all {height * width}, got {value}")
+    check_count("max_pixels", max_pixels)
+    check_count("num_candidates", num_candidates)
     check_count("num_rounds", num_rounds)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

@@ -188,7 +188,7 @@ def _move(
     length = _first_length(points, batch.images, step, norm)
     done, moved, reached = idle, points, state
     for _ in range(_NUM_HALVINGS + 1):
-        candidates = _ahead(points, direction, length)
+        candidates = _ahead(points, direction, length, done, moved)
         logits, following = oracle.logits(candidates, state)
         done, moved, reached, length, best = _try(
             batch, done, moved, reached, length, best, candidates, logits, following, norm
@@ -204,8 +204,11 @@ def _first_length(points: jax.Array, originals: jax.Array, step: int, norm: str)
 
 
 @jax.jit
-def _ahead(points: jax.Array, direction: jax.Array, length: jax.Array) -> jax.Array:
-    return jnp.clip(points + per_image(length) * direction, 0.0, 1.0)
+def _ahead(
+    points: jax.Array, direction: jax.Array, length: jax.Array, done: jax.Array, moved: jax.Array
+) -> jax.Array:
+    # What is done must gain nothing by waiting for the others.
+    return choose(done, moved, jnp.clip(points + per_image(length) * direction, 0.0, 1.0))
 
 
 @functools.partial(jax.jit, static_argnames="norm")

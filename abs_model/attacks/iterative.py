@@ -57,9 +57,10 @@ def bim(
 
     The first epsilon is 0.3 for L-infinity and 0.3 sqrt(pixels) for L2 (a root mean square of 0.3);
     while it fails it grows by half, then the interval between the largest that fails and the
-    smallest that succeeds is halved. Steps are epsilon / 6 long. These are the settings of
-    Foolbox 1.x, where 20 searches come after the growth; here they include it. Every iterate
-    counts. Asks the classifier `1 + num_searches * num_steps` times, of these
+    distance of the closest adversarial image found is halved. Steps are epsilon / 6 long. These are
+    the settings of Foolbox 1.x, where 20 searches come after the growth, and the interval ends at
+    the smallest epsilon that succeeds; here the 20 include the growth. Every iterate counts. Asks
+    the classifier `1 + num_searches * num_steps` times, of these
     `1 + num_searches * (num_steps - 1)` times with gradient: that of the original image serves
     every search.
 
@@ -182,7 +183,7 @@ class _Search:
     Attributes:
         epsilons: The next to try, (n,).
         low: The largest that has failed, (n,).
-        high: The smallest that has succeeded, (n,); while there is none, infinity.
+        high: The distance of the closest adversarial image, (n,); while there is none, infinity.
     """
 
     epsilons: jax.Array

@@ -88,10 +88,10 @@ def pointwise(
             beginnings.append(best.images)
         for restart in range(len(beginnings), num_restarts):
             noisy, _, best = search_salt_and_pepper(
-                oracle, batch, split_keys(batch, restart), best, norm, _NUM_EPSILONS, state
+                oracle, batch, split_keys(batch, 2 * restart), best, norm, _NUM_EPSILONS, state
             )
             beginnings.append(choose(wrong, batch.images, noisy))
-        keys = [split_keys(batch, num_restarts + restart) for restart in range(num_restarts)]
+        keys = [split_keys(batch, 2 * restart + 1) for restart in range(num_restarts)]
         return reset_values(oracle, batch, beginnings, keys, best, norm, limit)
 
     return run(attack, model, images, labels, key, norm=norm, norms=("l2", "l0"), progress=progress)

@@ -188,13 +188,13 @@ def _propose(
         surplus = jnp.maximum(changed.sum() - budget, 0)
         missing = jnp.maximum(budget - changed.sum(), 0)
         part = jnp.maximum((share * budget).astype(jnp.int32), 1)
-        # There may be too few others to exchange for.
-        part = jnp.minimum(part, changed.size - changed.sum())
         part = jnp.where((surplus > 0) | (missing > 0), 0, part)
         leaving = _draw(out_key, changed, part + surplus, num_pixels)
-        entering = _draw(in_key, ~changed, part + missing, num_pixels)
-        colours = _colours(colour_key, original)
-        return jnp.where(entering, colours, jnp.where(leaving, original, image))
+        # Those that leave may come back in another colour: there may be no others.
+        others = ~changed | (leaving & (part > 0))
+        entering = _draw(in_key, others, part + missing, num_pixels)
+        kept = jnp.where(leaving[..., None], original, image)
+        return jnp.where(entering[..., None], _colours(colour_key, original), kept)
 
     return jax.vmap(of_image)(keys, images, batch.images, _changed(batch, images), budgets)
 
@@ -205,11 +205,11 @@ def _changed(batch: Batch, images: jax.Array) -> jax.Array:
 
 
 def _draw(key: jax.Array, pixels: jax.Array, count: jax.Array, most: int) -> jax.Array:
-    """`count` random ones of the pixels, but no more than `most`, bool (height, width, 1)."""
+    """`count` random ones of the pixels, but no more than `most`, bool (height, width)."""
     scores = jnp.where(pixels, jax.random.uniform(key, pixels.shape), -1.0)
     places = jax.lax.top_k(scores.ravel(), most)[1]
     drawn = jnp.zeros(pixels.size, bool).at[places].set(jnp.arange(most) < count)
-    return (pixels & drawn.reshape(pixels.shape))[..., None]
+    return pixels & drawn.reshape(pixels.shape)
 
 
 def _colours(key: jax.Array, original: jax.Array) -> jax.Array:

@@ -72,13 +72,20 @@ class Classifier(abc.ABC):
         """
         return self.batch_logits(images), ()
 
-    def batch_follow(self, images: jax.Array, state: PyTree) -> tuple[jax.Array, PyTree]:
+    def batch_follow(
+        self, images: jax.Array, state: PyTree, asked: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
         """Logits of images that have moved a little since `state`, and the state there; pure.
 
-        The two largest logits and their gradients are exact where those of the state were; others
-        may be upper bounds below them.
+        The two largest logits and those asked for are exact, with their gradients, as far as those
+        of the state were; others may be upper bounds below the second largest, without gradient.
+
+        Args:
+            images: (n, height, width, channels).
+            state: From `batch_begin` or `batch_follow` of the images before they moved.
+            asked: Further classes asked for, bool (n, classes).
         """
-        del state
+        del state, asked
         return self.batch_begin(images)
 
     @abc.abstractmethod
@@ -195,11 +202,14 @@ class ABSClassifier(Classifier):
         inference = self.batch_inference(images)
         return self._logits(inference), inference
 
-    def batch_follow(self, images: jax.Array, state: Inference) -> tuple[jax.Array, Inference]:
+    def batch_follow(
+        self, images: jax.Array, state: Inference, asked: jax.Array | None = None
+    ) -> tuple[jax.Array, Inference]:
         # Asked for the classes that were ahead, the search takes up all that may have overtaken.
         _, leaders = jax.lax.top_k(-self.weighted_energies(state), 2)
-        asked = jax.nn.one_hot(leaders, self.num_classes).any(axis=1)
-        inference = self.batch_refinement(images, state, asked)
+        wanted = jax.nn.one_hot(leaders, self.num_classes, dtype=bool).any(axis=1)
+        wanted = wanted if asked is None else wanted | asked
+        inference = self.batch_refinement(images, state, wanted)
         return self._logits(inference), inference
 
     def _logits(self, inference: Inference) -> jax.Array:

@@ -44,7 +44,7 @@ class TrackingClassifier(FunctionClassifier):
     def batch_begin(self, images):
         return self.function(images), images
 
-    def batch_follow(self, images, state):
+    def batch_follow(self, images, state, asked=None):
         jax.debug.callback(self.report, images, state, ordered=True)
         return self.batch_begin(images)
 

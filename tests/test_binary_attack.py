@@ -111,7 +111,7 @@ def test_what_is_snapped_is_what_the_classifiers_threshold():
     np.testing.assert_array_equal(threshold(snapped), threshold(images))
 
 
-@pytest.mark.parametrize("num_candidates", [1, 4])
+@pytest.mark.parametrize("num_candidates", [1, 5])
 def test_fewest_pixels_are_flipped(num_candidates):
     model, images, gains, missing = problem()
     of_pixels = np.maximum(gains, 0).reshape(6, -1, SHAPE[2]).sum(2)
@@ -165,22 +165,31 @@ def test_the_lowest_level_is_found():
     assert needed.max() < 0.45
 
 
-def tiny_network(seed):
-    """A random network of two layers for images of 3 x 4 pixels, with one class well ahead."""
+def network(seed, shape, lead, batch_size):
+    """A random network of two layers, with one class well ahead."""
     random = np.random.default_rng(seed)
     first, second = (
-        jnp.asarray(random.normal(size=size), jnp.float32) for size in ((12, 16), (16, 3))
+        jnp.asarray(random.normal(size=size), jnp.float32)
+        for size in ((np.prod(shape), 16), (16, 3))
     )
-    lead = jnp.array([7.0, 0.0, 0.0])
 
     def logits(images):
-        return jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first) @ second + lead
+        hidden = jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first)
+        return hidden @ second + jnp.array([lead, 0.0, 0.0])
 
-    return binary_classifier(logits, 3, (3, 4, 1), batch_size=2**12)
+    return binary_classifier(logits, 3, shape, batch_size)
 
 
-@norms
-def test_flips_against_brute_force(norm):
+def tiny_network(seed):
+    """For images of 12 pixels, of which there are 4,096 when thresholded."""
+    return network(seed, (3, 4, 1), 7.0, batch_size=2**12)
+
+
+# In L2 a choice of flips is a knapsack problem beside, and a greedy search less of a match.
+@pytest.mark.parametrize(
+    ("norm", "exact", "excess"), [("l0", 0.9, 1.1), ("l2", 0.5, 1.3), ("linf", 0.9, 1.1)]
+)
+def test_flips_against_brute_force(norm, exact, excess):
     model = tiny_network(0)
     images = np.random.default_rng(0).uniform(0, 1, (20, 3, 4, 1)).astype(np.float32)
     labels = model.predict(images)
@@ -197,9 +206,9 @@ def test_flips_against_brute_force(norm):
     best = np.array(best)
     assert np.isfinite(best).sum() >= 10 and best[np.isfinite(best)].std() > 0
     assert np.all(found >= best * (1 - 1e-5))
-    assert np.mean(found <= best * (1 + 1e-5)) >= 0.75
+    assert np.mean(found <= best * (1 + 1e-5)) >= exact
     both = np.isfinite(found)
-    assert np.mean(found[both]) <= 1.1 * np.mean(best[both])
+    assert np.mean(found[both]) <= excess * np.mean(best[both])
 
 
 @norms
@@ -218,10 +227,9 @@ def test_clean_errors_and_faulty_gradients(norm):
 
 @norms
 def test_result_does_not_depend_on_the_split_into_batches(norm):
-    model = tiny_network(1)
-    images = np.random.default_rng(0).uniform(0, 1, (6, 3, 4, 1)).astype(np.float32)
+    model, images = network(1, SHAPE, 7.0, batch_size=6), walled(6)
     labels = model.predict(images)
-    settings = {"norm": norm, "num_restarts": 2}
+    settings = {"norm": norm, "num_rounds": 2, "num_restarts": 2, "num_steps": 5}
     whole = flip_pixels(model, images, labels, KEY, **settings)
     assert np.any(whole.success)
     again = flip_pixels(model, images, labels, KEY, **settings)
@@ -271,7 +279,7 @@ def test_results_keep_to_the_range(seed, norm):
 
 def test_random_starts_find_lower_levels():
     model = tiny_network(2)
-    images = np.random.default_rng(1).uniform(0, 1, (30, 3, 4, 1)).astype(np.float32)
+    images = np.random.default_rng(1).uniform(0, 1, (20, 3, 4, 1)).astype(np.float32)
     labels = model.predict(images)
     once, often = (
         flip_pixels(model, images, labels, KEY, norm="linf", num_restarts=count, num_steps=20)
@@ -284,15 +292,15 @@ def test_random_starts_find_lower_levels():
 def test_counts_the_questions():
     seen = []
     model, images, _, _ = problem(share=0.95)
-    settings = {"max_flips": 2, "num_candidates": 3, "num_rounds": 1, "num_steps": 2}
+    settings = {"max_flips": 2, "num_rounds": 1, "num_steps": 2}
     result = flip_pixels(
-        model, images[:4], np.zeros(4, int), KEY, norm="l2", progress=seen.append, **settings
+        model, images[:3], np.zeros(3, int), KEY, norm="l2", progress=seen.append, **settings
     )
     assert not np.any(result.success)
-    assert seen == list(range(1, 1 + 1 + 2 * 4 + 1))
+    assert seen == list(range(1, 1 + 1 + 2 * 6 + 1))
     np.testing.assert_array_equal(result.num_gradients, 3)
     result = flip_pixels(
-        model, images[:4], np.zeros(4, int), KEY, norm="linf", num_restarts=2, **settings
+        model, images[:3], np.zeros(3, int), KEY, norm="linf", num_restarts=2, **settings
     )
     assert np.all(result.num_queries <= 1 + 10 * 2 * 3)
     np.testing.assert_array_equal(result.num_gradients, result.num_queries - 1)
@@ -320,7 +328,7 @@ def robust_accuracy_of_foolbox(attack, model, images, labels, epsilon):
 )
 def test_the_binary_cnn_is_no_safer_than_from_foolbox(mnist_sample, norm, epsilon, attack):
     model, images, labels = sample(mnist_sample, 20)
-    result = flip_pixels(model, images, labels, KEY, norm=norm, num_rounds=1, num_candidates=3)
+    result = flip_pixels(model, images, labels, KEY, norm=norm, num_rounds=1)
     assert np.all(result.success)
     np.testing.assert_array_equal(model.predict(result.images) != labels, result.success)
     robust = np.mean(np.asarray(result.distances) > epsilon)

@@ -3,7 +3,6 @@
 import foolbox
 import hypothesis
 import hypothesis.strategies as st
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from abs_model.attacks import Batch
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.deepfool import _step, deepfool
-from abs_model.attacks.geometry import dual_lengths, nearest_boundaries
+from abs_model.attacks.geometry import dual_lengths
 from tests import minimal_norm
 from tests.linear_classifiers import (
     SHAPE,
@@ -73,7 +72,7 @@ def test_images_stay_where_they_fool_the_classifier():
     jacobian = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
     moved, _ = _step(
         batch, images, jnp.zeros_like(images), jacobian, model.logits(images),
-        jnp.array([True, False]), 0.02, norm="l2", warm=False,
+        jnp.array([True, False]), 0.02, norm="l2",
     )  # fmt: skip
     np.testing.assert_array_equal(jnp.any(moved != images, axis=(1, 2, 3)), [False, True])
 
@@ -117,19 +116,6 @@ def test_dual_lengths_bound_the_growth_of_linear_functions(norm):
     actual = dual_lengths(jnp.asarray(gradients, jnp.float32), norm)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
     np.testing.assert_array_equal(dual_lengths(jnp.zeros((2, 6, 5, 2)), norm), 0.0)
-
-
-def test_classes_that_a_warm_start_only_bounds_are_left_out():
-    """Class 1 is nearest, were its logit exact; its zero gradient says that it is a bound."""
-    images = jnp.asarray(greys(1))
-    batch = Batch(images, jnp.array([0]), image_keys(KEY, 1), targeted=False)
-    random = np.random.default_rng(0).normal(size=(1, 3, *images.shape[1:]))
-    jacobian = jnp.asarray(random, jnp.float32).at[:, 1].set(0.0)
-    logits = jnp.array([[1.0, 0.9, 0.5]])
-    nearest = jax.jit(nearest_boundaries, static_argnames=("norm", "warm"))
-    planes = [nearest(jacobian, logits, batch, norm="l2", warm=warm) for warm in (False, True)]
-    np.testing.assert_allclose([plane.values[0] for plane in planes], [-0.1, -0.5], rtol=1e-5)
-    np.testing.assert_allclose(planes[1].normals, jacobian[:, 2] - jacobian[:, 0])
 
 
 @pytest.mark.parametrize(

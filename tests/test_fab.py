@@ -92,7 +92,7 @@ def test_a_step_is_drawn_towards_the_original(norm, near):
     label = int(model.predict(originals)[0])
     batch = Batch(originals, jnp.array([label]), image_keys(KEY, 1), targeted=False)
     jacobian = model.weights.T.reshape(1, 2, *SHAPE)
-    moved = _move(batch, images, jacobian, model.logits(images), 0.3, 1.05, norm=norm, warm=False)
+    moved = _move(batch, images, jacobian, model.logits(images), 0.3, 1.05, norm=norm)
     np.testing.assert_allclose(moved.reshape(-1), expected, atol=1e-5)
 
 

@@ -118,15 +118,16 @@ def test_differences_are_evaluated_once_for_all_classes_and_only_when_asked_for(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Follower(FunctionClassifier):
-    """Keeps its two largest logits exact when it follows; the others are much too small."""
+    """When it follows, the two largest logits and those asked for are exact, others too small."""
 
     def batch_begin(self, images):
         return self.function(images), images
 
-    def batch_follow(self, images, state):
-        second = jax.lax.top_k(self.function(state), 2)[0][:, 1:]
+    def batch_follow(self, images, state, asked=None):
+        exact = self.function(state) >= jax.lax.top_k(self.function(state), 2)[0][:, 1:]
+        exact = exact if asked is None else exact | asked
         logits = self.function(images)
-        return jnp.where(self.function(state) >= second, logits, logits - 100.0), images
+        return jnp.where(exact, logits, logits - 100.0), images
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -137,12 +138,25 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
     estimated = estimate_gradients(model)
     images = jnp.asarray(greys(4))
     state = None if begun else images + 0.001
-    rows, logits, following = Oracle(estimated).jacobian(images, state)
+    rows, _, following = Oracle(estimated).jacobian(images, state)
     np.testing.assert_array_equal(following, images)
-    expected = np.broadcast_to(linear.weights.T.reshape(3, *SHAPE), rows.shape).copy()
-    last = np.argmin(logits, axis=1)
-    expected[np.arange(4), last] = 0
+    expected = np.broadcast_to(linear.weights.T.reshape(3, *SHAPE), rows.shape)
     np.testing.assert_allclose(rows, expected, atol=1e-3)
+
+
+def test_mere_bounds_have_no_gradient():
+    linear = three_classes()
+    plain = function_classifier(linear.batch_logits, 3)
+    model = Follower(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+    images = jnp.asarray(greys(4))
+    last = np.argmin(linear.logits(images), axis=1)
+    follow = estimate_gradients(model).batch_follow
+    for asked, expected in ((False, 0.0), (True, linear.weights.T[last].reshape(4, *SHAPE))):
+        wanted = jnp.full((4, 3), asked)
+        gradient = jax.grad(
+            lambda x, wanted=wanted: follow(x, images, wanted)[0][jnp.arange(4), last].sum()
+        )(images)
+        np.testing.assert_allclose(gradient, expected, atol=1e-3)
 
 
 def test_differences_are_asked_about_with_the_state_of_the_image_itself():

@@ -1,41 +1,35 @@
 """Cutting planes: the attack made for ABS, which knows the shape of its decision boundaries.
 
-ABS explains an image x by a class's latents z at the energy w (||x - G(z)||^2 + ||z||^2 / 2) and
-decides for the class of the best explanation. With W the largest of the weights w,
+The margin of another class over the label is a difference p(x) - q(x) of convex functions, of which
+the latents at any point give the value and the gradient; see `planes`. Both are linearised wherever
+the classifier is asked:
 
-    W ||x||^2 - min over z of w (||x - G(z)||^2 + ||z||^2 / 2)
-
-is a maximum of convex functions of x, hence convex. So the margin of another class over the label
-is a difference p(x) - q(x) of convex functions, of which the latents at any point give the value
-and the gradient. p, linearised at an iterate, bounds p from below, and every linearisation of q
-bounds q from below:
-
-- p's tells how far to go, at least: where it is above q, x is adversarial. This is the
-  concave-convex procedure, each of whose iterates is better than the last (Yuille and Rangarajan,
-  "The concave-convex procedure", Neural Computation 15(4), 2003).
-- q's are collected, and the closest image at which p's is above all of them is next: the
-  cutting-plane method for what is now a convex problem (Kelley, "The cutting-plane method for
-  solving convex programs", Journal of the SIAM 8(4), 1960). Explanations of the label that take
-  over on the way are cuts like others.
+- Where p's linearisation is above q, x is adversarial. To look for the closest such x, and to
+  linearise anew there, is the concave-convex procedure, each of whose iterates is better than the
+  last (Yuille and Rangarajan, "The concave-convex procedure", Neural Computation 15(4), 2003).
+- Of q the linearisations are collected, and the closest image at which p's is above all of them is
+  next: the cutting-plane method for what is now a convex problem (Kelley, "The cutting-plane method
+  for solving convex programs", Journal of the SIAM 8(4), 1960). Explanations of the label that take
+  over on the way are planes like others.
 
 Each pair of linearisations makes a half-space of images; `halfspaces` finds the closest image in
-all of them. For Binary ABS, of whose thresholded images the squared norm is linear, p and q are
-maxima of linear functions, and the change is one of flips.
+all of them, in each norm. For Binary ABS the change is one of thresholded values.
 """
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Self
 
 import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import NORMS, AttackResult, check_count, distances
+from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.binary import snap
-from abs_model.attacks.explanations import asking, check_abs, of_class
+from abs_model.attacks.explanations import asking, check_abs
 from abs_model.attacks.halfspaces import (
     Cost,
     Flips,
@@ -45,22 +39,29 @@ from abs_model.attacks.halfspaces import (
     smallest_changes,
 )
 from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks.planes import Planes, linearise
+from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.classifiers import ABSClassifier, Classifier, threshold
 from abs_model.inference import Inference
 
-_NUM_CUTS = 8
+_NUM_PLANES = 8
+_NUM_SCOUTING_STEPS = 4
 # What is found between questions from scratch rests on explanations near the last one, and is not
 # relied upon.
 _FROM_SCRATCH_EVERY = 4
-_NUM_SCOUTING_STEPS = 4
 # How far beyond the linearised boundary to aim, as a part of the way there: first, and at least
 # after a failure.
 _OVERSHOOT = 1e-3
-_SMALLEST_OVERSHOOT = 1e-4
-# Binary ABS. In L2, the smallest price as a part of that of flipping black or white. In L-infinity
-# prices grow with this power of the change, so that the largest one decides.
-_SMALLEST_PRICE = 1e-3
+_LEAST_OVERSHOOT = 1e-4
+# How far questions lie beyond the images, as a part of the way since the last ones, because that is
+# where images will be. (A question from scratch is about the image itself.)
+_MOMENTUM = 0.5
+# L-infinity: weight of the squared L2 norm at the first and at the last step. A small one lets the
+# largest change alone decide, but then many images are as good, and the iterates jump.
+_FIRST_L2_PART, _LAST_L2_PART = 1e-3, 1e-5
+# Binary ABS: the smallest price of a flip, as a part of that of flipping black or white. In
+# L-infinity prices grow with this power of the change, so that the largest one decides.
+_LEAST_PRICE = 1e-4
 _POWER = 16
 
 
@@ -72,29 +73,34 @@ def cutting_planes(
     *,
     norm: str,
     num_classes: int = 3,
-    num_steps: int = 24,
+    num_steps: int = 32,
     num_restarts: int = 1,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Looks for the closest adversarial images of an ABS model.
 
-    Goes for one class after the other, each time from the original: `num_steps` times the closest
-    image behind the planes so far is asked about, and what explains it adds a plane. Each fourth
-    question, and the last, is asked from scratch; only what these find counts. The planes lie a
-    little behind the boundary: half as far after a success, twice as far after a failure. Which
-    classes to go for is found out in 4 steps towards each: those whose images are closest then.
+    Goes for one class after the other: `num_steps` times the closest image behind the planes so far
+    is asked about, and what explains it adds a plane. Each fourth question, and the last, is asked
+    from scratch; only what these find counts. The planes lie a little behind the boundary: half as
+    far after a success, twice as far after a failure. Which classes to go for is found out in 4
+    steps towards each: those whose images are closest then.
 
-    Asks the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times. Gradients are not
-    asked for, because the latents that it answers with tell them.
+    All this begins with what explains the original. A restart begins with what explains an image
+    of noise around it.
+
+    Asks the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
+    restart `1 + num_classes * num_steps` times. Gradients are not asked for, because the latents
+    that it answers with tell them.
 
     Args:
         model: An ABS or Binary ABS model.
         images: Float32 (N, height, width, channels) in [0, 1].
         labels: Integers (N,): the classes to lead away from.
-        key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
+        key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2", "linf" or "l0".
         num_classes: How many other classes to go for; if there are fewer, all.
-        num_steps: Questions about each.
+        num_steps: Questions on the way to each.
+        num_restarts: How often to go for them again; 0 or more.
         progress: Called with the number of questions asked about each image of a batch so far.
 
     Returns:
@@ -106,6 +112,8 @@ def cutting_planes(
     check_abs(model, "cutting_planes")
     check_count("num_classes", num_classes)
     check_count("num_steps", num_steps)
+    if num_restarts != 0:
+        check_count("num_restarts", num_restarts)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, state = oracle.logits(batch.images)
@@ -121,56 +129,17 @@ def cutting_planes(
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Cuts:
-    """Linear functions <gradients, x> + offsets below q, of each image K.
-
-    Attributes:
-        gradients: (n, K, values).
-        offsets: (n, K); minus infinity where there is none yet.
-        multipliers: (n, K): how much each held the last image back.
-    """
-
-    gradients: jax.Array
-    offsets: jax.Array
-    multipliers: jax.Array
-
-    @classmethod
-    def none(cls, images: jax.Array, number: int) -> "_Cuts":
-        count = len(images)
-        return cls(
-            jnp.zeros((count, number, images[0].size)),
-            jnp.full((count, number), -jnp.inf),
-            jnp.zeros((count, number)),
-        )
-
-    def add(self, gradients: jax.Array, offsets: jax.Array) -> "_Cuts":
-        """With a function (n, values), (n,) in place of the one that matters least."""
-        least = jnp.argmin(jnp.where(jnp.isinf(self.offsets), -1.0, self.multipliers), axis=1)
-        here = jnp.arange(self.offsets.shape[1]) == least[:, None]
-        return _Cuts(
-            jnp.where(here[:, :, None], gradients[:, None], self.gradients),
-            jnp.where(here, offsets[:, None], self.offsets),
-            jnp.where(here, 0.0, self.multipliers),
-        )
-
-
 def _nearest_classes(oracle: Oracle, batch: Batch, state: Inference, norm: str) -> list[jax.Array]:
-    """Each image's other classes, (n,) each, those first of which it finds close images soonest.
-
-    Asks about all of them.
-    """
+    """Each image's other classes, (n,) each, those first to which a few steps lead soonest."""
     number = oracle.model.num_classes
     away = []
     for rank in range(1, number):
         classes = (batch.classes + rank) % number
-        cuts, there = _Cuts.none(batch.images, _NUM_CUTS), state
-        overshoot = jnp.zeros(len(classes))
+        walk = _Walk.start(batch, classes, state, overshoot=0.0)
         for _ in range(_NUM_SCOUTING_STEPS):
-            images, cuts = _next_images(oracle.model, batch, classes, there, cuts, overshoot, norm)
-            _, there = oracle.logits(images, asking(there, batch.classes, classes))
-        away.append(distances(images, batch.images, norm))
+            walk = walk.next(oracle.model, batch, _FIRST_L2_PART, norm)
+            walk = walk.follow(oracle, batch)
+        away.append(distances(walk.images, batch.images, norm))
     order = jnp.argsort(jnp.stack(away, axis=1), axis=1)
     return list(((batch.classes[:, None] + 1 + order) % number).T)
 
@@ -184,91 +153,102 @@ def _approach(
     norm: str,
     num_steps: int,
 ) -> Best:
-    """Goes for one class of each image, (n,), from the originals, which have this state."""
-    cuts = _Cuts.none(batch.images, _NUM_CUTS)
-    overshoot = jnp.full(len(classes), _OVERSHOOT)
+    """Goes for one class of each image, (n,), beginning with the explanations of the state."""
+    walk = _Walk.start(batch, classes, state, _OVERSHOOT)
     for step in range(1, num_steps + 1):
-        images, cuts = _next_images(oracle.model, batch, classes, state, cuts, overshoot, norm)
+        l2_part = _FIRST_L2_PART * (_LAST_L2_PART / _FIRST_L2_PART) ** (step / num_steps)
+        walk = walk.next(oracle.model, batch, l2_part, norm)
         if step % _FROM_SCRATCH_EVERY and step < num_steps:
-            _, state = oracle.logits(images, asking(state, batch.classes, classes))
+            walk = walk.follow(oracle, batch)
         else:
-            logits, state = oracle.logits(images)
-            best = bests.update(best, batch, images, logits, norm)
-            overshoot = _adapt(overshoot, batch.fooled(logits))
+            walk, best = walk.judge(oracle, batch, best, norm)
     return best
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _next_images(
-    model: ABSClassifier,
-    batch: Batch,
-    classes: jax.Array,
-    state: Inference,
-    cuts: _Cuts,
-    overshoot: jax.Array,
-    norm: str,
-) -> tuple[jax.Array, _Cuts]:
-    """The images to ask about next, and the cuts with that of the state."""
-    cuts = cuts.add(*_linearise(model, state, batch.classes))
-    gradients, offsets = _linearise(model, state, classes)
-    seen = _seen(model, batch.images)
-    there = jnp.isfinite(cuts.offsets)
-    normals = jnp.where(there[:, :, None], gradients[:, None] - cuts.gradients, 0.0)
-    at_originals = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - cuts.offsets
-    needs = jnp.where(there, -at_originals, -1.0)
-    needs = needs + overshoot[:, None] * jnp.abs(needs)
-    cost = _cost(model, batch.images, norm)
-    changes, multipliers = smallest_changes(cost, Halfspaces(normals, needs, cuts.multipliers))
-    images = (seen + changes).reshape(batch.images.shape)
-    images = snap(images, batch.images) if model.binary else jnp.clip(images, 0.0, 1.0)
-    return images, dataclasses.replace(cuts, multipliers=multipliers)
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Walk:
+    """Where the way towards one class is.
 
-
-def _linearise(
-    model: ABSClassifier, state: Inference, classes: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """W ||x||^2 minus the classes' weighted energy, linearised: gradients (n, values), offsets
-    (n,).
-
-    Exact in its value and gradient at the state's images, and below the function elsewhere.
+    Attributes:
+        images: The closest behind the planes so far, (n, height, width, channels).
+        previous: Those before.
+        classes: Where it leads, int32 (n,).
+        state: Of what was asked last.
+        planes: Below the f of the label.
+        overshoot: How far behind the boundary the planes lie, as a part of the way there, (n,).
     """
-    count = len(classes)
-    seen = state.images.reshape(count, -1)
-    reconstructions = of_class(state.reconstructions, classes).reshape(count, -1)
-    latents = of_class(state.latents, classes)
-    weights = model.class_weights[classes][:, None]
-    rest = model.class_weights.max() - weights
-    fixed = weights * (
-        jnp.sum(reconstructions**2, axis=1, keepdims=True)
-        + 0.5 * jnp.sum(latents**2, axis=1, keepdims=True)
-    )
-    gradients = 2 * weights * reconstructions
-    if model.binary:  # the squared norm of zeros and ones is their sum
-        return gradients + rest, -fixed[:, 0]
-    squared = jnp.sum(seen**2, axis=1, keepdims=True)
-    return gradients + 2 * rest * seen, -(fixed + rest * squared)[:, 0]
+
+    images: jax.Array
+    previous: jax.Array
+    classes: jax.Array
+    state: Inference
+    planes: Planes
+    overshoot: jax.Array
+
+    @classmethod
+    def start(cls, batch: Batch, classes: jax.Array, state: Inference, overshoot: float) -> Self:
+        planes = Planes.none(batch.images, _NUM_PLANES)
+        overshoots = jnp.full(len(classes), overshoot)
+        return cls(batch.images, batch.images, classes, state, planes, overshoots)
+
+    @functools.partial(jax.jit, static_argnames="norm")
+    def next(self, model: ABSClassifier, batch: Batch, l2_part: jax.Array, norm: str) -> Self:
+        """At the closest images behind the planes, with that of the state among them."""
+        planes = self.planes.add(*linearise(model, self.state, batch.classes))
+        gradients, offsets = linearise(model, self.state, self.classes)
+        flat = batch.images.reshape(len(batch.images), -1)
+        seen = threshold(flat) if model.binary else flat
+        exists = jnp.isfinite(planes.offsets)
+        normals = jnp.where(exists[:, :, None], gradients[:, None] - planes.gradients, 0.0)
+        margins = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - planes.offsets
+        needs = jnp.where(exists, -margins + self.overshoot[:, None] * jnp.abs(margins), -1.0)
+        changes, multipliers = smallest_changes(
+            _cost(seen, flat, l2_part, norm, model.binary),
+            Halfspaces(normals, needs, planes.multipliers),
+        )
+        images = jnp.clip(seen + changes, 0.0, 1.0).reshape(batch.images.shape)
+        return dataclasses.replace(
+            self,
+            images=snap(images, batch.images) if model.binary else images,
+            previous=self.images,
+            planes=dataclasses.replace(planes, multipliers=multipliers),
+        )
+
+    def follow(self, oracle: Oracle, batch: Batch) -> Self:
+        """Asks a little beyond the images, going on from the state."""
+        ahead = _beyond(self.images, self.previous)
+        _, state = oracle.logits(ahead, asking(self.state, batch.classes, self.classes))
+        return dataclasses.replace(self, state=state)
+
+    def judge(self, oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[Self, Best]:
+        """Asks about the images from scratch."""
+        logits, state = oracle.logits(self.images)
+        overshoot = _adapt(self.overshoot, batch.fooled(logits))
+        best = bests.update(best, batch, self.images, logits, norm)
+        return dataclasses.replace(self, state=state, overshoot=overshoot), best
 
 
-def _cost(model: ABSClassifier, originals: jax.Array, norm: str) -> Cost:
-    flat = originals.reshape(len(originals), -1)
-    if not model.binary:
-        if norm == "l2":
-            return SquaredLength(flat)
-        return LargestChange(flat) if norm == "linf" else Flips(flat, jnp.ones_like(flat))
-    size = 2 * jnp.abs(flat - 0.5)
-    if norm == "l2":
-        prices = jnp.maximum(size**2, _SMALLEST_PRICE)
-    else:
-        prices = jnp.maximum(size**_POWER, 1e-6) if norm == "linf" else jnp.ones_like(flat)
-    return Flips(threshold(flat), prices)
-
-
-def _seen(model: ABSClassifier, images: jax.Array) -> jax.Array:
-    """What the decoders explain, flat: (n, values)."""
-    flat = images.reshape(len(images), -1)
-    return threshold(flat) if model.binary else flat
+@jax.jit
+def _beyond(images: jax.Array, previous: jax.Array) -> jax.Array:
+    return jnp.clip(images + _MOMENTUM * (images - previous), 0.0, 1.0)
 
 
 @jax.jit
 def _adapt(overshoot: jax.Array, fooled: jax.Array) -> jax.Array:
-    return jnp.where(fooled, overshoot / 2, jnp.maximum(2 * overshoot, _SMALLEST_OVERSHOOT))
+    return jnp.where(fooled, overshoot / 2, jnp.maximum(2 * overshoot, _LEAST_OVERSHOOT))
+
+
+def _cost(
+    seen: jax.Array, originals: jax.Array, l2_part: jax.Array, norm: str, binary: bool
+) -> Cost:
+    """What changes of what the decoders see cost in distance from the originals; both flat."""
+    if norm == "l0":
+        return Flips(seen, jnp.ones_like(seen))
+    if not binary:
+        return SquaredLength(seen) if norm == "l2" else LargestChange(seen, l2_part)
+    size = 2 * jnp.abs(originals - 0.5)
+    return Flips(seen, jnp.maximum(size ** (2 if norm == "l2" else _POWER), _LEAST_PRICE))
+
+
+_draw = jax.jit(functools.partial(draw_start, epsilon=1.0, norm="linf"))

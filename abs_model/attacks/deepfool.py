@@ -83,7 +83,7 @@ def deepfool(
                 break
             iterates, total = _step(
                 batch, iterates, total, jacobian, logits, best.success, overshoot,
-                norm=norm, warm=oracle.warm,
+                norm=norm,
             )  # fmt: skip
             jacobian, logits, state = oracle.jacobian(iterates, state)
             best = bests.update(best, batch, iterates, logits, norm)
@@ -94,7 +94,7 @@ def deepfool(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "warm"))
+@functools.partial(jax.jit, static_argnames="norm")
 def _step(
     batch: Batch,
     iterates: jax.Array,
@@ -105,10 +105,9 @@ def _step(
     overshoot: jax.Array,
     *,
     norm: str,
-    warm: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """The next iterates, and the sums of their steps."""
-    planes = nearest_boundaries(jacobian, logits, batch, norm=norm, warm=warm)
+    planes = nearest_boundaries(jacobian, logits, batch, norm=norm)
     steepness = dual_lengths(planes.normals, norm)
     away = jnp.abs(planes.values) / jnp.where(steepness > 0, steepness, 1.0)
     # Linearised far from any boundary, it may seem to be far outside of the range of images.

@@ -29,10 +29,11 @@ def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
 
 
 def asking(state: Inference, *classes: jax.Array) -> Inference:
-    """The same state, from which the next answer searches the latents of the given classes.
+    """The same state, from which the next answer searches the latents of the given classes only.
 
-    An answer that goes on from a state searches the two classes ahead and what may have overtaken
-    them. Energies serve it as lower bounds only, and zero is one that puts a class ahead.
+    An answer that goes on from a state searches the two classes ahead, and what may have overtaken
+    them as far as the state's energies tell. Here these put the two classes ahead and the others
+    out of reach. So the answer's logits are of no use but for these two.
 
     Args:
         state: From an answer about ABS.
@@ -40,9 +41,4 @@ def asking(state: Inference, *classes: jax.Array) -> Inference:
     """
     number = state.energies.shape[1]
     asked = jnp.stack([jax.nn.one_hot(c, number, dtype=bool) for c in classes]).any(0)
-    return dataclasses.replace(state, energies=jnp.where(asked, 0.0, state.energies))
-
-
-def other_classes(energies: jax.Array, labels: jax.Array) -> jax.Array:
-    """The energies (n, classes), infinite for the labels (n,)."""
-    return jnp.where(jnp.arange(energies.shape[1]) == labels[:, None], jnp.inf, energies)
+    return dataclasses.replace(state, energies=jnp.where(asked, 0.0, jnp.inf))

@@ -108,9 +108,7 @@ def fab(
                 iterates, state = _draw(split_keys(batch, restart), batch, best, norm), None
             for _ in range(num_steps):
                 gradients, logits, state = _ask(oracle, batch, iterates, state)
-                moved = _move(
-                    batch, iterates, gradients, logits, alpha_max, eta, norm=norm, warm=oracle.warm
-                )
+                moved = _move(batch, iterates, gradients, logits, alpha_max, eta, norm=norm)
                 logits, state = oracle.logits(moved, state)
                 iterates, best = _step_back(batch, moved, logits, best, beta, norm)
         return _search(oracle, batch, original, best, norm)
@@ -143,7 +141,7 @@ def _ask(
     return oracle.jacobian(iterates, state)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "warm"))
+@functools.partial(jax.jit, static_argnames="norm")
 def _move(
     batch: Batch,
     iterates: jax.Array,
@@ -153,13 +151,12 @@ def _move(
     eta: jax.Array,
     *,
     norm: str,
-    warm: bool,
 ) -> jax.Array:
     """The biased step: between what the projections of iterates and originals lead to."""
     if batch.targeted:
         planes = Hyperplanes(margins(logits, batch), gradients)
     else:
-        planes = nearest_boundaries(gradients, logits, batch, norm=norm, warm=warm)
+        planes = nearest_boundaries(gradients, logits, batch, norm=norm)
     back = jnp.sum(planes.normals * (batch.images - iterates), axis=(1, 2, 3))
     seen_from_originals = Hyperplanes(planes.values + back, planes.normals)
     way = project_in_box(iterates, planes, norm) - iterates

@@ -60,7 +60,7 @@ def farthest(images: jax.Array, norm: str) -> jax.Array:
 
 
 def nearest_boundaries(
-    jacobian: jax.Array, logits: jax.Array, batch: Batch, *, norm: str, warm: bool
+    jacobian: jax.Array, logits: jax.Array, batch: Batch, *, norm: str
 ) -> Hyperplanes:
     """For each image the nearest of the boundaries between its label and the other classes.
 
@@ -72,8 +72,6 @@ def nearest_boundaries(
         logits: (n, classes).
         batch: Of an untargeted attack.
         norm: "l2" or "linf", of the distances.
-        warm: Whether the logits may be from a warm start (`Oracle.warm`). Then those of classes far
-            behind may be mere bounds, which have zero gradients; such classes are left out.
 
     Returns:
         Hyperplanes; normals are zero where no class has a gradient that differs from the label's.
@@ -82,8 +80,7 @@ def nearest_boundaries(
     values = logits - _of_class(logits, batch.classes)
     normals = jacobian - _of_class(jacobian, batch.classes)
     steepness = dual_lengths(normals, norm)
-    known = jnp.any(jacobian != 0, axis=(2, 3, 4)) if warm else True
-    possible = ~is_label & known & (steepness > 0)
+    possible = ~is_label & (steepness > 0)
     away = jnp.where(possible, jnp.abs(values) / jnp.where(possible, steepness, 1.0), jnp.inf)
     nearest = away.argmin(1)
     found = possible.any(1)

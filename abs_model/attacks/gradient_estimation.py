@@ -65,8 +65,8 @@ class EstimatedGradients(Classifier):
     """A classifier with the logits of another, and estimates of their gradients.
 
     For a classifier whose `batch_follow` gains something from its state (ABS), the differences
-    follow from the state of the image itself. That keeps no more than two logits exact, so that the
-    gradients of all but the two largest are taken to be 0.
+    follow from the state of the image itself. Logits that are mere bounds then have the gradient 0:
+    all but the two largest and those asked for.
 
     Attributes:
         model: The other.
@@ -86,10 +86,13 @@ class EstimatedGradients(Classifier):
         return self.batch_begin(images)[0]
 
     def batch_begin(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
-        return _answer(self, images, None)
+        # Of an image asked about from scratch, all logits are exact, and all gradients follow.
+        return _answer(self, images, None, jnp.ones((len(images), self.num_classes), bool))
 
-    def batch_follow(self, images: jax.Array, state: PyTree) -> tuple[jax.Array, PyTree]:
-        return _answer(self, images, state)
+    def batch_follow(
+        self, images: jax.Array, state: PyTree, asked: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        return _answer(self, images, state, asked)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return self.model.logits_to_confidences(logits)
@@ -97,42 +100,50 @@ class EstimatedGradients(Classifier):
 
 @jax.custom_vjp
 def _answer(
-    estimated: EstimatedGradients, images: jax.Array, state: PyTree
+    estimated: EstimatedGradients, images: jax.Array, state: PyTree, asked: jax.Array | None
 ) -> tuple[jax.Array, PyTree]:
     model = estimated.model
-    return model.batch_begin(images) if state is None else model.batch_follow(images, state)
+    if state is None:
+        return model.batch_begin(images)
+    return model.batch_follow(images, state, asked)
 
 
 def _forward(
-    estimated: EstimatedGradients, images: jax.Array, state: PyTree
+    estimated: EstimatedGradients, images: jax.Array, state: PyTree, asked: jax.Array | None
 ) -> tuple[tuple[jax.Array, PyTree], jax.Array]:
     # The derivatives of all logits at once: an attack that asks for them one by one, such as
     # `Oracle.jacobian`, pays for a single set of differences.
-    logits, following = _answer(estimated, images, state)
-    derivatives = _derivatives(estimated, images, logits, following)
+    logits, following = _answer(estimated, images, state, asked)
+    exact = logits >= jax.lax.top_k(logits, 2)[0][:, 1:]
+    if asked is not None:
+        exact |= asked
+    derivatives = _derivatives(estimated, images, logits, following, exact)
     if jax.tree.leaves(following):
-        second = jax.lax.top_k(logits, 2)[0][:, 1:]
-        derivatives = jnp.where((logits >= second)[..., None], derivatives, 0.0)
+        derivatives = jnp.where(exact[..., None], derivatives, 0.0)
     return (logits, following), derivatives.reshape(*logits.shape, *images.shape[1:])
 
 
 def _backward(
     derivatives: jax.Array, cotangents: tuple[jax.Array, PyTree]
-) -> tuple[None, jax.Array, None]:
-    return None, jnp.einsum("nk,nkhwc->nhwc", cotangents[0], derivatives), None
+) -> tuple[None, jax.Array, None, None]:
+    return None, jnp.einsum("nk,nkhwc->nhwc", cotangents[0], derivatives), None, None
 
 
 _answer.defvjp(_forward, _backward)
 
 
 def _derivatives(
-    estimated: EstimatedGradients, images: jax.Array, logits: jax.Array, state: PyTree
+    estimated: EstimatedGradients,
+    images: jax.Array,
+    logits: jax.Array,
+    state: PyTree,
+    asked: jax.Array,
 ) -> jax.Array:
-    """Of all logits by all values of their images, (n, classes, values)."""
+    """Of all logits by all values of their images, (n, classes, values); exact where asked for."""
     flat = images.reshape(len(images), -1)
     values = flat.shape[1]
     count = min(max(1, _CHUNK // len(images)), values)  # coordinates at a time
-    states = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), state)
+    states, all_asked = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (state, asked))
 
     def probe(coordinates: jax.Array) -> jax.Array:
         before = flat[:, coordinates]  # (n, count)
@@ -141,7 +152,9 @@ def _derivatives(
         moved = jax.vmap(lambda at, new: flat.at[:, at].set(new), in_axes=(0, 1))(
             coordinates, after
         )
-        found, _ = estimated.model.batch_follow(moved.reshape(-1, *images.shape[1:]), states)
+        found, _ = estimated.model.batch_follow(
+            moved.reshape(-1, *images.shape[1:]), states, all_asked
+        )
         changes = found.reshape(count, *logits.shape) - logits
         return changes / (after - before).T[..., None]
 

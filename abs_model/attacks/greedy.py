@@ -57,7 +57,7 @@ def search(
     """Changes a unit of each image in each step until it is fooled, in several rounds.
 
     The first round starts from the originals, the others from the best found with a random half of
-    the changes undone (an iterated greedy search); they leave out images that aren't fooled.
+    the changes undone, and choose less strictly by gains; they leave out images that aren't fooled.
 
     Asks `num_rounds * (1 + num_steps * (2 + num_candidates))` times at most, `num_rounds *
     (1 + num_steps)` times with gradient.
@@ -81,7 +81,7 @@ def search(
                 break
             jacobian, logits, state = oracle.jacobian(_images(batch, forms, space), state)
             candidates, costs = _propose(
-                batch, forms, jacobian, logits, number * (num_steps + 1) + step,
+                batch, forms, jacobian, logits, number * (num_steps + 1) + step, number > 0,
                 space=space, count=num_candidates, warm=oracle.warm,
             )  # fmt: skip
             scores = jnp.full(len(forms), -jnp.inf)
@@ -132,12 +132,15 @@ def _propose(
     jacobian: jax.Array,
     logits: jax.Array,
     step: int,
+    noisy: bool,
     *,
     space: Space,
     count: int,
     warm: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Forms with one more change, (count, n, height, width, channels), and its cost, (count, n).
+
+    With `noisy`, gains are weighed with random numbers from 0 to 1, so that rounds differ.
 
     From a warm start (`Oracle.warm`), logits of classes far behind may be mere bounds, which have
     zero gradients; such classes are left out.
@@ -159,7 +162,8 @@ def _propose(
     ratios = gain / costs
     largest = ratios.max(1, keepdims=True)
     noise = jax.vmap(lambda key: jax.random.uniform(key, ratios.shape[1:]))(split_keys(batch, step))
-    ratios = ratios / jnp.where(largest > 0, largest, 1.0) + 1e-6 * noise
+    weights = jnp.where(noisy, noise, 1.0)
+    ratios = weights * ratios / jnp.where(largest > 0, largest, 1.0) + 1e-6 * noise
     places = jax.lax.top_k(jnp.where(free, ratios, -1.0), count)[1].T
     chosen = jax.nn.one_hot(places, ratios.shape[1], dtype=bool)
     return jnp.where(space.spread(chosen, shape), ends, forms), costs[rows, places]

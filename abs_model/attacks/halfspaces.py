@@ -29,8 +29,6 @@ _LENGTHS = (0.0, *(4.0**-power for power in range(10)))
 # too weak to change anything, they are zero.
 _RIDGE = 1e-4
 _LEAST_RIDGE = 1e-3
-# L-infinity: weight of the squared L2 norm, which makes its cost strictly convex.
-_L2_PART = 1e-4
 _NUM_HALVINGS = 16
 # Flips: how far beyond its price a value's gain must be for it to flip as a whole, as a part of the
 # largest price.
@@ -138,9 +136,11 @@ class LargestChange(Cost):
 
     Attributes:
         originals: Flat images, (n, values).
+        l2_part: w, above 0: float32 ().
     """
 
     originals: jax.Array
+    l2_part: jax.Array
 
     def respond(self, pull: jax.Array) -> Response:
         size = jnp.abs(pull)
@@ -148,21 +148,22 @@ class LargestChange(Cost):
 
         def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             middle = (ends[0] + ends[1]) / 2
-            excess = jnp.maximum(size - _L2_PART * middle, 0.0)
+            excess = jnp.maximum(size - self.l2_part * middle, 0.0)
             low = jnp.sum(jnp.where(room > middle, excess, 0.0), 1, keepdims=True) > middle
             return jnp.where(low, middle, ends[0]), jnp.where(low, ends[1], middle)
 
         zero = jnp.zeros((len(pull), 1))
         low, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (zero, zero + 1.0))
-        held = (size > _L2_PART * (low + high) / 2) & (room > (low + high) / 2)
-        stiffness = 1.0 + _L2_PART * held.sum(1, keepdims=True)
+        held = (size > self.l2_part * (low + high) / 2) & (room > (low + high) / 2)
+        stiffness = 1.0 + self.l2_part * held.sum(1, keepdims=True)
         largest = jnp.sum(jnp.where(held, size, 0.0), 1, keepdims=True) / stiffness
         largest = jnp.clip(largest, low, high)
-        sizes = jnp.minimum(jnp.minimum(size / _L2_PART, largest), room)
+        sizes = jnp.minimum(jnp.minimum(size / self.l2_part, largest), room)
         return Response(
             jnp.sign(pull) * sizes,
-            jnp.sum(size * sizes - 0.5 * _L2_PART * sizes**2, axis=1) - 0.5 * largest[:, 0] ** 2,
-            ((size <= _L2_PART * largest) & (size <= _L2_PART * room)) / _L2_PART,
+            jnp.sum(size * sizes - 0.5 * self.l2_part * sizes**2, axis=1)
+            - 0.5 * largest[:, 0] ** 2,
+            ((size <= self.l2_part * largest) & (size <= self.l2_part * room)) / self.l2_part,
             jnp.where(held, jnp.sign(pull), 0.0) / jnp.sqrt(stiffness),
         )
 

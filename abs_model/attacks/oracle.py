@@ -41,7 +41,10 @@ class Oracle:
         self._progress = progress
 
     def logits(self, images: jax.Array, state: State = None) -> tuple[jax.Array, State]:
-        """Logits (n, classes), and the state there."""
+        """Logits (n, classes), and the state there.
+
+        With a state, logits behind the second largest may be upper bounds.
+        """
         self._count()
         logits, following = _logits(self.model, images, state)
         self.warm = bool(jax.tree.leaves(following))
@@ -59,7 +62,10 @@ class Oracle:
     def jacobian(
         self, images: jax.Array, state: State = None
     ) -> tuple[jax.Array, jax.Array, State]:
-        """The gradients of all logits, (n, classes, height, width, channels); logits; the state."""
+        """The gradients of all logits, (n, classes, height, width, channels); logits; the state.
+
+        All logits are exact, which makes it dearer than `gradients` for a warm-started classifier.
+        """
         self._count(gradient=True)
         jacobian, logits, following = _jacobian(self.model, images, state)
         self.warm = bool(jax.tree.leaves(following))
@@ -77,19 +83,28 @@ class Oracle:
             self._progress(self.num_queries)
 
 
-def _answer(model: Classifier, images: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return model.batch_begin(images) if state is None else model.batch_follow(images, state)
+def _answer(
+    model: Classifier, images: jax.Array, state: State, asked: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    if state is None:
+        return model.batch_begin(images)
+    return model.batch_follow(images, state, asked)
 
 
-_logits = jax.jit(_answer)
+@jax.jit
+def _logits(model: Classifier, images: jax.Array, state: State) -> tuple[jax.Array, State]:
+    return _answer(model, images, state)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _gradients(
     model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
 ) -> tuple[jax.Array, jax.Array, State]:
+    # A margin is of the class and the largest other; other losses may be of all.
+    asked = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool) | (loss is not margins)
+
     def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, State]]:
-        logits, following = _answer(model, images, state)
+        logits, following = _answer(model, images, state, asked)
         return loss(logits, batch).sum(), (logits, following)
 
     gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
@@ -100,8 +115,9 @@ def _gradients(
 def _jacobian(
     model: Classifier, images: jax.Array, state: State
 ) -> tuple[jax.Array, jax.Array, State]:
+    asked = jnp.ones((len(images), model.num_classes), bool)
     logits, pull_back, following = jax.vjp(
-        lambda images: _answer(model, images, state), images, has_aux=True
+        lambda images: _answer(model, images, state, asked), images, has_aux=True
     )
 
     def of_class(which: jax.Array) -> jax.Array:

@@ -1,0 +1,103 @@
+"""What attacks are told about a warm-started classifier, an ABS model."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import abs_model
+from abs_model.attacks import Batch, log_odds
+from abs_model.attacks.base import image_keys
+from abs_model.attacks.oracle import Oracle
+from abs_model.attacks.running import run
+
+
+@pytest.fixture(scope="module")
+def model(abs_run):
+    return abs_model.load(abs_run, batch_size=4)
+
+
+@pytest.fixture
+def batch(mnist_sample):
+    images = mnist_sample["test_images"][:4].reshape(-1, 28, 28, 1).astype(np.float32) / 255
+    labels = jnp.asarray(mnist_sample["test_labels"][:4], jnp.int32)
+    return Batch(jnp.asarray(images), labels, image_keys(jax.random.key(0), 4), targeted=False)
+
+
+@pytest.fixture
+def moved(batch):
+    noise = 0.02 * np.random.default_rng(0).normal(size=batch.images.shape)
+    return jnp.clip(batch.images + noise, 0, 1).astype(jnp.float32)
+
+
+def test_a_warm_answer_has_the_two_largest_logits_and_leaves_others_out(model, batch, moved):
+    oracle = Oracle(model)
+    _, state = oracle.logits(batch.images)
+    logits, following = oracle.logits(moved, state)
+    assert oracle.warm and oracle.num_queries == 2 and oracle.num_gradients == 0
+    largest = np.argsort(-np.asarray(logits), axis=1)[:, :2]
+    assert np.take_along_axis(np.asarray(following.searched), largest, 1).all()
+    assert not np.asarray(following.searched).all()
+    np.testing.assert_array_equal(logits.argmax(1), model.predict(moved))
+
+
+def test_a_warm_jacobian_is_of_all_classes(model, batch, moved):
+    oracle = Oracle(model)
+    _, state = oracle.logits(batch.images)
+    jacobian, logits, following = oracle.jacobian(moved, state)
+    assert np.asarray(following.searched).all()
+    assert np.any(np.asarray(jacobian) != 0, axis=(2, 3, 4)).all()
+    # dE_c/dx = 2 (x - G_c(z)), times the class weight.
+    explained = moved[:, None] - following.reconstructions
+    expected = -2 * model.class_weights[None, :, None, None, None] * explained / 784
+    np.testing.assert_allclose(jacobian, expected, atol=1e-6)
+    np.testing.assert_allclose(logits, -model.weighted_energies(following) / 784, rtol=1e-5)
+
+
+def test_warm_gradients_know_the_label_and_the_target_however_far_behind(model, batch, moved):
+    for targeted in (False, True):
+        for shift in range(10):
+            classes = (batch.classes + shift) % 10
+            asked = Batch(batch.images, classes, batch.keys, targeted)
+            oracle = Oracle(model)
+            _, state = oracle.logits(batch.images)
+            gradients, _, following = oracle.gradients(moved, asked, state)
+            assert np.asarray(following.searched)[np.arange(4), classes].all()
+            assert np.any(np.asarray(gradients) != 0, axis=(1, 2, 3)).all()
+
+
+def test_losses_of_all_logits_get_all_logits(model, batch, moved):
+    oracle = Oracle(model)
+    _, state = oracle.logits(batch.images)
+    _, _, following = oracle.gradients(moved, batch, state, loss=log_odds)
+    assert np.asarray(following.searched).all()
+
+
+def test_what_does_not_hold_from_scratch_is_looked_for_farther_out(model, batch):
+    """An attack that claims images just short of the boundary."""
+    from abs_model.attacks import best as bests
+
+    far = jnp.broadcast_to(batch.images[::-1], batch.images.shape)
+
+    def attack(oracle, batch):
+        logits, _ = oracle.logits(batch.images)
+        best = bests.first(batch, batch.images, logits, "l2")
+        low, high = np.zeros(4), np.ones(4)
+        for _ in range(12):
+            middle = (low + high) / 2
+            images = batch.images + middle[:, None, None, None] * (far - batch.images)
+            fooled = model.predict(np.asarray(images, np.float32)) != np.asarray(batch.classes)
+            low, high = np.where(fooled, low, middle), np.where(fooled, middle, high)
+        short = 0.998 * low[:, None, None, None]
+        images = jnp.asarray(batch.images + short * (far - batch.images), jnp.float32)
+        best = bests.first(batch, images, oracle.logits(images)[0], "l2")
+        claimed = jnp.ones(4, bool)
+        return bests.Best(best.images, claimed, best.distances, best.margins)
+
+    labels = model.predict(batch.images)
+    found = run(
+        attack, model, np.asarray(batch.images), labels, batch.keys, norm="l2", norms=("l2",)
+    )
+    np.testing.assert_array_equal(found.success, model.predict(found.images) != labels)
+    differs = labels != labels[::-1]
+    assert np.asarray(found.success)[differs].all()

@@ -322,12 +322,12 @@ def robust_accuracy_of_foolbox(attack, model, images, labels, epsilon):
 @pytest.mark.parametrize(
     ("norm", "epsilon", "attack"),
     [
-        ("linf", 0.25, foolbox.attacks.LinfPGD(steps=40)),
-        ("l2", 0.8, foolbox.attacks.L2PGD(steps=40)),
+        ("linf", 0.25, foolbox.attacks.LinfPGD(steps=20)),
+        ("l2", 0.8, foolbox.attacks.L2PGD(steps=20)),
     ],
 )
 def test_the_binary_cnn_is_no_safer_than_from_foolbox(mnist_sample, norm, epsilon, attack):
-    model, images, labels = sample(mnist_sample, 20)
+    model, images, labels = sample(mnist_sample, 12)
     result = flip_pixels(model, images, labels, KEY, norm=norm, num_rounds=1)
     assert np.all(result.success)
     np.testing.assert_array_equal(model.predict(result.images) != labels, result.success)

@@ -33,7 +33,7 @@ from tests.linear_classifiers import (
 from tests.minimal_norm import walled
 
 KEY = jax.random.key(3)
-few_examples = hypothesis.settings(max_examples=8, deadline=None)
+few_examples = hypothesis.settings(max_examples=6, deadline=None)
 CASES = {
     "boundary": (boundary, "l2", {"num_steps": 60}),
     "hop_skip_jump-l2": (hop_skip_jump, "l2", {"num_steps": 3, "initial_num_evals": 10}),
@@ -76,7 +76,7 @@ def begin(model, images, labels, starts, norm="l2"):
     batch = Batch(jnp.asarray(images), jnp.asarray(labels), keys, targeted=False)
     best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
     pool = make_starts(starts, SHAPE)
-    best, _ = starting_images(oracle, batch, pool, best, norm)
+    best = starting_images(oracle, batch, pool, best, norm)
     assert oracle.num_queries <= 1 + max_questions(pool)
     return best
 
@@ -133,8 +133,8 @@ def test_starts_are_classified_once(monkeypatch):
     result = run("boundary", model, images, labels, starts=walled(20), num_steps=3)
     assert asked == [20]
     assert np.all(result.success)
-    # One question about the original, one about the start, 10 bisections at either end.
-    np.testing.assert_array_equal(result.num_queries, 1 + 1 + 10 + 3 + 10)
+    # One question about the original, one about the start, and 12 for a bisection at either end.
+    np.testing.assert_array_equal(result.num_queries, 1 + 1 + 12 + 3 + 12)
 
 
 def test_without_starts_noise_and_greys_are_tried():
@@ -300,7 +300,7 @@ def test_the_boundary_attack_stops_when_its_steps_have_shrunk():
     np.testing.assert_array_equal(result.num_gradients, 0)
 
 
-@pytest.mark.parametrize(("norm", "bisections"), [("l2", 9), ("linf", 12)])
+@pytest.mark.parametrize(("norm", "bisections"), [("l2", 11), ("linf", 14)])
 def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
     model, images = three_classes(), greys(4)
     settings = {"norm": norm, "initial_num_evals": 10, "max_num_evals": 15, "starts": walled(20)}
@@ -325,13 +325,13 @@ def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
 @pytest.fixture(scope="module")
 def subjects(mnist_sample):
     """The CNN, images that it classifies correctly, and training images to begin at."""
-    model = abs_model.load("cnn", batch_size=15)
+    model = abs_model.load("cnn", batch_size=12)
     images, train_images = (
         mnist_sample[f"{part}_images"].reshape(-1, 28, 28, 1).astype(np.float32) / 255
         for part in ("test", "train")
     )
     labels = mnist_sample["test_labels"][:20]
-    right = np.flatnonzero(model.predict(images[:20]) == labels)[:15]
+    right = np.flatnonzero(model.predict(images[:20]) == labels)[:12]
     starts = train_images[:300]
     images, labels = jnp.asarray(images[right]), jnp.asarray(labels[right], jnp.int32)
     predictions = model.predict(starts)
@@ -356,17 +356,17 @@ def check_against_foolbox(subjects, attack, result):
 
 def test_boundary_comes_as_close_as_foolbox_at_equal_steps(subjects):
     model, images, labels, starts, _ = subjects
-    result = run("boundary", model, images, labels, num_steps=300, starts=starts)
-    check_against_foolbox(subjects, foolbox.attacks.BoundaryAttack(steps=300), result)
+    result = run("boundary", model, images, labels, num_steps=200, starts=starts)
+    check_against_foolbox(subjects, foolbox.attacks.BoundaryAttack(steps=200), result)
 
 
 def test_hop_skip_jump_comes_as_close_as_foolbox_at_equal_steps(subjects):
     model, images, labels, starts, _ = subjects
     result = run(
-        "hop_skip_jump-l2", model, images, labels, num_steps=4, initial_num_evals=40,
+        "hop_skip_jump-l2", model, images, labels, num_steps=3, initial_num_evals=40,
         starts=starts,
     )  # fmt: skip
-    attack = foolbox.attacks.HopSkipJumpAttack(steps=4, initial_gradient_eval_steps=40)
+    attack = foolbox.attacks.HopSkipJumpAttack(steps=3, initial_gradient_eval_steps=40)
     check_against_foolbox(subjects, attack, result)
 
 
@@ -386,7 +386,7 @@ def test_hop_skip_jump_comes_as_close_as_foolbox_at_equal_steps(subjects):
         ("hop_skip_jump-l2", {"max_num_evals": 0}, "max_num_evals must be"),
         ("hop_skip_jump-l2", {"gamma": 0.0}, "gamma must be a finite number above 0.0, got 0.0"),
         ("hop_skip_jump-l2", {"max_queries": 0}, "max_queries must be an integer of at least 1"),
-        ("hop_skip_jump-l2", {"max_queries": 20}, "max_queries must be at least 54, .*got 20"),
+        ("hop_skip_jump-l2", {"max_queries": 20}, "max_queries must be at least 55, .*got 20"),
         ("hop_skip_jump-l2", {"targets": np.array([1, 1])}, "targets must differ from labels"),
     ],
 )

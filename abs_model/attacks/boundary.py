@@ -27,7 +27,8 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.bisection import between, bisect
+from abs_model.attacks.bisection import between
+from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run
 from abs_model.attacks.starting import make_starts, starting_images
@@ -42,7 +43,8 @@ _NUM_MOVES, _MOVE_RANGE = 10, (0.1, 0.25)
 # Larger steps would end at the original itself.
 _LARGEST_STEP = 0.5
 _TINY = 1e-12  # keeps quotients of distances finite
-# Looking whether all images are done waits for the classifier.
+# Steps after which to look whether all images are done, which waits for the classifier, and
+# whether warm-started answers hold.
 _CHECK_EVERY = 50
 
 
@@ -69,9 +71,10 @@ def boundary(
     more than 50% fool), and after 10 answers about whole steps the move towards the original (10%
     and 25%). Foolbox asks twice in every tenth step, and waits for 100 and 30 answers of these.
 
-    Asks the classifier at most `num_steps + 21` times, and for the images to begin at as often as
+    Asks the classifier at most `num_steps + 25` times, and for the images to begin at as often as
     `abs_model.attacks.starting.starting_images` says. 10 bisections follow the start, and 10 the
-    last step.
+    last step. A classifier with warm-started answers (ABS) is asked from scratch after every 50
+    steps, whose walk is taken back where the answer is another.
 
     Args:
         model: The classifier.
@@ -108,9 +111,9 @@ def boundary(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l2")
-        best, state = starting_images(oracle, batch, pool, best, "l2")
-        _, best, state = bisect(oracle, batch, best.images, best, "l2", _NUM_BISECTIONS, state)
-        walk = _begin(best, state, spherical_step, source_step)
+        best = starting_images(oracle, batch, pool, best, "l2")
+        _, best, state = approach(oracle, batch, best.images, best, "l2", _NUM_BISECTIONS)
+        walk = confirmed = _begin(best, state, spherical_step, source_step)
         candidates = _propose(batch, walk, 0)
         for step in range(num_steps):
             logits, following = oracle.logits(candidates, walk.state)
@@ -118,10 +121,14 @@ def boundary(
                 batch, walk, candidates, logits, following, step, source_step_convergence,
                 step_adaptation,
             )  # fmt: skip
-            if step % _CHECK_EVERY == 0 and bool(walk.done.all()):
-                break
+            if step % _CHECK_EVERY == _CHECK_EVERY - 1 or step == num_steps - 1:
+                if oracle.warm:
+                    walk = _confirm(batch, confirmed, walk, *oracle.logits(walk.best.images))
+                    confirmed, candidates = walk, _propose(batch, walk, step + 1)
+                if bool(walk.done.all()):
+                    break
         last = walk.best
-        return bisect(oracle, batch, last.images, last, "l2", _NUM_BISECTIONS, walk.state)[1]
+        return approach(oracle, batch, last.images, last, "l2", _NUM_BISECTIONS)[1]
 
     return run(
         attack, model, images, labels, key, norm="l2", norms=("l2",), targets=targets,
@@ -190,6 +197,20 @@ def _advance(
     walk = _adapt(walk, new.success, _is_probe(step), adaptation)
     walk = dataclasses.replace(walk, done=walk.done | (walk.source_steps < convergence))
     return walk, _candidates(batch, walk, step + 1)
+
+
+@jax.jit
+def _confirm(batch: Batch, confirmed: _Walk, walk: _Walk, logits: jax.Array, state: State) -> _Walk:
+    """The walk where its images, of which these are answers from scratch, are adversarial.
+
+    Elsewhere it goes back to where it was confirmed, with the present step sizes.
+    """
+    holds = batch.fooled(logits) | ~walk.best.success
+    return dataclasses.replace(
+        walk,
+        best=choose(holds, walk.best, confirmed.best),
+        state=choose(holds, state, confirmed.state),
+    )
 
 
 def _adapt(walk: _Walk, fooled: jax.Array, is_probe: jax.Array, factor: float) -> _Walk:

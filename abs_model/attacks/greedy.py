@@ -82,7 +82,7 @@ def search(
             jacobian, logits, state = oracle.jacobian(_images(batch, forms, space), state)
             candidates, costs = _propose(
                 batch, forms, jacobian, logits, number * (num_steps + 1) + step, number > 0,
-                space=space, count=num_candidates, warm=oracle.warm,
+                space=space, count=num_candidates,
             )  # fmt: skip
             scores = jnp.full(len(forms), -jnp.inf)
             pick, before = _Pick(forms, scores, state, done), logits
@@ -125,7 +125,7 @@ def _images(batch: Batch, forms: jax.Array, space: Space) -> jax.Array:
     return space.images(forms, batch.images)
 
 
-@functools.partial(jax.jit, static_argnames=("space", "count", "warm"))
+@functools.partial(jax.jit, static_argnames=("space", "count"))
 def _propose(
     batch: Batch,
     forms: jax.Array,
@@ -136,14 +136,10 @@ def _propose(
     *,
     space: Space,
     count: int,
-    warm: bool,
 ) -> tuple[jax.Array, jax.Array]:
     """Forms with one more change, (count, n, height, width, channels), and its cost, (count, n).
 
     With `noisy`, gains are weighed with random numbers from 0 to 1, so that rounds differ.
-
-    From a warm start (`Oracle.warm`), logits of classes far behind may be mere bounds, which have
-    zero gradients; such classes are left out.
     """
     shape = forms.shape[1:]
     rows = jnp.arange(len(forms))
@@ -152,8 +148,7 @@ def _propose(
     costs = space.costs(batch.images)
     free = ~space.changed(forms, space.forms(batch.images))
     gains = jnp.where(free[:, None], gains, 0.0)
-    known = jnp.any(jacobian != 0, axis=(2, 3, 4)) | (not warm)
-    which = _nearest_class(batch, logits, known, gains, costs)
+    which = _nearest_class(batch, logits, gains, costs)
     slope, gain = slopes[rows, which], gains[rows, which]
     # Where there is no gain to be seen, farthest from where it was, and anywhere.
     blind = space.spread(gain, shape) <= 0
@@ -170,14 +165,13 @@ def _propose(
 
 
 def _nearest_class(
-    batch: Batch, logits: jax.Array, known: jax.Array, gains: jax.Array, costs: jax.Array
+    batch: Batch, logits: jax.Array, gains: jax.Array, costs: jax.Array
 ) -> jax.Array:
     """The class whose logit changes overtake the label's at the least cost, to first order, (n,).
 
     Args:
         batch: The originals.
         logits: (n, classes).
-        known: Classes to choose from, bool (n, classes).
         gains: Of each unit on the way to each class, (n, classes, units), at least 0.
         costs: (n, units).
     """
@@ -200,7 +194,7 @@ def _nearest_class(
     within = spent - cost * (gained - deficits) / jnp.where(gain > 0, gain, 1.0)
     needed = jnp.where(enough.any(2), within, beyond)
     label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
-    return jnp.where(label | ~known, jnp.inf, needed).argmin(1)
+    return jnp.where(label, jnp.inf, needed).argmin(1)
 
 
 @functools.partial(jax.jit, static_argnames="space")

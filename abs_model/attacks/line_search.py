@@ -1,4 +1,9 @@
-"""Searching a way away from each image for the place where it first fools the classifier."""
+"""Searching ways for the place where an image first fools the classifier.
+
+Images on a way are far from each other. So questions are asked from scratch unless the caller has a
+state for them all: a warm-started answer (`Oracle`) holds near the image it starts from, and
+farther away may find an image adversarial that is not.
+"""
 
 import functools
 from collections.abc import Callable
@@ -9,6 +14,7 @@ import jax.numpy as jnp
 from abs_model.attacks import best as bests
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.bisection import between
 from abs_model.attacks.oracle import Oracle, State
 
 # From shares of the way (n,), in 0 to 1, to images (n, height, width, channels).
@@ -39,7 +45,7 @@ def search_line(
         norm: Of the distances.
         num_levels: Steps of each way.
         num_bisections: Each halves the step of the first adversarial image.
-        state: Of the originals.
+        state: To answer each question from.
 
     Returns:
         The share of the first adversarial image found, (n,), and 1 where there is none; whether
@@ -51,13 +57,32 @@ def search_line(
     shares, done = _next_shares(low, high, step, num_bisections)
     for _ in range(num_levels + num_bisections):
         images = way(shares)
-        logits, state = oracle.logits(images, state)
+        logits, _ = oracle.logits(images, state)
         low, high, shares, done, best = _narrow(
             batch, low, high, shares, done, images, logits, best, step, num_bisections, norm
         )
         if bool(done.all()):
             break
     return jnp.minimum(high, 1.0), jnp.isfinite(high), best
+
+
+def approach(
+    oracle: Oracle, batch: Batch, far: jax.Array, best: Best, norm: str, num_bisections: int
+) -> tuple[jax.Array, Best, State]:
+    """Bisects the ways from the originals to `far`; asks at most `num_bisections + 2` times.
+
+    As `abs_model.attacks.bisection.bisect`, but from scratch each time.
+
+    Returns:
+        The adversarial ends of the last intervals, (n, ...), or `far` where that is not
+        adversarial; `best`; the state there.
+    """
+    way = functools.partial(between, batch.images, far, norm=norm)
+    shares, _, best = search_line(
+        oracle, batch, way, best, norm, num_levels=1, num_bisections=num_bisections
+    )
+    near = way(shares)
+    return near, best, oracle.logits(near)[1]
 
 
 @functools.partial(jax.jit, static_argnames="norm")

@@ -63,13 +63,12 @@ def gaussian_noise(
     check_count("num_epsilons", num_epsilons)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, "l2")
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l2")
         for number in range(num_directions):
             noise = _draw_gaussian(split_keys(batch, number), batch.images)
             _, _, best = search_line(
                 oracle, batch, functools.partial(_add, batch.images, noise), best, "l2",
-                num_levels=num_epsilons, num_bisections=_NUM_BISECTIONS, state=state,
+                num_levels=num_epsilons, num_bisections=_NUM_BISECTIONS,
             )  # fmt: skip
         return best
 
@@ -118,15 +117,14 @@ def salt_and_pepper(
     check_count("num_epsilons", num_epsilons)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, "l0")
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
         _, _, best = search_salt_and_pepper(
-            oracle, batch, split_keys(batch, 0), best, "l0", num_epsilons, state
+            oracle, batch, split_keys(batch, 0), best, "l0", num_epsilons
         )
         noise, candidates = _redraw(batch, best, 0, num_epsilons)
         for number in range((num_restarts - 1) * num_epsilons):
-            # Far from each other, but all about as near to the originals.
-            logits, _ = oracle.logits(candidates, state)
+            # From scratch: the images are far from each other and from the originals.
+            logits, _ = oracle.logits(candidates)
             noise, candidates, best = _lessen(
                 batch, noise, candidates, logits, best, number + 1, num_epsilons
             )
@@ -142,7 +140,6 @@ def search_salt_and_pepper(
     best: Best,
     norm: str,
     num_epsilons: int,
-    state: Any = None,
 ) -> tuple[jax.Array, jax.Array, Best]:
     """Looks for the least salt-and-pepper noise, of one draw, that fools.
 
@@ -155,7 +152,6 @@ def search_salt_and_pepper(
         best: What has been found; it is improved on.
         norm: Of the distances in `best`.
         num_epsilons: Steps of the share of pixels.
-        state: Of the originals.
 
     Returns:
         The noisy images that first fooled, (n, ...), and those of full noise where none did; which
@@ -168,7 +164,7 @@ def search_salt_and_pepper(
 
     shares, found, best = search_line(
         oracle, batch, way, best, norm, num_levels=num_epsilons,
-        num_bisections=_bisections_to_pixel(batch.images.shape, num_epsilons), state=state,
+        num_bisections=_bisections_to_pixel(batch.images.shape, num_epsilons),
     )  # fmt: skip
     return way(shares), found, best
 

@@ -19,7 +19,7 @@ from abs_model.attacks.noise import salt_and_pepper_questions, search_salt_and_p
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.resetting import reset_values
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.attacks.starting import make_starts, starting_images
+from abs_model.attacks.starting import make_starts, max_questions, starting_images
 from abs_model.classifiers import Classifier
 
 _NUM_EPSILONS = 20  # of the salt-and-pepper noise
@@ -40,11 +40,13 @@ def pointwise(
     """Attacks a classifier with the pointwise attack, which sees only decisions.
 
     Each restart begins at the least salt-and-pepper noise of a draw of its own that fools, found in
-    20 steps and a bisection; the first restart, if `starts` are given, at one of these. Then it
-    sets values back (`abs_model.attacks.resetting`): first blocks, for speed, then single ones,
-    until in a round through all that are still changed not one can be set back. So the result of
-    each restart is minimal: with any single change taken back it is not adversarial any more. For
-    "l2" values also move towards the original, until none can move by a hundredth of its change.
+    20 steps and a bisection; the first restart, if `starts` are given, at one of these. (Without
+    `starts`, an image that no such noise fools begins where other attacks do,
+    `abs_model.attacks.starting`.) Then it sets values back (`abs_model.attacks.resetting`): first
+    blocks, for speed, then single ones, until in a round through all that are still changed not one
+    can be set back. So the result of each restart is minimal: with any single change taken back it
+    is not adversarial any more. For "l2" values also move towards the original, until none can move
+    by a hundredth of its change.
 
     Asks the classifier once about the originals and in each restart about 26 times for the noise,
     and then as often as it takes: for "l0" at least once for each pixel that stays changed, as a
@@ -75,22 +77,30 @@ def pointwise(
     check_norm(norm, ("l2", "l0"))
     check_count("num_restarts", num_restarts)
     pool = make_starts(starts, model.image_shape)
-    limit = _questions_for_resetting(max_queries, num_restarts, model.image_shape)
+    for_start = 1 + num_restarts * salt_and_pepper_questions((1, *model.image_shape), _NUM_EPSILONS)
+    if pool is None:
+        for_start += max_questions(None)
+    limit = _questions_for_resetting(max_queries, for_start, num_restarts)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, norm)
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
         # Nothing is closer than an original that is wrong already.
         wrong = best.success
         beginnings = []
         if pool is not None:
-            best, _ = starting_images(oracle, batch, pool, best, norm)
+            best = starting_images(oracle, batch, pool, best, norm)
             beginnings.append(best.images)
         for restart in range(len(beginnings), num_restarts):
             noisy, _, best = search_salt_and_pepper(
-                oracle, batch, split_keys(batch, 2 * restart), best, norm, _NUM_EPSILONS, state
+                oracle, batch, split_keys(batch, 2 * restart), best, norm, _NUM_EPSILONS
             )
             beginnings.append(choose(wrong, batch.images, noisy))
+        if pool is None and not bool(best.success.all()):
+            found = best.success
+            others = starting_images(oracle, batch, None, best, norm)
+            # What has noise to begin at must gain nothing by the others' having none.
+            best = choose(found, best, others)
+            beginnings[0] = choose(found, beginnings[0], best.images)
         keys = [split_keys(batch, 2 * restart + 1) for restart in range(num_restarts)]
         return reset_values(oracle, batch, beginnings, keys, best, norm, limit)
 
@@ -98,16 +108,15 @@ def pointwise(
 
 
 def _questions_for_resetting(
-    max_queries: int | None, num_restarts: int, image_shape: tuple[int, int, int]
+    max_queries: int | None, for_start: int, num_restarts: int
 ) -> int | None:
-    """How many questions setting back values may take, by the most that the noise can take."""
+    """How many questions setting back values may take, by the most that starting can take."""
     if max_queries is None:
         return None
     check_count("max_queries", max_queries)
-    for_noise = 1 + num_restarts * salt_and_pepper_questions((1, *image_shape), _NUM_EPSILONS)
-    if max_queries < for_noise + num_restarts:
+    if max_queries < for_start + num_restarts:
         raise ValueError(
-            f"max_queries must be at least {for_noise + num_restarts} for {num_restarts} restarts,"
+            f"max_queries must be at least {for_start + num_restarts} for {num_restarts} restarts,"
             f" got {max_queries}"
         )
-    return max_queries - for_noise
+    return max_queries - for_start

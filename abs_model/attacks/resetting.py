@@ -10,8 +10,9 @@ random order, at its own pace, so that one question serves all images of a batch
    leaves the image adversarial, the rest of the way is bisected. Also until a whole round has
    brought nothing.
 
-So in the end no single value can be set back, and for L2 none can move by a hundredth of its
-change (changes below 0.001 are only set back).
+What warm-started answers (ABS) have led to is confirmed by one from scratch after every 20
+questions, or taken back. So in the end no single value can be set back, and for L2 none can move by
+a hundredth of its change (changes below 0.001 are only set back).
 """
 
 import dataclasses
@@ -20,7 +21,6 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import choose, per_image
@@ -35,8 +35,9 @@ _SMALL_SHARE = 0.01
 _NUM_BISECTIONS = 7
 # A change below this is set back or left: in float32 a hundredth of it may be nothing.
 _LEAST_CHANGE = 1e-3
-# Looking whether all images are done waits for the classifier.
-_CHECK_EVERY = 10
+# Questions after which images are asked about from scratch, since answers that are warm-started
+# from the image before can be wrong, and after which what is finished begins anew.
+_CONFIRM_EVERY = 20
 
 
 @jax.tree_util.register_dataclass
@@ -71,7 +72,8 @@ class Resetting:
         failures: int32 (n,): single values in a row that have brought nothing.
         phase: int32 (n,), while refining: questions about the present value.
         low: float32 (n,), while refining: where the present value is not adversarial any more.
-        done: bool (n,): whether the last beginning is done with.
+        finished: bool (n,): whether the last stage is over; waits to be confirmed.
+        done: bool (n,): whether this was the last beginning.
     """
 
     restart: jax.Array
@@ -81,6 +83,7 @@ class Resetting:
     failures: jax.Array
     phase: jax.Array
     low: jax.Array
+    finished: jax.Array
     done: jax.Array
 
 
@@ -95,7 +98,8 @@ def reset_values(
 ) -> Best:
     """Takes changes back as far as images stay adversarial, from one beginning after the other.
 
-    Asks once about each beginning, and then until every image has gone through all.
+    Asks once about each beginning, and then until every image has gone through all, with one more
+    question after every 20 to confirm what has been found.
 
     Args:
         oracle: The classifier.
@@ -114,16 +118,23 @@ def reset_values(
         best = bests.update(best, batch, images, logits, norm)
         parts.append(_beginning(batch, images, logits, state, order_keys, norm))
     all_beginnings = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts)
-    resetting, candidates = _begin(batch, parts[0], norm)
+    confirmed, candidates = _begin(batch, all_beginnings, norm)
     asked = len(parts)
-    while max_questions is None or asked < max_questions:
-        if asked % _CHECK_EVERY == 0 and bool(resetting.done.all()):
+    while not bool(confirmed.done.all()):
+        size = _CONFIRM_EVERY
+        if max_questions is not None:
+            size = min(size, max_questions - asked - 1)
+        if size < 1:
             break
-        logits, following = oracle.logits(candidates, resetting.at.state)
-        resetting, best, candidates = _advance(
-            batch, all_beginnings, resetting, best, candidates, logits, following, norm
+        resetting = confirmed
+        for _ in range(size):
+            logits, following = oracle.logits(candidates, resetting.at.state)
+            resetting, candidates = _advance(batch, resetting, candidates, logits, following, norm)
+        logits, state = oracle.logits(resetting.at.images)
+        asked += size + 1
+        confirmed, best, candidates = _confirm(
+            batch, all_beginnings, confirmed, resetting, best, logits, state, norm
         )
-        asked += 1
     return best
 
 
@@ -143,43 +154,77 @@ def _beginning(
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _begin(batch: Batch, beginning: Beginnings, norm: str) -> tuple[Resetting, jax.Array]:
-    none = jnp.zeros(len(beginning.images), jnp.int32)
-    resetting = Resetting(
-        restart=none, at=beginning, stage=none, pointer=none, failures=none, phase=none,
-        low=jnp.zeros(none.shape), done=jnp.zeros(none.shape, bool),
+def _begin(batch: Batch, beginnings: Beginnings, norm: str) -> tuple[Resetting, jax.Array]:
+    first = jax.tree.map(lambda leaf: leaf[0], beginnings)
+    none = jnp.zeros(len(first.usable), jnp.int32)
+    over = jnp.ones(none.shape, bool)
+    before = Resetting(
+        restart=none - 1, at=first, stage=none, pointer=none, failures=none, phase=none,
+        low=jnp.zeros(none.shape), finished=over, done=over,
     )  # fmt: skip
+    resetting = _restart(beginnings, before)
     return resetting, _candidates(batch, resetting, norm)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _advance(
     batch: Batch,
-    beginnings: Beginnings,
     resetting: Resetting,
-    best: Best,
     candidates: jax.Array,
     logits: jax.Array,
     following: State,
     norm: str,
-) -> tuple[Resetting, Best, jax.Array]:
+) -> tuple[Resetting, jax.Array]:
     """Keeps the candidates that are adversarial, and makes the next ones."""
-    best = bests.update(best, batch, candidates, logits, norm)
-    fooled = batch.fooled(logits) & resetting.at.usable & ~resetting.done
+    fooled = batch.fooled(logits)
     selected, end = _select(batch, resetting, norm)
     settled, moved, low = _judge(batch, resetting, candidates, fooled, selected)
-    phase = jnp.where(settled, 0, resetting.phase + 1)
-    failures = jnp.where(moved, 0, resetting.failures + settled)
     images, state = choose(
         fooled, (candidates, following), (resetting.at.images, resetting.at.state)
     )
-    resetting = dataclasses.replace(
-        resetting, at=dataclasses.replace(resetting.at, images=images, state=state),
-        phase=phase, low=low, failures=failures,
+    new = dataclasses.replace(
+        resetting,
+        at=dataclasses.replace(resetting.at, images=images, state=state),
         pointer=jnp.where(settled, end, resetting.pointer),
-    )  # fmt: skip
-    resetting, finished = _end_round(batch, resetting, norm)
-    resetting = _restart(beginnings, resetting, finished)
+        failures=jnp.where(moved, 0, resetting.failures + settled),
+        phase=jnp.where(settled, 0, resetting.phase + 1),
+        low=low,
+    )
+    new = _end_round(batch, new, norm)
+    resetting = choose(resetting.finished, resetting, new)
+    return resetting, _candidates(batch, resetting, norm)
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _confirm(
+    batch: Batch,
+    beginnings: Beginnings,
+    confirmed: Resetting,
+    resetting: Resetting,
+    best: Best,
+    logits: jax.Array,
+    state: State,
+    norm: str,
+) -> tuple[Resetting, Best, jax.Array]:
+    """What is adversarial by answers from scratch; and the next beginning for what is finished.
+
+    Elsewhere the changes since `confirmed` are taken for failures, so that it comes to an end.
+    """
+    best = bests.update(best, batch, resetting.at.images, logits, norm)
+    same_stage = resetting.stage == confirmed.stage
+    back = dataclasses.replace(
+        resetting,
+        at=confirmed.at,
+        failures=jnp.where(same_stage, confirmed.failures, 0) + _CONFIRM_EVERY,
+        phase=jnp.zeros_like(resetting.phase),
+        finished=jnp.zeros_like(resetting.finished),
+    )
+    renewed_state = dataclasses.replace(
+        resetting, at=dataclasses.replace(resetting.at, state=state)
+    )
+    # What is done, and has been confirmed, may have had nothing usable.
+    holds = batch.fooled(logits) | confirmed.done
+    resetting = _restart(beginnings, choose(holds, renewed_state, back))
     return resetting, best, _candidates(batch, resetting, norm)
 
 
@@ -204,44 +249,39 @@ def _judge(
     return ~refining | settled_value, jnp.where(refining, moved_value, fooled), low
 
 
-def _end_round(batch: Batch, resetting: Resetting, norm: str) -> tuple[Resetting, jax.Array]:
-    """Goes on to the next stage where a round is over; says which images have finished the last."""
+def _end_round(batch: Batch, resetting: Resetting, norm: str) -> Resetting:
+    """Goes on to the next stage where a round is over."""
     stage = resetting.stage
     changed = _changed(batch, resetting.at.images, norm)
     beyond = changed & (resetting.at.ranks >= per_image(resetting.pointer))
     count = changed.sum((1, 2, 3))
     over = jnp.where(stage < _SINGLES, ~beyond.any((1, 2, 3)), resetting.failures >= count)
     last = _REFINING if norm == "l2" else _SINGLES
-    finished = (over & (stage == last)) | (count == 0) | ~resetting.at.usable
-    resetting = dataclasses.replace(
+    return dataclasses.replace(
         resetting,
         stage=jnp.where(over, jnp.minimum(stage + 1, last), stage),
         pointer=jnp.where(over, 0, resetting.pointer),
         # Blocks that failed say nothing about single values.
         failures=jnp.where(over | (stage < _SINGLES), 0, resetting.failures),
+        finished=(over & (stage == last)) | (count == 0),
     )
-    return resetting, finished
 
 
-def _restart(beginnings: Beginnings, resetting: Resetting, finished: jax.Array) -> Resetting:
-    """Puts the next beginning in the place of what is finished; the last one ends it."""
+def _restart(beginnings: Beginnings, resetting: Resetting) -> Resetting:
+    """Puts the next usable beginning in the place of what is finished; after the last, it ends."""
     count = len(beginnings.images)
-    following = resetting.restart + 1
-    renewed = finished & (following < count)
-
-    def load(resetting: Resetting) -> Resetting:
-        rows = jnp.arange(len(following))
-        place = jnp.minimum(following, count - 1)
-        following_at = jax.tree.map(lambda leaf: leaf[place, rows], beginnings)
-        none = jnp.zeros_like(following)
-        fresh = Resetting(
-            following, following_at, none, none, none, none, resetting.low, resetting.done
-        )
-        return choose(renewed, fresh, resetting)
-
-    # Copies of what the classifier holds for all images, only when needed.
-    resetting = lax.cond(renewed.any(), load, lambda resetting: resetting, resetting)
-    return dataclasses.replace(resetting, done=resetting.done | (finished & ~renewed))
+    numbers = jnp.arange(count)[:, None]
+    usable = beginnings.usable & (numbers > resetting.restart)
+    following = jnp.where(usable, numbers, count).min(0)
+    renewed = resetting.finished & (following < count)
+    place, rows = jnp.minimum(following, count - 1), jnp.arange(len(following))
+    none, never = jnp.zeros_like(resetting.restart), jnp.zeros_like(renewed)
+    fresh = Resetting(
+        restart=following, at=jax.tree.map(lambda leaf: leaf[place, rows], beginnings), stage=none,
+        pointer=none, failures=none, phase=none, low=resetting.low, finished=never, done=never,
+    )  # fmt: skip
+    resetting = choose(renewed, fresh, resetting)
+    return dataclasses.replace(resetting, done=resetting.finished)
 
 
 def _select(batch: Batch, resetting: Resetting, norm: str) -> tuple[jax.Array, jax.Array]:
@@ -263,7 +303,7 @@ def _candidates(batch: Batch, resetting: Resetting, norm: str) -> jax.Array:
     halfway = (images + per_image(resetting.low)) / 2
     values = jnp.where(phase == 0, batch.images, jnp.where(phase == 1, nudged, halfway))
     selected, _ = _select(batch, resetting, norm)
-    return jnp.where(selected & per_image(~resetting.done), values, images)
+    return jnp.where(selected & per_image(~resetting.finished), values, images)
 
 
 def _changed(batch: Batch, images: jax.Array, norm: str) -> jax.Array:

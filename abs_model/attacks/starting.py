@@ -19,7 +19,7 @@ from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.bisection import between
 from abs_model.attacks.line_search import search_line
-from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import split_keys
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
@@ -64,7 +64,7 @@ def make_starts(images: Any, image_shape: tuple[int, int, int]) -> Starts | None
 
 def starting_images(
     oracle: Oracle, batch: Batch, starts: Starts | None, best: Best, norm: str
-) -> tuple[Best, State]:
+) -> Best:
     """Looks for an image to begin at, for each image of the batch.
 
     With `starts`: asks once about the closest of them that is adversarial for the image. That they
@@ -81,14 +81,12 @@ def starting_images(
         norm: Of the distances.
 
     Returns:
-        `best`, which holds the images to begin at: without success where none was found; a state
-        at these images.
+        `best`, which holds the images to begin at: without success where none was found.
     """
     if starts is not None:
         images = _nearest(batch, starts.images, starts.logits(oracle.model), norm)
         images = choose(best.success, best.images, images)
-        logits, state = oracle.logits(images)
-        return bests.update(best, batch, images, logits, norm), state
+        return bests.update(best, batch, images, oracle.logits(images)[0], norm)
     for grey in _GREYS:
         images = jnp.full_like(batch.images, grey)
         best = bests.update(best, batch, images, oracle.logits(images)[0], norm)
@@ -97,12 +95,12 @@ def starting_images(
         oracle, batch, lambda shares: between(batch.images, far, shares, "l2"), best, norm,
         num_levels=_NUM_BLENDS, num_bisections=0,
     )  # fmt: skip
-    return best, oracle.logits(best.images)[1]
+    return best
 
 
 def max_questions(starts: Starts | None) -> int:
     """How often `starting_images` asks at most."""
-    return 1 if starts is not None else len(_GREYS) + _NUM_DRAWS + _NUM_BLENDS + 1
+    return 1 if starts is not None else len(_GREYS) + _NUM_DRAWS + _NUM_BLENDS
 
 
 def _noise(oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[jax.Array, Best]:

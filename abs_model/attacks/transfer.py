@@ -79,14 +79,13 @@ def transfer(
     _check_surrogate(surrogate, model)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, norm)
+        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
         for craft in _CRAFTS:
             crafted = craft(surrogate, batch.images, batch.classes, batch.keys, norm=norm).images
             way = functools.partial(_along, batch.images, crafted)
             _, _, best = search_line(
                 oracle, batch, way, best, norm, num_levels=num_scales,
-                num_bisections=num_bisections, state=state,
+                num_bisections=num_bisections,
             )  # fmt: skip
         return best
 

@@ -120,6 +120,7 @@ def _paper(*, full: bool) -> dict[str, Any]:
         **rows("fast_gradient", "l2"),
         **rows("deepfool", "l2"),
         **rows("bim", "l2"),
+        "latent_descent": _row("latent_descent", "l2"),
         "transfer_linf": _row("transfer", "linf", surrogate=_SURROGATE),
         **rows("fast_gradient", "linf"),
         **rows("deepfool", "linf"),

@@ -35,6 +35,7 @@ from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.attacks.greedy_pixels import greedy_pixels
 from abs_model.attacks.hop_skip_jump import hop_skip_jump
 from abs_model.attacks.iterative import bim, mim
+from abs_model.attacks.latent_descent import latent_descent
 from abs_model.attacks.losses import log_odds, margins
 from abs_model.attacks.noise import gaussian_noise, salt_and_pepper
 from abs_model.attacks.pgd import ascend, pgd
@@ -65,6 +66,7 @@ __all__ = [
     "gaussian_noise",
     "greedy_pixels",
     "hop_skip_jump",
+    "latent_descent",
     "log_odds",
     "margins",
     "mim",

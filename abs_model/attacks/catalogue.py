@@ -17,6 +17,7 @@ from abs_model.attacks.fmn import fmn
 from abs_model.attacks.greedy_pixels import greedy_pixels
 from abs_model.attacks.hop_skip_jump import hop_skip_jump
 from abs_model.attacks.iterative import bim, mim
+from abs_model.attacks.latent_descent import latent_descent
 from abs_model.attacks.noise import gaussian_noise, salt_and_pepper
 from abs_model.attacks.pgd import pgd
 from abs_model.attacks.pointwise import pointwise
@@ -78,6 +79,7 @@ ATTACKS = {
     "gaussian_noise": Entry("Gaussian noise", gaussian_noise, ("l2",), Needs.LOGITS),
     "greedy_pixels": Entry("Greedy pixels", greedy_pixels, ("l0",), Needs.GRADIENTS),
     "hop_skip_jump": Entry("HopSkipJump", hop_skip_jump, _DENSE, Needs.LOGITS),
+    "latent_descent": Entry("Latent Descent", latent_descent, ("l2",), Needs.ABS),
     "mim": Entry("MIM", mim, _DENSE, Needs.GRADIENTS),
     "pgd": Entry("PGD", pgd, _DENSE, Needs.GRADIENTS),
     "pointwise": Entry("Pointwise", pointwise, ("l2", "l0"), Needs.LOGITS),

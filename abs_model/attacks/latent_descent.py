@@ -1,0 +1,108 @@
+"""Latent Descent: the paper's attack on ABS, which follows other classes' explanations.
+
+Schott, Rauber, Bethge and Brendel, "Towards the first adversarially robust neural network model on
+MNIST", ICLR 2019 (https://arxiv.org/abs/1805.09190), section 4.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import AttackResult, check_count, check_number, choose
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.binary import snap
+from abs_model.attacks.bisection import bisect
+from abs_model.attacks.explanations import check_abs, of_class
+from abs_model.attacks.oracle import Oracle
+from abs_model.attacks.running import Progress, run
+from abs_model.classifiers import Classifier
+from abs_model.inference import Inference
+
+_NORMS = ("l2",)
+
+
+def latent_descent(
+    model: Classifier,
+    images: Any,
+    labels: Any,
+    key: jax.Array,
+    *,
+    norm: str = "l2",
+    num_steps: int = 300,
+    step_size: float = 0.01,
+    num_bisections: int = 10,
+    progress: Progress | None = None,
+) -> AttackResult:
+    """Attacks an ABS model along the reconstructions of the class that comes second.
+
+    With G the best reconstruction of x_t by the best class other than the label,
+
+        x_{t+1} = x_t + step_size (G - x_t)
+
+    until x_t is adversarial. The straight way from the original to that x_t is then bisected. For
+    Binary ABS each value that has crossed the threshold is set to just across it, and each other
+    one to the original's (`snap`), which the model sees no difference in.
+
+    Asks the classifier at most `1 + num_steps + num_bisections` times, for Binary ABS once more;
+    stops when all images of the batch are adversarial.
+
+    Args:
+        model: An ABS or Binary ABS model.
+        images: Float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,): the classes to lead away from.
+        key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
+        norm: "l2".
+        num_steps: Most steps.
+        step_size: Part of the way to the reconstruction that each step goes; above 0, at most 1.
+        num_bisections: Each halves what is left of the way.
+        progress: Called with the number of questions asked about each image of a batch so far.
+
+    Returns:
+        Per image the closest adversarial one; where there is none, that of the highest margin.
+
+    Raises:
+        ValueError: An argument isn't as described; the model is no ABS model.
+    """
+    check_abs(model, "latent_descent")
+    check_count("num_steps", num_steps)
+    check_count("num_bisections", num_bisections)
+    check_number("step_size", step_size, minimum=0.0, exclusive=True)
+    if step_size > 1:
+        raise ValueError(f"step_size must be at most 1, which is all the way, got {step_size!r}")
+
+    def attack(oracle: Oracle, batch: Batch) -> Best:
+        images = batch.images
+        logits, state = oracle.logits(images)
+        best = bests.first(batch, images, logits, norm)
+        for _ in range(num_steps):
+            if bool(best.success.all()):
+                break
+            images = _step(batch, images, logits, state, best.success, step_size)
+            logits, state = oracle.logits(images, state)
+            best = bests.update(best, batch, images, logits, norm)
+        _, best, _ = bisect(oracle, batch, best.images, best, norm, num_bisections, state)
+        if oracle.model.binary:
+            snapped = snap(best.images, batch.images)
+            best = bests.update(best, batch, snapped, oracle.logits(snapped)[0], norm)
+        return best
+
+    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
+
+
+@jax.jit
+def _step(
+    batch: Batch,
+    images: jax.Array,
+    logits: jax.Array,
+    state: Inference,
+    done: jax.Array,
+    step_size: jax.Array,
+) -> jax.Array:
+    """A step towards the best other class's reconstruction; images stay where they are done."""
+    of_label = jax.nn.one_hot(batch.classes, logits.shape[1], dtype=bool)
+    others = jnp.where(of_label, -jnp.inf, logits).argmax(1)
+    change = of_class(state.reconstructions, others) - images
+    return choose(done, images, jnp.clip(images + step_size * change, 0.0, 1.0))

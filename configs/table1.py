@@ -31,8 +31,9 @@ _SLOW = ("abs", "nearest_neighbor")
 # By attack ("_ge": with estimated gradients), what differs for all models, or for the slow ones.
 _CPU: dict[str, Any] = {
     "gaussian_noise": {"slow": {"num_directions": 5, "num_epsilons": 30}},
-    "boundary": {"slow": {"num_steps": 700}},
-    "pointwise": {"all": {"max_queries": 10_000}, "slow": {"max_queries": 1000}},
+    "transfer": {"slow": {"num_scales": 20}},
+    "boundary": {"slow": {"num_steps": 1000}},
+    "pointwise": {"all": {"max_queries": 5000}, "slow": {"max_queries": 1000}},
     "salt_and_pepper": {"slow": {"num_restarts": 5, "num_epsilons": 30}},
     "deepfool": {"all": {"num_steps": 50}},
     "deepfool_ge": {"all": {"num_steps": 10}},
@@ -47,7 +48,7 @@ _CPU: dict[str, Any] = {
     "fab": {"all": {"num_restarts": 1, "num_steps": 50}},
     "fmn": {"all": {"num_steps": 300}},
     "square": {"all": {"num_steps": 3000}, "slow": {"num_steps": 1000}},
-    "hop_skip_jump": {"all": {"max_queries": 10_000}, "slow": {"max_queries": 2000}},
+    "hop_skip_jump": {"all": {"max_queries": 5000}, "slow": {"max_queries": 1200}},
 }
 _SMOKE: dict[str, Any] = {
     "gaussian_noise": {"all": {"num_directions": 2, "num_epsilons": 10}},
@@ -77,7 +78,7 @@ _TINY = ("fast_gradient_linf", "bim_linf", "salt_and_pepper")
 _SIZES = {
     "": (10_000, 1000, 100),
     "full": (10_000, 1000, 100),
-    "cpu": (10_000, 100, 50),
+    "cpu": (10_000, 100, 100),
     "smoke": (100, 4, 4),
     "tiny": (4, 2, 2),
 }

@@ -9,61 +9,30 @@ import pytest
 
 from abs_model.inference import infer, refine
 from abs_model.solvers import SearchSettings, make_solver, sample_prior
-from abs_model.solvers.surrogates import Surrogate
+from tests.linear_decoders import (
+    IMAGE,
+    PIXELS,
+    linear_decoder,
+    linear_energies,
+    linear_surrogate,
+)
 
-IMAGE = (4, 4, 1)
 CLASSES = 3
 ONES = jnp.ones(CLASSES)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class LinearDecoder:
-    """G(z) = A z + b: E(x) is a ridge regression, with a closed form."""
-
-    matrix: jax.Array
-    offset: jax.Array
-
-    def __call__(self, latents):
-        return self.matrix @ latents + self.offset[:, None]
-
-    def to_pixels(self, images):
-        return images.reshape(len(images), -1).T
-
-    def to_images(self, pixels):
-        return pixels.T.reshape(-1, *IMAGE)
 
 
 @pytest.fixture(scope="module")
 def linear():
     """The decoders, matrices (C, 16, 2) and offsets (C, 16)."""
     random = np.random.default_rng(0)
-    matrices = random.normal(size=(CLASSES, 16, 2)).astype(np.float32) * 0.3
-    offsets = random.uniform(size=(CLASSES, 16)).astype(np.float32)
-    return LinearDecoder(jnp.asarray(matrices), jnp.asarray(offsets)), matrices, offsets
+    matrices = random.normal(size=(CLASSES, PIXELS, 2)).astype(np.float32) * 0.3
+    offsets = random.uniform(size=(CLASSES, PIXELS)).astype(np.float32)
+    return linear_decoder(matrices, offsets), matrices, offsets
 
 
 @pytest.fixture(scope="module")
 def surrogate(linear):
-    """A network of one layer, which imitates a linear decoder, though not quite."""
-    _, matrices, offsets = linear
-    bases = np.stack([np.linalg.qr(matrix)[0] for matrix in matrices])
-    kernels = bases.swapaxes(1, 2) @ matrices * 1.1
-    arrays = (kernels, np.full((CLASSES, 2, 1), 0.1, np.float32), offsets[:, :, None], bases)
-    kernel, bias, mean, basis = (jnp.asarray(array, jnp.float32) for array in arrays)
-    return Surrogate((kernel,), (bias,), mean, basis)
-
-
-def optimum(images, matrices, offsets):
-    """Energies (N, C) of the ridge regression, in float64."""
-    flat = np.asarray(images, np.float64).reshape(len(images), -1)
-    energies = []
-    for matrix, offset in zip(matrices.astype(np.float64), offsets, strict=True):
-        residual = flat - offset
-        z = residual @ matrix @ np.linalg.inv(matrix.T @ matrix + 0.5 * np.eye(2))
-        errors = ((residual - z @ matrix.T) ** 2).sum(1)
-        energies.append(errors + 0.5 * (z**2).sum(1))
-    return np.stack(energies, 1)
+    return linear_surrogate(*linear[1:])
 
 
 SETTINGS = {
@@ -91,7 +60,7 @@ def solver(make, request):
 
 def test_energies_reach_the_closed_form(linear, solver, images):
     found = infer(solver, images)
-    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
+    np.testing.assert_allclose(found.energies, linear_energies(images, *linear[1:]), atol=1e-3)
     assert found.latents.shape == (37, CLASSES, 2)
     assert found.reconstructions.shape == (37, CLASSES, *IMAGE)
     assert bool(found.searched.all())
@@ -123,7 +92,7 @@ def test_gradients_equal_finite_differences_of_the_closed_form(linear, solver, i
     slope = jnp.vdot(jax.grad(lambda x: infer(solver, x).energies.sum())(images), direction)
     step = 1e-4
     ahead, behind = (
-        optimum(np.float64(images) + sign * step * np.float64(direction), *linear[1:]).sum()
+        linear_energies(np.float64(images) + sign * step * np.float64(direction), *linear[1:]).sum()
         for sign in (1, -1)
     )
     assert slope == pytest.approx((ahead - behind) / (2 * step), rel=1e-3)
@@ -192,7 +161,7 @@ def test_accelerators_form_batches_of_classes_and_lists_as_long_as_the_images(
     count = 5
     solver, images = make(SETTINGS["quasi_newton"]), images[:count]
     found = infer(solver, images)
-    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
+    np.testing.assert_allclose(found.energies, linear_energies(images, *linear[1:]), atol=1e-3)
     np.testing.assert_allclose(found.reconstructions, reconstructions(found, linear), atol=1e-5)
     refined = refine(solver, images, found, jnp.ones((count, CLASSES), bool), ONES)
     np.testing.assert_allclose(refined.energies, found.energies, atol=1e-3)
@@ -203,7 +172,7 @@ def test_more_minima_than_starts_and_more_starts_than_samples(linear, make, imag
         SETTINGS["quasi_newton"], num_prior_samples=2, num_starts=3, num_minima=5
     )
     found = infer(make(settings), images)
-    np.testing.assert_allclose(found.energies, optimum(images, *linear[1:]), atol=1e-3)
+    np.testing.assert_allclose(found.energies, linear_energies(images, *linear[1:]), atol=1e-3)
 
 
 def moved(images, length, seed=0):
@@ -216,7 +185,7 @@ def test_refinement_follows_moved_images(linear, solver, images):
     start = infer(solver, images)
     there = moved(images, 0.1)
     found = refine(solver, there, start, jnp.ones((37, CLASSES), bool), ONES)
-    np.testing.assert_allclose(found.energies, optimum(there, *linear[1:]), atol=1e-3)
+    np.testing.assert_allclose(found.energies, linear_energies(there, *linear[1:]), atol=1e-3)
     assert bool(found.searched.all())
 
 
@@ -231,7 +200,7 @@ def test_only_classes_that_may_have_overtaken_are_searched(linear, solver, image
     for step in range(3):
         images, before = moved(images, 0.05, seed=step), found
         found = refine(solver, images, found, asked, weights)
-        exact = optimum(images, *linear[1:])
+        exact = linear_energies(images, *linear[1:])
         searched = np.asarray(found.searched)
         np.testing.assert_allclose(found.reconstructions, reconstructions(found, linear), atol=1e-5)
         for new, old in (

@@ -66,7 +66,7 @@ def latent_descent(
     Raises:
         ValueError: An argument isn't as described; the model is no ABS model.
     """
-    check_abs(model, "latent_descent")
+    binary = check_abs(model, "latent_descent").binary
     check_count("num_steps", num_steps)
     check_count("num_bisections", num_bisections)
     check_number("step_size", step_size, minimum=0.0, exclusive=True)
@@ -84,7 +84,7 @@ def latent_descent(
             logits, state = oracle.logits(images, state)
             best = bests.update(best, batch, images, logits, norm)
         _, best, _ = bisect(oracle, batch, best.images, best, norm, num_bisections, state)
-        if oracle.model.binary:
+        if binary:
             snapped = snap(best.images, batch.images)
             best = bests.update(best, batch, snapped, oracle.logits(snapped)[0], norm)
         return best

@@ -59,10 +59,12 @@ _MOMENTUM = 0.5
 # L-infinity: weight of the squared L2 norm at the first and at the last step. A small one lets the
 # largest change alone decide, but then many images are as good, and the iterates jump.
 _FIRST_L2_PART, _LAST_L2_PART = 1e-3, 1e-5
-# Binary ABS: the smallest price of a flip, as a part of that of flipping black or white. In
-# L-infinity prices grow with this power of the change, so that the largest one decides.
+# Binary ABS: the smallest price of a flip, as a part of the largest. In L-infinity prices grow with
+# this power of the change, so that the largest one decides, up to the best distance so far.
 _LEAST_PRICE = 1e-4
 _POWER = 16
+_WHITE = 0.5  # how far it is to flip white or black
+_LEAST_LEVEL = 1e-3
 
 
 def cutting_planes(
@@ -135,7 +137,8 @@ def _nearest_classes(oracle: Oracle, batch: Batch, state: Inference, norm: str) 
     away = []
     for rank in range(1, number):
         classes = (batch.classes + rank) % number
-        walk = _Walk.start(batch, classes, state, overshoot=0.0)
+        levels = jnp.full(len(classes), _WHITE)
+        walk = _Walk.start(batch, classes, state, levels, overshoot=0.0)
         for _ in range(_NUM_SCOUTING_STEPS):
             walk = walk.next(oracle.model, batch, _FIRST_L2_PART, norm)
             walk = walk.follow(oracle, batch)
@@ -154,7 +157,8 @@ def _approach(
     num_steps: int,
 ) -> Best:
     """Goes for one class of each image, (n,), beginning with the explanations of the state."""
-    walk = _Walk.start(batch, classes, state, _OVERSHOOT)
+    levels = jnp.where(best.success, best.distances, _WHITE)
+    walk = _Walk.start(batch, classes, state, levels, _OVERSHOOT)
     for step in range(1, num_steps + 1):
         l2_part = _FIRST_L2_PART * (_LAST_L2_PART / _FIRST_L2_PART) ** (step / num_steps)
         walk = walk.next(oracle.model, batch, l2_part, norm)
@@ -177,6 +181,7 @@ class _Walk:
         state: Of what was asked last.
         planes: Below the f of the label.
         overshoot: How far behind the boundary the planes lie, as a part of the way there, (n,).
+        levels: Binary ABS in L-infinity: the distance to get below, (n,).
     """
 
     images: jax.Array
@@ -185,12 +190,20 @@ class _Walk:
     state: Inference
     planes: Planes
     overshoot: jax.Array
+    levels: jax.Array
 
     @classmethod
-    def start(cls, batch: Batch, classes: jax.Array, state: Inference, overshoot: float) -> Self:
+    def start(
+        cls,
+        batch: Batch,
+        classes: jax.Array,
+        state: Inference,
+        levels: jax.Array,
+        overshoot: float,
+    ) -> Self:
         planes = Planes.none(batch.images, _NUM_PLANES)
         overshoots = jnp.full(len(classes), overshoot)
-        return cls(batch.images, batch.images, classes, state, planes, overshoots)
+        return cls(batch.images, batch.images, classes, state, planes, overshoots, levels)
 
     @functools.partial(jax.jit, static_argnames="norm")
     def next(self, model: ABSClassifier, batch: Batch, l2_part: jax.Array, norm: str) -> Self:
@@ -204,7 +217,7 @@ class _Walk:
         margins = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - planes.offsets
         needs = jnp.where(exists, -margins + self.overshoot[:, None] * jnp.abs(margins), -1.0)
         changes, multipliers = smallest_changes(
-            _cost(seen, flat, l2_part, norm, model.binary),
+            _cost(seen, flat, l2_part, self.levels, norm, model.binary),
             Halfspaces(normals, needs, planes.multipliers),
         )
         images = jnp.clip(seen + changes, 0.0, 1.0).reshape(batch.images.shape)
@@ -224,9 +237,14 @@ class _Walk:
     def judge(self, oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[Self, Best]:
         """Asks about the images from scratch."""
         logits, state = oracle.logits(self.images)
-        overshoot = _adapt(self.overshoot, batch.fooled(logits))
         best = bests.update(best, batch, self.images, logits, norm)
-        return dataclasses.replace(self, state=state, overshoot=overshoot), best
+        walk = dataclasses.replace(
+            self,
+            state=state,
+            overshoot=_adapt(self.overshoot, batch.fooled(logits)),
+            levels=jnp.where(best.success, best.distances, self.levels),
+        )
+        return walk, best
 
 
 @jax.jit
@@ -240,15 +258,24 @@ def _adapt(overshoot: jax.Array, fooled: jax.Array) -> jax.Array:
 
 
 def _cost(
-    seen: jax.Array, originals: jax.Array, l2_part: jax.Array, norm: str, binary: bool
+    seen: jax.Array,
+    originals: jax.Array,
+    l2_part: jax.Array,
+    levels: jax.Array,
+    norm: str,
+    binary: bool,
 ) -> Cost:
     """What changes of what the decoders see cost in distance from the originals; both flat."""
     if norm == "l0":
         return Flips(seen, jnp.ones_like(seen))
     if not binary:
         return SquaredLength(seen) if norm == "l2" else LargestChange(seen, l2_part)
-    size = 2 * jnp.abs(originals - 0.5)
-    return Flips(seen, jnp.maximum(size ** (2 if norm == "l2" else _POWER), _LEAST_PRICE))
+    size = jnp.abs(originals - 0.5)
+    if norm == "l2":
+        prices = (size / _WHITE) ** 2
+    else:
+        prices = (size / jnp.maximum(levels, _LEAST_LEVEL)[:, None]) ** _POWER
+    return Flips(seen, jnp.clip(prices, _LEAST_PRICE, 1.0))
 
 
 _draw = jax.jit(functools.partial(draw_start, epsilon=1.0, norm="linf"))

@@ -14,6 +14,7 @@ from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
 from abs_model.errors import UserError
 from abs_model.evaluation import AttackSpec, SuiteError, check_taken, choose_attacks, read_suite
 from abs_model.evaluation.suite import Launcher, kind_of
+from configs import table1
 from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
 
 ENTRY = {
@@ -165,6 +166,20 @@ def test_every_attack_of_the_catalogue_says_what_it_needs():
         refusal = entry.refusal(model)
         special = entry.needs in (Needs.BINARY, Needs.ABS)
         assert (refusal is not None) == special, name
+
+
+def test_table_1_has_every_attack_and_shorter_variants_differ_in_budgets_only():
+    table = {spec.name: spec for spec in read_suite(table1.get_config())}
+    for variant in ("full", "cpu", "smoke"):
+        suite = read_suite(table1.get_config(variant))
+        assert {spec.shown for spec in suite} >= {entry.title for entry in ATTACKS.values()} - {
+            "APGD"  # which has a row for each loss
+        }
+        for spec in suite:
+            assert (spec.shown, spec.norm, spec.group) == (
+                table[spec.name].shown, table[spec.name].norm, table[spec.name].group,
+            )  # fmt: skip
+    assert len(read_suite(table1.get_config("cpu"))) == len(table)
 
 
 def test_an_attack_asked_for_by_name_must_take_a_model():

@@ -43,6 +43,8 @@ _CPU: dict[str, Any] = {
     "mim_ge": {"all": {"num_steps": 5, "num_searches": 2}},
     "carlini_wagner": {"all": {"num_searches": 5, "num_steps": 200}, "slow": {"num_steps": 100}},
     "sparse_rs": {"all": {"num_steps": 2000}, "slow": {"num_steps": 1000}},
+    "greedy_pixels": {"slow": {"num_rounds": 1, "max_pixels": 40}},
+    "flip_pixels": {"slow": {"num_rounds": 1, "max_flips": 50, "num_restarts": 3}},
     "pgd": {"all": {"num_restarts": 5}, "slow": {"num_restarts": 2}},
     "apgd": {"all": {"num_restarts": 1}},
     "fab": {"all": {"num_restarts": 1, "num_steps": 50}, "slow": {"num_steps": 25}},

@@ -52,7 +52,7 @@ def example():
     attacks = [
         planned("a", num_steps=10),
         planned("b", num_steps=5, num_restarts=2),
-        planned("c", group="stronger"),
+        planned("c", group="stronger", num_steps=64, max_queries=8),
         planned("d", norm="l0", group="stronger", models=("mine",)),
     ]
     found = {
@@ -86,6 +86,7 @@ def test_rows_print_their_budget():
     rows = rows_of(make_tables(example()))
     assert rows["A"].budget == "10 steps, 8 queries"
     assert rows["B"].budget == "5 steps, 2 restarts, 8 to 1,010 queries"
+    assert rows["C"].budget == "8 queries"  # which end the steps
     assert rows_of(make_tables(example()), "l0")["D"].budget == "queries not counted"
 
 

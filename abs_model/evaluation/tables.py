@@ -181,11 +181,16 @@ def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
 
 
 def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
-    """E.g. "100 steps, 5 restarts, 506 queries"; what differs between models as a range."""
+    """E.g. "100 steps, 5 restarts, 506 queries"; what differs between models as a range.
+
+    Where a limit of queries ends the steps, their number says nothing.
+    """
     parts = []
+    settings = attack.settings.values()
+    limited = any(each.get("max_queries") for each in settings)
     for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
-        values = [settings[setting] for settings in attack.settings.values() if setting in settings]
-        if values:
+        values = [each[setting] for each in settings if setting in each]
+        if values and not (limited and setting == "num_steps"):
             parts.append(_counted(values, unit))
     queries = [cell.num_queries for cell in cells.values()]
     known = [round(each) for each in queries if each is not None]

@@ -16,7 +16,16 @@ import pytest
 from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
 from abs_model.errors import UserError
-from abs_model.evaluation import AttackSpec, EvaluationError, Settings, Shard, collect, evaluate
+from abs_model.evaluation import (
+    AttackSpec,
+    EvaluationError,
+    Settings,
+    Shard,
+    collect,
+    evaluate,
+    make_tables,
+    to_markdown,
+)
 from abs_model.evaluation.runner import derive_keys
 from abs_model.evaluation.workdir import locked, model_identity
 from tests.conftest import ROOT, run_script
@@ -158,6 +167,25 @@ def test_results_do_not_depend_on_the_batch(tmp_path):
         found.append(results.distances("m", "step"))
     np.testing.assert_allclose(found[0], found[1], rtol=1e-6)
     np.testing.assert_allclose(found[0], found[2], rtol=1e-6)
+
+
+def test_times_are_summed_once_for_each_batch(tmp_path):
+    models = {"m": stripe_classifier()}
+    evaluate(models, stripe_dataset(), [spec()], SETTINGS, tmp_path)
+    path = tmp_path / "timings.jsonl"
+    entries = [json.loads(line) for line in path.read_text().splitlines()]
+    total = sum(entry["seconds"] for entry in entries)
+    assert collect(tmp_path).seconds == {"m": pytest.approx(total)}
+    # The same batch again, one of another ledger, and a line that a kill cut off.
+    added = [entries[-1] | {"seconds": 1000.0}, entries[-1] | {"fingerprint": "other"}]
+    with open(path, "a") as file:
+        file.write("".join(json.dumps(entry) + "\n" for entry in added) + '{"model": "m", "at')
+    expected = total - entries[-1]["seconds"] + 1000
+    results = collect(tmp_path)
+    assert results.seconds == {"m": pytest.approx(expected)}
+    assert f"{expected / 60:.1f} min" in to_markdown(make_tables(results))
+    path.unlink()
+    assert "min |" not in to_markdown(make_tables(collect(tmp_path)))
 
 
 def test_keys_are_of_seed_model_attack_and_image():

@@ -81,7 +81,7 @@ def to_markdown(tables: Tables) -> str:
     lines = ["# Accuracy and robustness", ""]
     if not tables.complete:
         lines += ["This evaluation isn't complete.", ""]
-    lines += _markdown_table([_clean_header(tables), _clean_cells(tables)])
+    lines += _markdown_table([_clean_header(tables), *_clean_rows(tables)])
     for block in tables.blocks:
         header = ["Attack", *tables.models, "Budget"]
         rows = [_cells(tables, block, row) for row in block.rows]
@@ -100,7 +100,7 @@ def to_latex(tables: Tables) -> str:
     columns = "l" + "r" * len(tables.models) + "l"
     lines = [r"% \usepackage{booktabs}", rf"\begin{{tabular}}{{{columns}}}", r"\toprule"]
     lines.append(_latex_row(["", *tables.models, "budget"]))
-    lines += [r"\midrule", _latex_row([*_clean_cells(tables), ""])]
+    lines += [r"\midrule", _latex_row([*_clean_rows(tables)[0], ""])]
     for block in tables.blocks:
         width = len(tables.models) + 2
         lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{{_latex(block.title)}}} \\"]
@@ -132,6 +132,7 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
         "clean_accuracy": {
             model: None if math.isnan(value) else value for model, value in tables.clean.items()
         },
+        "seconds": tables.seconds,
         "attacks": {
             attack.name: {
                 "attack": attack.reference,
@@ -220,16 +221,22 @@ def _clean_header(tables: Tables) -> list[str]:
     return [f"Clean, {tables.num_clean:,} test images", *tables.models]
 
 
-def _clean_cells(tables: Tables) -> list[str]:
+def _clean_rows(tables: Tables) -> list[list[str]]:
     values = [tables.clean[model] for model in tables.models]
-    return ["accuracy", *[_NOTHING if math.isnan(each) else f"{each:.2%}" for each in values]]
+    rows = [["accuracy", *[_NOTHING if math.isnan(each) else f"{each:.2%}" for each in values]]]
+    if tables.seconds:
+        times = [tables.seconds.get(model) for model in tables.models]
+        minutes = [_NOTHING if each is None else f"{each / 60:.1f} min" for each in times]
+        rows.append(["time of all attacks", *minutes])
+    return rows
 
 
 def _rich_clean(tables: Tables) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for position, header in enumerate(_clean_header(tables)):
         table.add_column(header, justify="right" if position else "left", overflow="fold")
-    table.add_row(*_clean_cells(tables))
+    for row in _clean_rows(tables):
+        table.add_row(*row)
     return table
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from abs_model.attacks.base import NORMS
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import Record, read_records
+from abs_model.evaluation.workdir import read_times
 from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
@@ -98,11 +99,13 @@ class Results:
         plan: What was to be done.
         clean: By model, the records of the clean images.
         found: By model and attack's name, those of the attacked ones.
+        seconds: By model, how long all of these took, as far as it is known.
     """
 
     plan: Plan
     clean: Mapping[str, Mapping[int, Record]]
     found: Mapping[tuple[str, str], Mapping[int, Record]]
+    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -188,4 +191,15 @@ def collect(workdir: pathlib.Path) -> Results:
         for attack in plan.attacks
         for model, folder in attack.ledgers.items()
     }
-    return Results(plan, clean, found)
+    times = read_times(workdir)
+    seconds = {
+        model: sum(
+            times.get(folder, 0.0)
+            for folder in (
+                plan.clean_ledgers[model],
+                *(attack.ledgers[model] for attack in plan.attacks if model in attack.ledgers),
+            )
+        )
+        for model in plan.models
+    }
+    return Results(plan, clean, found, seconds)

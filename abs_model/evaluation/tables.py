@@ -91,6 +91,7 @@ class Tables:
     Attributes:
         models: The columns.
         clean: Clean accuracy by model, from 0 to 1.
+        seconds: How long the evaluation took, by model; only those for which it is known.
         num_clean: Of so many test images.
         num_images: Attacked test images.
         blocks: By norm.
@@ -99,6 +100,7 @@ class Tables:
 
     models: Sequence[str]
     clean: Mapping[str, float]
+    seconds: Mapping[str, float]
     num_clean: int
     num_images: int
     blocks: Sequence[Block]
@@ -111,6 +113,7 @@ def make_tables(results: Results) -> Tables:
     return Tables(
         models=plan.models,
         clean={model: results.clean_accuracy(model) for model in plan.models},
+        seconds={model: seconds for model, seconds in results.seconds.items() if seconds},
         num_clean=plan.num_clean,
         num_images=plan.num_images,
         blocks=[_block(results, norm) for norm in results.norms],

@@ -27,6 +27,7 @@ from abs_model.classifiers import Classifier
 from abs_model.errors import UserError
 
 CLEAN = "clean"
+TIMES_FILE = "timings.jsonl"
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
@@ -79,7 +80,11 @@ def ledger_folder(
     """
     text = json.dumps(identity, sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return workdir / "ledger" / model_name / attack_name / fingerprint
+    return workdir / _folder(model_name, attack_name, fingerprint)
+
+
+def _folder(model_name: str, attack_name: str, fingerprint: str) -> str:
+    return f"ledger/{model_name}/{attack_name}/{fingerprint}"
 
 
 def model_identity(model: Classifier) -> str:
@@ -123,9 +128,30 @@ def locked(workdir: pathlib.Path, shard: Shard) -> Iterator[None]:
 
 
 def note_time(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
-    """Appends an entry to timings.jsonl: of interest, but of no consequence for any result."""
+    """Appends an entry to `TIMES_FILE`: of interest, but of no consequence for any result."""
     line = json.dumps(dict(entry)) + "\n"
     with contextlib.suppress(OSError):
-        descriptor = os.open(workdir / "timings.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        descriptor = os.open(workdir / TIMES_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
         with os.fdopen(descriptor, "w") as file:
             file.write(line)
+
+
+def read_times(workdir: pathlib.Path) -> dict[str, float]:
+    """Seconds that the batches of each ledger took, by its folder in the workdir.
+
+    Of a batch that was done more than once, after a kill, the last time counts. Entries that were
+    lost, or never written, are missing from the sums.
+    """
+    with contextlib.suppress(OSError):
+        lines = (workdir / TIMES_FILE).read_text("utf-8").splitlines()
+        batches: dict[tuple[str, int], float] = {}
+        for line in lines:
+            with contextlib.suppress(ValueError, KeyError, TypeError):
+                entry = json.loads(line)
+                folder = _folder(entry["model"], entry["attack"], entry["fingerprint"])
+                batches[folder, entry["first"]] = float(entry["seconds"])
+        totals: dict[str, float] = {}
+        for (name, _), seconds in batches.items():
+            totals[name] = totals.get(name, 0.0) + seconds
+        return totals
+    return {}

@@ -31,6 +31,16 @@ def environment() -> dict[str, Any]:
     }
 
 
+def device_name() -> str:
+    """What JAX runs on, in words, e.g. "NVIDIA H100 80GB HBM3; Intel(R) Xeon(R), 16 cores"."""
+    device = environment()["device"]
+    cpu = f"{device['cpu']}, {device['cpu_cores']} cores"
+    if device["platform"] == "cpu":
+        return cpu
+    count = f"{device['count']} x " if device["count"] > 1 else ""
+    return f"{count}{device['kind']}; {cpu}"
+
+
 def git_commit() -> str | None:
     """The commit that is checked out, "-dirty" behind it where tracked Python files differ from it.
 

@@ -1,4 +1,5 @@
 import dataclasses
+import fcntl
 import json
 import os
 import pathlib
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import abs_model
 from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
 from abs_model.errors import UserError
@@ -26,8 +28,9 @@ from abs_model.evaluation import (
     make_tables,
     to_markdown,
 )
+from abs_model.evaluation.formats import to_json
 from abs_model.evaluation.runner import derive_keys
-from abs_model.evaluation.workdir import locked, model_identity
+from abs_model.evaluation.workdir import WHOLE, locked, model_identity
 from tests.conftest import ROOT, run_script
 from tests.evaluation_fakes import (
     GenerativeClassifier,
@@ -188,6 +191,19 @@ def test_times_are_summed_once_for_each_batch(tmp_path):
     assert "min |" not in to_markdown(make_tables(collect(tmp_path)))
 
 
+def test_commits_and_devices_are_those_that_found_the_results(tmp_path, monkeypatch):
+    models, dataset = {"m": stripe_classifier()}, stripe_dataset()
+    larger = dataclasses.replace(SETTINGS, num_images=14)
+    for commit, settings in (("first", SETTINGS), ("second", larger), ("third", larger)):
+        monkeypatch.setattr("abs_model.evaluation.runner.git_commit", lambda commit=commit: commit)
+        results = evaluate(models, dataset, [spec()], settings, tmp_path)
+    # The third had nothing left to do.
+    assert results.commits == ["first", "second"] and len(results.devices) == 1
+    content = to_json(make_tables(results), results)
+    assert content["commits"] == ["first", "second"] and content["devices"] == results.devices
+    assert "git_commit" not in content and "device" not in content
+
+
 def test_keys_are_of_seed_model_attack_and_image():
     keys = [
         jax.random.key_data(derive_keys(seed, model, attack, np.array([index])))
@@ -230,6 +246,23 @@ def test_two_processes_cannot_take_the_same_share(tmp_path):
                 pass
         with locked(tmp_path, Shard(2, 2)):
             pass
+        with pytest.raises(UserError, match="another process is at work"):
+            with locked(tmp_path, WHOLE):
+                pass
+    with locked(tmp_path, WHOLE):
+        with pytest.raises(UserError, match="another process is at work"):
+            with locked(tmp_path, Shard(1, 2)):
+                pass
+
+
+def test_a_lock_that_fails_otherwise_is_no_other_process(tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with pytest.raises(UserError, match=r"can't use --workdir=.*no locks available"):
+        with locked(tmp_path, WHOLE):
+            pass
 
 
 @pytest.mark.parametrize("key", ["num_clean", "num_images"])
@@ -253,6 +286,78 @@ def test_a_models_identity_is_that_of_its_arrays_and_settings():
     assert model_identity(model) == model_identity(same)
     others = [stripe_classifier(scale=0.3), stripe_classifier(cls=GenerativeClassifier)]
     assert len({model_identity(each) for each in (model, *others)}) == 3
+
+
+def weighing(weights):
+    """A classifier of one's own, as a factory makes it."""
+    return abs_model.wrap(
+        lambda images: images.reshape(len(images), -1) @ weights,
+        num_classes=weights.shape[1], image_shape=(8, 8, 1),
+    )  # fmt: skip
+
+
+def jitted(weights):
+    return abs_model.wrap(jax.jit(weighing(weights).function), num_classes=3, image_shape=(8, 8, 1))
+
+
+def looping(weights):
+    inner = weighing(weights).function
+    return abs_model.wrap(
+        lambda images: jax.lax.fori_loop(0, 2, lambda _, x: x + inner(images), inner(images)),
+        num_classes=3, image_shape=(8, 8, 1),
+    )  # fmt: skip
+
+
+def called_back(weights):
+    def logits(images):
+        shape = jax.ShapeDtypeStruct((len(images), 3), jnp.float32)
+        return jax.pure_callback(lambda x: weighing(weights).function(np.asarray(x)), shape, images)
+
+    return abs_model.wrap(logits, num_classes=3, image_shape=(8, 8, 1), black_box=True)
+
+
+def test_a_functions_identity_is_that_of_what_it_computes():
+    weights = np.random.default_rng(0).random((64, 3), np.float32)
+    others = weights + np.eye(64, 3, dtype=np.float32)
+    makers = (weighing, jitted, looping)
+    for make in makers:
+        assert model_identity(make(weights)) == model_identity(make(weights.copy()))
+    found = {model_identity(make(each)) for make in makers for each in (weights, others)}
+    found |= {model_identity(weighing(jnp.asarray(2 * weights)))}
+    assert len(found) == 7
+
+
+def test_what_python_computes_for_a_model_is_known_by_its_file(monkeypatch, tmp_path):
+    model = called_back(np.ones((64, 3), np.float32))
+    before = model_identity(model)
+    assert model_identity(called_back(np.ones((64, 3), np.float32))) == before
+    (tmp_path / "edited.py").write_text("")
+    monkeypatch.setattr(sys.modules[__name__], "__file__", str(tmp_path / "edited.py"))
+    assert model_identity(model) != before
+
+
+def test_results_are_of_labels_surrogate_and_starts(tmp_path, monkeypatch):
+    def attack(model, images, labels, key, *, norm, surrogate=None, starts=None):
+        return towards_next_class(model, images, labels, key, norm=norm)
+
+    models, dataset = {"m": stripe_classifier()}, stripe_dataset()
+    chosen = [spec(attack, settings={"surrogate": "other", "starts": 3})]
+    surrogates = {"other": stripe_classifier(scale=0.5)}
+    monkeypatch.setattr("abs_model.evaluation.suite.load", surrogates.get)
+
+    def num_ledgers():
+        evaluate(models, dataset, chosen, SETTINGS, tmp_path)
+        return len(list(tmp_path.glob("ledger/m/step/*")))
+
+    assert num_ledgers() == num_ledgers() == 1
+    dataset.train.images[3] = 0  # not among the starts
+    assert num_ledgers() == 1
+    dataset.train.images[2] = 0
+    assert num_ledgers() == 2
+    surrogates["other"] = stripe_classifier(scale=0.6)
+    assert num_ledgers() == 3
+    dataset.test.labels[0] = (dataset.test.labels[0] + 1) % 3
+    assert num_ledgers() == 4
 
 
 def test_the_command_line_reports_without_traceback():

@@ -10,8 +10,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
 from abs_model.errors import UserError
@@ -19,7 +17,7 @@ from abs_model.evaluation.ledger import missing, read_records
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.results import Plan, PlannedAttack, Results, collect
 from abs_model.evaluation.runner import Runner, Settings, Task
-from abs_model.evaluation.suite import AttackSpec
+from abs_model.evaluation.suite import AttackSpec, Launcher
 from abs_model.evaluation.workdir import (
     CLEAN,
     WHOLE,
@@ -29,9 +27,7 @@ from abs_model.evaluation.workdir import (
     locked,
     model_identity,
 )
-from abs_model.provenance import environment, git_commit
-
-Array = np.ndarray
+from abs_model.provenance import environment
 
 
 class EvaluationError(UserError):
@@ -73,10 +69,10 @@ def evaluate(
         for name, model in models.items()
     }
     with locked(workdir, shard):
-        data = {"dataset": dataset.name, "images": array_identity(dataset.test.images)}
-        tasks = _tasks(models, suite, settings, workdir, data)
+        launcher = Launcher(dataset.train.images)
+        tasks = _tasks(models, dataset, suite, settings, workdir, launcher)
         _plan(tasks, models, suite, settings, workdir, about or {}).write(workdir)
-        runner = Runner(dataset, settings, workdir, shard)
+        runner = Runner(dataset, settings, workdir, shard, launcher)
         shares = _share(tasks, shard)
         with Progress(sum(len(batch) for task in shares for batch in task.batches)) as progress:
             for task in shares:
@@ -96,12 +92,18 @@ def _check(dataset: Dataset, settings: Settings) -> None:
 
 def _tasks(
     models: Mapping[str, Classifier],
+    dataset: Dataset,
     suite: Sequence[AttackSpec],
     settings: Settings,
     workdir: pathlib.Path,
-    data: Mapping[str, Any],
+    launcher: Launcher,
 ) -> list[Task]:
     """All there is to do, done or not; the same for every shard."""
+    data = {
+        "dataset": dataset.name,
+        "images": array_identity(dataset.test.images),
+        "labels": array_identity(dataset.test.labels),
+    }
     tasks = []
     for name, model in models.items():
         identity = {"model": model_identity(model), **data}
@@ -110,7 +112,8 @@ def _tasks(
         tasks.append(Task(model, None, folder, identity, batches))
         for spec in suite:
             if spec.refusal(model) is None:
-                attack_identity = identity | {"seed": settings.seed} | spec.identity(model)
+                chosen = launcher.identity(spec, model)
+                attack_identity = identity | {"seed": settings.seed} | chosen
                 folder = ledger_folder(workdir, name, spec.name, attack_identity)
                 batches = _batches(settings.num_images, settings.batch_size)
                 tasks.append(Task(model, spec, folder, attack_identity, batches))
@@ -161,8 +164,8 @@ def _plan(
             **about,
             "seed": settings.seed,
             "batch_size": settings.batch_size,
-            "git_commit": git_commit(),
-            **environment(),
+            # Commit and device are noted with each batch: these may be older than this command.
+            "packages": environment()["packages"],
         },
     )
 

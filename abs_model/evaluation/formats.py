@@ -127,6 +127,8 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
     return {
         "complete": tables.complete,
         **plan.about,
+        "commits": list(results.commits),
+        "devices": list(results.devices),
         "num_clean": plan.num_clean,
         "num_images": plan.num_images,
         "clean_accuracy": {

@@ -11,7 +11,7 @@ import numpy as np
 from abs_model.attacks.base import NORMS
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import Record, read_records
-from abs_model.evaluation.workdir import read_times
+from abs_model.evaluation.workdir import read_origins
 from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
@@ -57,7 +57,7 @@ class Plan:
         num_clean: Test images for clean accuracy.
         num_images: Test images attacked.
         clean_ledgers: By model, as in `PlannedAttack.ledgers`.
-        about: Seed, data set, hardware and the like.
+        about: Seed, data set, packages and the like.
     """
 
     models: Sequence[str]
@@ -100,12 +100,16 @@ class Results:
         clean: By model, the records of the clean images.
         found: By model and attack's name, those of the attacked ones.
         seconds: By model, how long all of these took, as far as it is known.
+        commits: That found them, as far as it is known.
+        devices: On which they were found, likewise.
     """
 
     plan: Plan
     clean: Mapping[str, Mapping[int, Record]]
     found: Mapping[tuple[str, str], Mapping[int, Record]]
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    commits: Sequence[str] = ()
+    devices: Sequence[str] = ()
 
     @property
     def complete(self) -> bool:
@@ -191,15 +195,23 @@ def collect(workdir: pathlib.Path) -> Results:
         for attack in plan.attacks
         for model, folder in attack.ledgers.items()
     }
-    times = read_times(workdir)
-    seconds = {
-        model: sum(
-            times.get(folder, 0.0)
-            for folder in (
-                plan.clean_ledgers[model],
-                *(attack.ledgers[model] for attack in plan.attacks if model in attack.ledgers),
-            )
-        )
+    known = read_origins(workdir)
+    origins = {
+        model: [known[folder] for folder in _folders(plan, model) if folder in known]
         for model in plan.models
     }
-    return Results(plan, clean, found, seconds)
+    every = [origin for each in origins.values() for origin in each]
+    return Results(
+        plan,
+        clean,
+        found,
+        seconds={model: sum(one.seconds for one in each) for model, each in origins.items()},
+        commits=list(dict.fromkeys(commit for origin in every for commit in origin.commits)),
+        devices=list(dict.fromkeys(device for origin in every for device in origin.devices)),
+    )
+
+
+def _folders(plan: Plan, model: str) -> list[str]:
+    """Of all ledgers of a model."""
+    attacks = [attack.ledgers[model] for attack in plan.attacks if model in attack.ledgers]
+    return [plan.clean_ledgers[model], *attacks]

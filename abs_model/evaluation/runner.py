@@ -21,6 +21,7 @@ from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec, Launcher
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.evaluation.workdir import CLEAN, Shard, note_time
+from abs_model.provenance import device_name, git_commit
 
 Array = np.ndarray
 
@@ -68,13 +69,20 @@ class Runner:
     """Does tasks, one batch after the other."""
 
     def __init__(
-        self, dataset: Dataset, settings: Settings, workdir: pathlib.Path, shard: Shard
+        self,
+        dataset: Dataset,
+        settings: Settings,
+        workdir: pathlib.Path,
+        shard: Shard,
+        launcher: Launcher,
     ) -> None:
         self._dataset = dataset
         self._settings = settings
         self._workdir = workdir
         self._shard = shard
-        self._launcher = Launcher(dataset.train.images)
+        self._launcher = launcher
+        self._commit = git_commit()
+        self._device = device_name()
         self._clean: dict[str, dict[int, Record]] = {}
 
     def run(self, task: Task, progress: Progress) -> None:
@@ -136,6 +144,8 @@ class Runner:
                 "num_images": len(batch),
                 "seconds": round(seconds, 3),
                 "shard": self._shard.part,
+                "commit": self._commit,
+                "device": self._device,
             },
         )
 

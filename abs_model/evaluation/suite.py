@@ -15,10 +15,9 @@ A configuration's section `attacks` has an entry for each row of the table::
 """
 
 import dataclasses
-import hashlib
 import inspect
 import json
-import pathlib
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -33,6 +32,7 @@ from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import GROUPS
+from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, source_identity
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier
 from abs_model.training.configuration import suggestion
@@ -50,6 +50,7 @@ _KEYS = (
     "estimate_gradients",
 )
 _GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
+_LOGGER = logging.getLogger(__name__)
 
 
 class SuiteError(UserError):
@@ -84,6 +85,14 @@ class AttackSpec:
     estimate_gradients: bool = False
     title: str = ""
 
+    def __post_init__(self) -> None:
+        """Raises a SuiteError where the name is not to be had."""
+        if self.name == CLEAN:
+            raise SuiteError(
+                f"no attack can be called {CLEAN!r}: in an evaluation's files that stands for the"
+                " clean images; give it another name"
+            )
+
     @property
     def shown(self) -> str:
         """What tables call it."""
@@ -109,7 +118,11 @@ class AttackSpec:
         return {**defaults, **self.settings, **self.settings_for.get(kind_of(model), {})}
 
     def identity(self, model: Classifier) -> dict[str, Any]:
-        """What, besides the model, the images and the seed, decides over its results."""
+        """What, besides the model, the data and the seed, decides over its results.
+
+        Raises:
+            SuiteError: A setting is nothing that a ledger can note.
+        """
         identity = {
             "attack": self.reference,
             "norm": self.norm,
@@ -118,8 +131,16 @@ class AttackSpec:
         }
         if self.reference not in ATTACKS:
             # One's own attack is at work on: what its file was counts.
-            source = inspect.getsourcefile(self.entry.function)
-            identity["source"] = source and _digest(pathlib.Path(source).read_bytes())
+            module = self.reference.partition(":")[0]
+            identity["source"] = source_identity(self.entry.function, module)
+        for key, value in self.settings_on(model).items():
+            try:
+                json.dumps(value, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise SuiteError(
+                    f"attack {self.name!r} ({self.reference}): setting {key} must be what JSON can"
+                    f" hold, such as a finite number, a text or None, got {value!r}"
+                ) from error
         return json.loads(json.dumps(identity))
 
 
@@ -133,6 +154,21 @@ class Launcher:
         """Takes the training images, uint8 (N, height, width, channels)."""
         self._training_images = training_images
         self._surrogates: dict[str, Classifier] = {}
+
+    def identity(self, spec: AttackSpec, model: Classifier) -> dict[str, Any]:
+        """`AttackSpec.identity`, and that of what its settings name.
+
+        Raises:
+            SuiteError: A setting is nothing that a ledger can note.
+            UserError: There is no such surrogate.
+        """
+        identity = spec.identity(model)
+        surrogate, starts = (identity["settings"].get(key) for key in ("surrogate", "starts"))
+        if surrogate is not None:
+            identity["surrogate"] = model_identity(self._surrogate(surrogate))
+        if starts is not None:
+            identity["starts"] = array_identity(self._training_images[:starts])
+        return identity
 
     def __call__(
         self,
@@ -151,7 +187,8 @@ class Launcher:
         """
         settings = spec.settings_on(model)
         if settings.get("surrogate") is not None:
-            settings["surrogate"] = self._surrogate(settings["surrogate"], model)
+            surrogate = self._surrogate(settings["surrogate"])
+            settings["surrogate"] = surrogate.with_batch_size(model.batch_size)
         if settings.get("starts") is not None:
             first = self._training_images[: settings["starts"]]
             settings["starts"] = first.astype(np.float32) / 255
@@ -162,14 +199,15 @@ class Launcher:
         try:
             found = spec.entry.function(target, images, labels, keys, **given, **settings)
         except ValueError as error:
+            _LOGGER.debug("attack %r on %r", spec.name, model.name, exc_info=error)
             raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
         _check_result(spec, found, images)
         return found
 
-    def _surrogate(self, name: str, model: Classifier) -> Classifier:
+    def _surrogate(self, name: str) -> Classifier:
         if name not in self._surrogates:
             self._surrogates[name] = load(name)
-        return self._surrogates[name].with_batch_size(model.batch_size)
+        return self._surrogates[name]
 
 
 def read_suite(config: ml_collections.ConfigDict) -> list[AttackSpec]:
@@ -288,7 +326,3 @@ def _check_result(spec: AttackSpec, found: Any, images: np.ndarray) -> None:
             f"attack {spec.name!r} ({spec.reference}) must return {wanted} and success"
             f" ({len(images)},), got {np.shape(found.images)} and {np.shape(found.success)}"
         )
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()[:16]

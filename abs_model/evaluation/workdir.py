@@ -2,7 +2,7 @@
 
     evaluation.json    the plan: models, attacks, images; rewritten by each command
     ledger/            see `abs_model.evaluation.ledger`
-    timings.jsonl      how long each batch took
+    timings.jsonl      how long each batch took, on which device, by which commit
     results.*          the tables
 
 Whatever decides over a result goes into the fingerprint of its ledger, so that results of other
@@ -12,18 +12,22 @@ settings, models or seeds lie elsewhere and never mix.
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
+import inspect
 import json
-import os
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from abs_model.classifiers import Classifier
+from abs_model.classifiers import Classifier, FunctionClassifier
 from abs_model.errors import UserError
 
 CLEAN = "clean"
@@ -89,41 +93,94 @@ def _folder(model_name: str, attack_name: str, fingerprint: str) -> str:
 
 def model_identity(model: Classifier) -> str:
     """A hash of a classifier's arrays and settings, whatever its name and batch size."""
-    nameless = dataclasses.replace(model, name="", batch_size=1)
-    leaves, structure = jax.tree.flatten(nameless)
-    digest = hashlib.sha256(_ADDRESS.sub("", repr(structure)).encode())
-    for leaf in leaves:
-        digest.update(array_identity(np.asarray(leaf)).encode())
-    return digest.hexdigest()[:16]
+    changes: dict[str, Any] = {"name": "", "batch_size": 1}
+    texts = []
+    if isinstance(model, FunctionClassifier):
+        # Functions of one factory look alike, whatever arrays they hold: what they do counts.
+        changes["function"] = None
+        texts = _function_identity(model.function, model.image_shape)
+    leaves, structure = jax.tree.flatten(dataclasses.replace(model, **changes))
+    texts += [_ADDRESS.sub("", repr(structure)), *map(array_identity, leaves)]
+    return _digest("\n".join(texts).encode())
 
 
-def array_identity(array: np.ndarray) -> str:
+def _function_identity(
+    function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, ...]
+) -> list[str]:
+    """What a function from images to logits computes: its operations and the arrays it holds."""
+    traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
+    text = _ADDRESS.sub("", str(traced))
+    identity = [text, *map(array_identity, _constants(traced))]
+    if "callback" in text:
+        # JAX can't look into Python code that is called back, but its file can be read.
+        identity += source_identity(function)
+    return identity
+
+
+def _constants(traced: ClosedJaxpr) -> Iterator[Any]:
+    """The arrays that a traced function holds, those of functions inside it among them."""
+    yield from traced.consts
+    for equation in traced.eqns:
+        for inner in jax.tree.leaves(equation.params):
+            if isinstance(inner, Jaxpr):
+                inner = ClosedJaxpr(inner, ())
+            if isinstance(inner, ClosedJaxpr):
+                yield from _constants(inner)
+
+
+def array_identity(array: Any) -> str:
     """A hash of an array."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        array = jax.random.key_data(array)
+    array = np.asarray(array)
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
+    digest.update(content.data)
     return digest.hexdigest()[:16]
+
+
+def source_identity(function: Callable[..., Any], *modules: str) -> list[str]:
+    """Hashes of the files of a function's module, and of others, as far as there are files."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    names = {getattr(inspect.unwrap(function), "__module__", None), *modules}
+    found = (getattr(sys.modules.get(name or ""), "__file__", None) for name in names)
+    identity = []
+    for path in filter(None, found):
+        with contextlib.suppress(OSError):
+            identity.append(_digest(pathlib.Path(path).read_bytes()))
+    return sorted(identity)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()[:16]
 
 
 @contextlib.contextmanager
 def locked(workdir: pathlib.Path, shard: Shard) -> Iterator[None]:
     """Makes sure that no other process works on the same share; a kill frees it.
 
+    One lock is held by the whole alone, or by any number of shards; each of these has its own, too.
+
     Raises:
         WorkdirError: Another does, or the directory can't be written to.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = open(workdir / f".{shard.part}.lock", "w")
-    except OSError as error:
-        raise WorkdirError(f"can't use --workdir={workdir}: {error}") from error
-    with file:
+    locks = {".evaluation.lock": fcntl.LOCK_EX}
+    if shard.count > 1:
+        locks = {".evaluation.lock": fcntl.LOCK_SH, f".{shard.part}.lock": fcntl.LOCK_EX}
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+            workdir.mkdir(parents=True, exist_ok=True)
+            for name, kind in locks.items():
+                file = stack.enter_context(open(workdir / name, "w"))
+                fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError as error:
             raise WorkdirError(
                 f"another process is at work in --workdir={workdir}; give each a share of its own"
                 " with --shard=1/2 and --shard=2/2"
             ) from error
+        except OSError as error:
+            raise WorkdirError(f"can't use --workdir={workdir}: {error}") from error
         yield
 
 
@@ -131,27 +188,49 @@ def note_time(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
     """Appends an entry to `TIMES_FILE`: of interest, but of no consequence for any result."""
     line = json.dumps(dict(entry)) + "\n"
     with contextlib.suppress(OSError):
-        descriptor = os.open(workdir / TIMES_FILE, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-        with os.fdopen(descriptor, "w") as file:
+        with open(workdir / TIMES_FILE, "a") as file:
             file.write(line)
 
 
-def read_times(workdir: pathlib.Path) -> dict[str, float]:
-    """Seconds that the batches of each ledger took, by its folder in the workdir.
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """How a ledger came about, as far as it was noted.
+
+    Attributes:
+        seconds: That its batches took.
+        commits: That they were done by, in the order of time.
+        devices: On which they were done, likewise.
+    """
+
+    seconds: float
+    commits: Sequence[str]
+    devices: Sequence[str]
+
+
+def read_origins(workdir: pathlib.Path) -> dict[str, Origin]:
+    """How each ledger came about, by its folder in the workdir.
 
     Of a batch that was done more than once, after a kill, the last time counts. Entries that were
-    lost, or never written, are missing from the sums.
+    lost, or never written, are missing.
     """
-    with contextlib.suppress(OSError):
+    try:
         lines = (workdir / TIMES_FILE).read_text("utf-8").splitlines()
-        batches: dict[tuple[str, int], float] = {}
-        for line in lines:
-            with contextlib.suppress(ValueError, KeyError, TypeError):
-                entry = json.loads(line)
-                folder = _folder(entry["model"], entry["attack"], entry["fingerprint"])
-                batches[folder, entry["first"]] = float(entry["seconds"])
-        totals: dict[str, float] = {}
-        for (name, _), seconds in batches.items():
-            totals[name] = totals.get(name, 0.0) + seconds
-        return totals
-    return {}
+    except OSError:
+        return {}
+    folders: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            entry = json.loads(line)
+            folder = _folder(entry["model"], entry["attack"], entry["fingerprint"])
+            entry["seconds"], entry["first"] = float(entry["seconds"]), int(entry["first"])
+            folders.setdefault(folder, []).append(entry)
+    return {folder: _origin(entries) for folder, entries in folders.items()}
+
+
+def _origin(entries: Sequence[Mapping[str, Any]]) -> Origin:
+    seconds = {entry["first"]: entry["seconds"] for entry in entries}
+    commits, devices = (
+        list(dict.fromkeys(entry[key] for entry in entries if entry.get(key)))
+        for key in ("commit", "device")
+    )
+    return Origin(sum(seconds.values()), commits, devices)

@@ -65,6 +65,8 @@ def make_content(
         "num_clean": plan.num_clean,
         "num_images": plan.num_images,
         "about": dict(plan.about),
+        "commits": list(results.commits),
+        "devices": list(results.devices),
         "rounding": [RELATIVE_ROUNDING, ABSOLUTE_ROUNDING],
         "norms": [
             {

@@ -13,9 +13,10 @@ function drawHead() {
   byId("summary").textContent = `${parts.slice(0, 3).join(", ")} ${parts[3]}`;
   byId("origin").textContent = [
     content.finished ? `Last result ${content.finished}` : null,
-    about.git_commit ? `commit ${about.git_commit.replace(/^(.{10})[0-9a-f]*/, "$1")}` : null,
+    content.commits.length ? `${content.commits.length > 1 ? "commits" : "commit"} ${commits()}`
+      : null,
     about.seed === undefined ? null : `seed ${about.seed}`,
-    hardware(),
+    content.devices.join(" and "),
   ].filter(Boolean).join(" · ");
   const links = [["overview", ["Overview"]],
     ...content.blocks.map(({ norm }) => [`norm-${content.norms[norm].key}`, normName(norm)]),
@@ -39,8 +40,8 @@ function drawFacts() {
     ["Models", content.models.map((model) => model.name + whence(model.name)).join(", ")],
     ["Seed", about.seed ?? UNKNOWN],
     ["Last result", content.finished ?? UNKNOWN],
-    ["Commit", about.git_commit ?? UNKNOWN],
-    ["Hardware", hardware() || UNKNOWN],
+    ["Commits", content.commits.join(", ") || UNKNOWN],
+    ["Hardware", content.devices.join(" and ") || UNKNOWN],
     ["Packages", packages
       ? Object.entries(packages).map((each) => each.join(" ")).join(", ") : UNKNOWN],
   ];
@@ -48,11 +49,10 @@ function drawFacts() {
     [element("dt", {}, term), element("dd", {}, String(text))]));
 }
 
-function hardware() {
-  const { device } = content.about;
-  if (!device) return "";
-  const cpu = `${device.cpu}, ${plural(device.cpu_cores, "core")}`;
-  return device.kind === "cpu" ? cpu : `${device.count} × ${device.kind}; ${cpu}`;
+/* Those that found the results, the middle left out of a long list. */
+function commits() {
+  const short = content.commits.map((each) => each.replace(/^(.{10})[0-9a-f]*/, "$1"));
+  return (short.length > 3 ? [short[0], "…", short.at(-1)] : short).join(", ");
 }
 
 /* Where a model is from, where its name does not say it. */

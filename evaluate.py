@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from abs_model.evaluation import (
     Settings,
+    check_any_taken,
     check_taken,
     choose_attacks,
     evaluate,
@@ -76,6 +77,7 @@ def main(argv: list[str]) -> None:
     models, dataset = load_models(specs, data_dir=_DATA_DIR.value)
     named = [entry for entry in _ATTACKS.value if entry != "all"]
     check_taken(choose_attacks(known, named), models)
+    check_any_taken(suite, models)
     workdir = pathlib.Path(_WORKDIR.value)
     settings = Settings(config.num_clean, config.num_images, config.batch_size, config.seed)
     about = {

@@ -158,5 +158,5 @@ def test_show_writes_and_logs_tables_and_pictures(tmp_path):
     files = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
     assert files >= {"results.md", "results.json", "curves.png", "examples_m_linf.png"}
     (name, width, widths), *images, last = tracker.logged
-    assert (name, widths, last) == ("table1", {width}, "finished")
+    assert (name, widths, last) == ("results", {width}, "finished")
     assert images == [("curves", True), ("examples_m_linf", True)]

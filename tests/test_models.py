@@ -31,6 +31,7 @@ def test_parsing_models(tmp_path):
         (["a="], "must be NAME=PATH"),
         ([""], "names no model"),
         (["nearest_neighbor:binary"], "nearest_neighbor does not come with :binary"),
+        (["a=package.module:make:binary"], "package.module:make does not come with :binary"),
     ],
 )
 def test_unusable_models_are_refused(entries, message):

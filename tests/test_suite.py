@@ -1,6 +1,9 @@
 """The attacks of an evaluation: from configurations and command lines, and calling them."""
 
 import dataclasses
+import functools
+import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +15,14 @@ import abs_model
 from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
 from abs_model.errors import UserError
-from abs_model.evaluation import AttackSpec, SuiteError, check_taken, choose_attacks, read_suite
+from abs_model.evaluation import (
+    AttackSpec,
+    SuiteError,
+    check_any_taken,
+    check_taken,
+    choose_attacks,
+    read_suite,
+)
 from abs_model.evaluation.suite import Launcher, kind_of
 from configs import table1
 from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
@@ -78,6 +88,39 @@ def test_attacks_are_chosen_by_name():
         "mine", "l2", "tests.evaluation_fakes:towards_next_class",
     )  # fmt: skip
     assert one.identity(stripe_classifier())["source"]
+
+
+partial_attack = functools.partial(towards_next_class, epsilon=2.0)
+jitted_attack = jax.jit(
+    lambda model, images, labels, key, *, norm="l2": AttackResult(
+        images, jnp.zeros(len(images), bool), jnp.zeros(len(images))
+    ),
+    static_argnames="norm",
+)
+
+
+@pytest.mark.parametrize("name", ["partial_attack", "jitted_attack"])
+def test_any_callable_can_be_an_attack_of_ones_own(name, tmp_path, monkeypatch):
+    (spec,) = choose_attacks([], [f"mine=tests.test_suite:{name}:l2"])
+    assert launch(spec).images.shape == (3, 8, 8, 1)
+    before = spec.identity(stripe_classifier())
+    (tmp_path / "edited.py").write_text("")
+    monkeypatch.setattr(sys.modules[__name__], "__file__", str(tmp_path / "edited.py"))
+    assert spec.identity(stripe_classifier())["source"] != before["source"]
+
+
+@pytest.mark.parametrize("value", [np.ones(2), math.inf, len])
+def test_settings_that_no_ledger_can_hold_are_refused(value):
+    spec = own(towards_next_class, settings={"epsilon": value})
+    with pytest.raises(SuiteError, match=r"'own' \(tests:own\): setting epsilon must be what JSON"):
+        spec.identity(stripe_classifier())
+
+
+def test_no_attack_is_called_clean():
+    with pytest.raises(SuiteError, match="no attack can be called 'clean'"):
+        suite(clean=ENTRY)
+    with pytest.raises(SuiteError, match="no attack can be called 'clean'"):
+        choose_attacks([], ["clean=tests.evaluation_fakes:towards_next_class:l2"])
 
 
 @pytest.mark.parametrize(
@@ -186,6 +229,17 @@ def test_an_attack_asked_for_by_name_must_take_a_model():
     spec = dataclasses.replace(suite(row=ENTRY)[0], only=("abs",))
     with pytest.raises(SuiteError, match=r"'row' can't attack any of the models \(m: the conf"):
         check_taken([spec], {"m": stripe_classifier()})
+
+
+def test_one_attack_at_least_must_take_a_model():
+    first, second = suite(a=ENTRY, b=ENTRY)
+    second = dataclasses.replace(second, only=("abs",))
+    models = {"m": stripe_classifier()}
+    check_any_taken([first, second], models)
+    with pytest.raises(SuiteError, match=r"none of .*\(b on m: the configuration has it for abs"):
+        check_any_taken([second], models)
+    with pytest.raises(SuiteError, match="it has no attacks"):
+        check_any_taken([], models)
 
 
 def test_functions_are_wrapped_as_classifiers():

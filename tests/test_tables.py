@@ -90,6 +90,24 @@ def test_rows_print_their_budget():
     assert rows_of(make_tables(example()), "l0")["D"].budget == "queries not counted"
 
 
+def test_budgets_of_ones_own_attacks_may_be_anything():
+    attacks = [planned("a", num_steps=None, num_restarts=3), planned("b", num_steps="many")]
+    found = {("abs", "a"): records([1.0] * 4), ("abs", "b"): records([1.0] * 4)}
+    rows = rows_of(make_tables(make_results(attacks, found)))
+    assert rows["A"].budget == "3 restarts, 8 queries"
+    assert rows["B"].budget == "8 queries"
+
+
+def test_tables_without_a_cell_are_written(tmp_path):
+    results = make_results([planned("a", norm="linf")], {}, models=("mine",))
+    results = Results(results.plan, {"mine": {}}, {})
+    tables = write_tables(tmp_path, results)
+    (line,) = (tmp_path / "results.csv").read_text().splitlines()
+    assert line.startswith("norm,threshold,row,attack,")
+    assert json.loads((tmp_path / "results.json").read_text())["rows"] == []
+    rich.console.Console(file=io.StringIO()).print(to_rich(tables))
+
+
 def test_refused_claims_are_reported():
     cell = rows_of(make_tables(example()))["B"].cells["mine"]
     assert (cell.num_claimed, cell.num_rejected) == (4, 4)

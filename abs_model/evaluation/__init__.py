@@ -15,6 +15,7 @@ from abs_model.evaluation.statistics import THRESHOLDS, summarise
 from abs_model.evaluation.suite import (
     AttackSpec,
     SuiteError,
+    check_any_taken,
     check_taken,
     choose_attacks,
     read_suite,
@@ -34,6 +35,7 @@ __all__ = [
     "Shard",
     "SuiteError",
     "Verification",
+    "check_any_taken",
     "check_taken",
     "choose_attacks",
     "collect",

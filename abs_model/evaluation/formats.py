@@ -31,7 +31,6 @@ EXPLANATION = (
     " taken for each image. Attacks bound robustness from above only, and those with a small budget"
     " less well. Queries are evaluations of the model about one image."
 )
-_NOTHING = "\N{EN DASH}"
 _FIGURES = (
     "num_images",
     "median",
@@ -45,6 +44,8 @@ _FIGURES = (
     "num_queries",
     "num_gradients",
 )
+COLUMNS = ("norm", "threshold", "row", "attack", "group", "model", *_FIGURES)
+_NOTHING = "\N{EN DASH}"
 
 
 def write_tables(workdir: pathlib.Path, results: Results) -> Tables:
@@ -114,10 +115,9 @@ def to_latex(tables: Tables) -> str:
 def to_csv(tables: Tables) -> str:
     """A line for each cell; infinite distances are written as inf."""
     file = io.StringIO()
-    entries = rows_of(tables)
-    writer = csv.DictWriter(file, list(entries[0]), lineterminator="\n")
+    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
     writer.writeheader()
-    writer.writerows(entries)
+    writer.writerows(rows_of(tables))
     return file.getvalue()
 
 
@@ -156,7 +156,7 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
 
 
 def rows_of(tables: Tables) -> list[dict[str, Any]]:
-    """A flat row for each cell of all blocks, as CSV and JSON have them."""
+    """A flat row of `COLUMNS` for each cell of all blocks, as CSV and JSON have them."""
     return [entry for block in tables.blocks for entry in _entries(block)]
 
 

@@ -59,7 +59,7 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
 
     Raises:
         ModelsError: There is no entry, a name can't be part of a file name, two are the same, or
-            the nearest neighbour is to threshold images.
+            the nearest neighbour or a model of one's own is to threshold images.
     """
     if not any(entry.strip() for entry in entries):
         raise ModelsError("--models names no model; give NAME=PATH[,NAME=PATH...]")
@@ -84,7 +84,13 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
             raise ModelsError(
                 f"--models: {path} does not come with {BINARY_SUFFIX}; give {path} alone"
             )
-        specs.append(ModelSpec(name, path, binary))
+        spec = ModelSpec(name, path, binary)
+        if binary and spec.made:
+            raise ModelsError(
+                f"--models: {path} does not come with {BINARY_SUFFIX}, which is for trained models;"
+                " let the function make a model that thresholds its images itself"
+            )
+        specs.append(spec)
     return specs
 
 

@@ -12,7 +12,7 @@ from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
 from abs_model.evaluation import figures
 from abs_model.evaluation.examples import choose_examples, draw_examples
-from abs_model.evaluation.formats import rows_of, write_tables
+from abs_model.evaluation.formats import COLUMNS, rows_of, write_tables
 from abs_model.evaluation.results import Results
 from abs_model.evaluation.tables import NORM_NAMES, Tables
 from abs_model.training.tracking import Tracker
@@ -50,8 +50,9 @@ def show(
     for name, figure in pictures.items():
         figures.save(figure, workdir / f"{name}.png")
     if tracker is not None:
-        rows = rows_of(tables)
-        tracker.log_table(0, "table1", list(rows[0]), [list(row.values()) for row in rows])
+        if rows := rows_of(tables):
+            values = [[row[column] for column in COLUMNS] for row in rows]
+            tracker.log_table(0, "results", COLUMNS, values)
         for name in pictures:
             tracker.log_image(0, name, workdir / f"{name}.png")
         tracker.finish()

@@ -260,6 +260,20 @@ def check_taken(specs: Sequence[AttackSpec], models: Mapping[str, Classifier]) -
             raise SuiteError(f"--attacks: {spec.name!r} can't attack any of the models ({reasons})")
 
 
+def check_any_taken(suite: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
+    """Raises a SuiteError when no attack takes any of the models."""
+    if not any(spec.refusal(model) is None for spec in suite for model in models.values()):
+        reasons = "; ".join(
+            f"{spec.name} on {name}: {spec.refusal(model)}"
+            for spec in suite
+            for name, model in models.items()
+        )
+        raise SuiteError(
+            "none of the configuration's attacks can attack any of the models"
+            f" ({reasons or 'it has no attacks'}); choose other --models or --config"
+        )
+
+
 def kind_of(model: Classifier) -> str:
     """Of `KINDS`."""
     if isinstance(model, ABSClassifier):

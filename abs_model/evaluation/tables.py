@@ -192,7 +192,8 @@ def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
     settings = attack.settings.values()
     limited = any(each.get("max_queries") for each in settings)
     for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
-        values = [each[setting] for each in settings if setting in each]
+        # One's own attack may have any value there, or none.
+        values = [each[setting] for each in settings if isinstance(each.get(setting), int)]
         if values and not (limited and setting == "num_steps"):
             parts.append(_counted(values, unit))
     queries = [cell.num_queries for cell in cells.values()]

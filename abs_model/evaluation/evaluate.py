@@ -74,7 +74,10 @@ def evaluate(
         _plan(tasks, models, suite, settings, workdir, about or {}).write(workdir)
         runner = Runner(dataset, settings, workdir, shard, launcher)
         shares = _share(tasks, shard)
-        with Progress(sum(len(batch) for task in shares for batch in task.batches)) as progress:
+        num_attacked = sum(
+            len(batch) for task in shares if task.spec is not None for batch in task.batches
+        )
+        with Progress(num_attacked) as progress:
             for task in shares:
                 runner.run(task, progress)
     return collect(workdir)

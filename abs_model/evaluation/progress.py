@@ -3,15 +3,20 @@
 import rich.console
 import rich.progress
 
+# Seconds that speeds are averaged over: a batch of a strong attack may take an hour.
+_PERIOD = 24 * 3600.0
+
 
 class Progress:
-    """A bar for all of it, and a line for what is at work; a line for each finished attack.
+    """A bar for all attacks, and one for what is at work; a line for each that is finished.
+
+    Clean images are no part of the bar for all: there are many, and each takes next to no time.
 
     Use as a context manager.
     """
 
-    def __init__(self, num_images: int) -> None:
-        """Takes the number of images of all attacks together."""
+    def __init__(self, num_attacked: int) -> None:
+        """Takes the number of images of all attacks together, without the clean ones."""
         columns = (
             rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
@@ -20,15 +25,18 @@ class Progress:
             rich.progress.TextColumn("left"),
             rich.progress.TimeRemainingColumn(),
         )
-        self._bar = rich.progress.Progress(*columns, console=rich.console.Console(stderr=True))
-        self._all = self._bar.add_task("all attacks, images", total=num_images)
+        console = rich.console.Console(stderr=True)
+        self._bar = rich.progress.Progress(*columns, console=console, speed_estimate_period=_PERIOD)
+        self._all = self._add("all attacks, images", num_attacked)
         self._current: rich.progress.TaskID | None = None
+        self._attacked = False
         self._description = ""
 
-    def start(self, description: str, num_images: int) -> None:
-        """An attack on a model begins."""
+    def start(self, description: str, num_images: int, *, attacked: bool) -> None:
+        """An attack on a model begins, or, not `attacked`, its clean images."""
         self._description = description
-        self._current = self._bar.add_task(f"{description}, images", total=num_images)
+        self._attacked = attacked
+        self._current = self._add(f"{description}, images", num_images)
 
     def questions(self, count: int) -> None:
         """So many questions have been asked about each image of the batch."""
@@ -37,7 +45,8 @@ class Progress:
 
     def advance(self, num_images: int) -> None:
         """So many more images are done."""
-        self._bar.advance(self._all, num_images)
+        if self._attacked:
+            self._bar.advance(self._all, num_images)
         if self._current is not None:
             self._bar.advance(self._current, num_images)
 
@@ -51,6 +60,12 @@ class Progress:
         self._bar.console.print(
             f"{self._description}: {outcome}, {seconds:.0f} s", markup=False, highlight=False
         )
+
+    def _add(self, description: str, num_images: int) -> rich.progress.TaskID:
+        task = self._bar.add_task(description, total=num_images)
+        # Speed counts from the first step on: without this one, the first batch would not tell.
+        self._bar.advance(task, 0)
+        return task
 
     def __enter__(self) -> "Progress":
         self._bar.start()

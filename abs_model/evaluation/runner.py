@@ -92,7 +92,8 @@ class Runner:
             self._clean[task.model.name] = read_records(task.folder)
         if not task.batches:
             return
-        progress.start(task.description, sum(map(len, task.batches)))
+        num_images = sum(map(len, task.batches))
+        progress.start(task.description, num_images, attacked=task.spec is not None)
         known = read_records(task.folder).keys()
         found: list[Record] = []
         with Part(task.folder, self._shard.part, task.identity) as part:

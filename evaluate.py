@@ -8,7 +8,10 @@ import rich.console
 from absl import flags, logging
 from ml_collections import config_flags
 
+from abs_model.errors import UserError
 from abs_model.evaluation import (
+    GO_ON,
+    WHOLE,
     Settings,
     check_any_taken,
     check_taken,
@@ -48,7 +51,9 @@ _ATTACKS = flags.DEFINE_list(
 )
 _WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of ledger, tables and pictures.")
 _SHARD = flags.DEFINE_string(
-    "shard", "1/1", "i/n: this process's share of the work; a last call without it merges."
+    "shard",
+    "1/1",
+    "i/n: this process's share of the work; a last call without it makes tables and pictures.",
 )
 _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS; default: the first that a model's training names."
@@ -59,7 +64,8 @@ flags.mark_flag_as_required("config")
 
 def main(argv: list[str]) -> None:
     """Evaluates, and prints the tables."""
-    logging.set_verbosity(logging.WARNING)
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     check(
         config,
@@ -85,7 +91,14 @@ def main(argv: list[str]) -> None:
         "models_from": [dataclasses.asdict(spec) for spec in specs],
     }
     results = evaluate(models, dataset, suite, settings, workdir, shard=shard, about=about)
-    tracker = open_tracker(workdir, config, _WANDB.value)
+    if shard != WHOLE:
+        # Tables of all shards at once would be written over each other, each with parts missing.
+        print(f"This share is done. The same command without --shard makes the tables: {workdir}/")
+        return
+    try:
+        tracker = open_tracker(workdir, config, _WANDB.value)
+    except OSError as error:
+        raise UserError(f"can't write to --workdir={workdir}: {error}. {GO_ON}") from error
     tables = show(workdir, results, models, dataset, tracker)
     # A pipe has no width of its own, and 80 columns would break every cell in two.
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)

@@ -29,6 +29,7 @@ from abs_model.evaluation import (
     to_markdown,
 )
 from abs_model.evaluation.formats import to_json
+from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.runner import derive_keys
 from abs_model.evaluation.workdir import WHOLE, locked, model_identity
 from tests.conftest import ROOT, run_script
@@ -204,6 +205,22 @@ def test_commits_and_devices_are_those_that_found_the_results(tmp_path, monkeypa
     assert "git_commit" not in content and "device" not in content
 
 
+def test_progress_tells_how_long_to_go_of_batches_that_take_long(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("rich.console.monotonic", lambda: now[0])
+    progress = Progress(200)
+    progress.start("m: clean images", 10_000, attacked=False)
+    progress.advance(10_000)
+    progress.finish("")
+    progress.start("m: attack", 200, attacked=True)
+    whole, attack = progress._bar.tasks
+    assert whole.completed == 0
+    for number in (1, 2):
+        now[0] = number * 3600.0
+        progress.advance(50)
+        assert attack.time_remaining == whole.time_remaining == (4 - number) * 3600
+
+
 def test_keys_are_of_seed_model_attack_and_image():
     keys = [
         jax.random.key_data(derive_keys(seed, model, attack, np.array([index])))
@@ -278,6 +295,14 @@ def test_a_workdir_that_cannot_be_made_is_reported(tmp_path):
         evaluate(
             {"m": stripe_classifier()}, stripe_dataset(), [], SETTINGS, tmp_path / "file" / "x"
         )
+
+
+def test_a_plan_that_cannot_be_written_is_reported(tmp_path):
+    (tmp_path / "evaluation.json").mkdir()
+    with pytest.raises(
+        UserError, match=r"can't write .*evaluation\.json.*run the same command again"
+    ):
+        evaluate({"m": stripe_classifier()}, stripe_dataset(), [spec()], SETTINGS, tmp_path)
 
 
 def test_a_models_identity_is_that_of_its_arrays_and_settings():

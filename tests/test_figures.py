@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from abs_model.errors import UserError
 from abs_model.evaluation import Settings, evaluate, examples, figures, show
 from abs_model.evaluation.published import published
 from tests.evaluation_fakes import (
@@ -160,3 +161,16 @@ def test_show_writes_and_logs_tables_and_pictures(tmp_path):
     (name, width, widths), *images, last = tracker.logged
     assert (name, widths, last) == ("results", {width}, "finished")
     assert images == [("curves", True), ("examples_m_linf", True)]
+
+
+@pytest.mark.parametrize(
+    ("blocked", "what"), [("results.md", "tables"), ("curves.png", "pictures")]
+)
+def test_what_cannot_be_written_is_said(blocked, what, tmp_path):
+    models, dataset = {"m": stripe_classifier()}, stripe_dataset()
+    settings = Settings(num_clean=10, num_images=5, batch_size=5, seed=0)
+    results = evaluate(models, dataset, [spec()], settings, tmp_path)
+    (tmp_path / blocked).mkdir()
+    message = rf"can't write the {what} to .*{blocked}.*What was computed before stays"
+    with pytest.raises(UserError, match=message):
+        show(tmp_path, results, models, dataset, None)

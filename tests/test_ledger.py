@@ -90,6 +90,18 @@ def test_a_full_disk_leaves_the_ledger_as_it_was(tmp_path, monkeypatch):
     assert path.read_bytes() == before
 
 
+def test_a_part_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "all.jsonl").mkdir()
+    with pytest.raises(LedgerError, match=r"can't read the ledger .*all\.jsonl"):
+        read_records(tmp_path)
+
+
+def test_only_what_holds_is_adversarial():
+    assert record(0).adversarial is not None
+    for changes in ({"image": None}, {"distance": math.inf}, {"clean_prediction": 4}):
+        assert record(0, **changes).adversarial is None
+
+
 def test_a_folder_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError, match="can't write to the ledger"):

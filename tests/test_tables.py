@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -10,7 +11,7 @@ import rich.console
 
 from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.results import Plan, PlannedAttack, Results
+from abs_model.evaluation.results import LEFT_OUT, Plan, PlannedAttack, Results
 from abs_model.evaluation.tables import ALL, ALL_PAPER, ALL_STRONGER, PUBLISHED
 
 INF = math.inf
@@ -123,7 +124,7 @@ def test_markdown_has_the_papers_layout():
     assert "| **All, as published** | **2.24 / 80%** | **\N{EN DASH}** |" in text
     assert re.search(r"\| D \| \N{EN DASH} \| 12.5 / 50% \|", text)
     assert "| accuracy | 100.00% | 75.00% |" in text
-    assert "isn't complete" not in text
+    assert "isn't complete" not in text and "Not tried" not in text
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {4, 5}  # three columns for clean accuracy, four for attacks
 
@@ -135,6 +136,7 @@ def test_an_unfinished_evaluation_says_so_and_counts_what_there_is():
     text = to_markdown(tables)
     assert not tables.complete and "isn't complete" in text
     assert "| A | 2 / 67% (3 of 4) |" in text
+    assert "isn't complete" in on_terminal(tables)
     # The minimum is over the images that all its attacks are done with.
     assert rows_of(tables)[ALL_PAPER].cells["abs"].summary.num_images == 3
 
@@ -165,7 +167,37 @@ def test_files_hold_the_same_figures(tmp_path):
 
 
 def test_the_terminal_shows_every_row():
-    file = io.StringIO()
-    rich.console.Console(file=file, width=160).print(to_rich(make_tables(example())))
+    shown = on_terminal(make_tables(example()))
     for title in ("A", ALL_PAPER, PUBLISHED, ALL_STRONGER, "L0: median distance"):
-        assert title in file.getvalue()
+        assert title in shown
+    assert "- mine, B, L2: 4 of 4 (4 beyond epsilon)" in shown and "isn't complete" not in shown
+
+
+def on_terminal(tables):
+    file = io.StringIO()
+    rich.console.Console(file=file, width=160).print(to_rich(tables))
+    return file.getvalue()
+
+
+def test_what_was_not_tried_comes_with_the_reasons():
+    results = example()
+    reasons = {
+        "a": "it is for ABS models",
+        "b": "it is for ABS models",
+        "c": f"{LEFT_OUT} abs only",
+    }
+    attacks = [
+        dataclasses.replace(
+            attack, refusals={"mine": reasons[attack.name]} if attack.name in reasons else {}
+        )
+        for attack in results.plan.attacks
+    ]
+    attacks.append(dataclasses.replace(planned("a", norm="linf"), refusals=attacks[0].refusals))
+    plan = dataclasses.replace(results.plan, attacks=attacks)
+    tables = make_tables(dataclasses.replace(results, plan=plan))
+    for text in (to_markdown(tables), on_terminal(tables)):
+        lines = text.splitlines()
+        found = lines[lines.index("Not tried:") + 1 :]
+        assert [line for line in found if line.startswith("- ")] == [
+            "- A, B on mine: it is for ABS models"
+        ]

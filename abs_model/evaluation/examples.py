@@ -56,9 +56,9 @@ def choose_examples(
         count: How many at most.
     """
     return [
-        Example(clean[record.index].astype(np.float32) / 255, record.image, attack, record)
+        Example(clean[record.index].astype(np.float32) / 255, image, attack, record)
         for attack, record in found
-        if record.image is not None and np.isfinite(record.distance) and not record.clean_error
+        if (image := record.adversarial) is not None
     ][:count]
 
 

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from abs_model.evaluation.published import published
 from abs_model.evaluation.results import GROUPS, Results
-from abs_model.evaluation.statistics import THRESHOLDS
+from abs_model.evaluation.statistics import THRESHOLDS, accuracy_curve
 from abs_model.files import atomic_write_bytes
 
 DPI = 150
@@ -78,7 +78,7 @@ def _draw_curve(axes: Axes, results: Results, norm: str, model: str, colour: str
     if len(distances):
         finite = distances[np.isfinite(distances)]
         corners = np.concatenate([[0.0], finite])
-        left = np.array([np.mean(distances > corner) for corner in corners])
+        left = accuracy_curve(distances, corners)
         axes.step(corners, left, where="post", color=colour, lw=1.4)
         ends.append(corners[-1])
     if paper := published(norm, model):

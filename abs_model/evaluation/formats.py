@@ -10,6 +10,7 @@ from typing import Any
 import rich.box
 import rich.console
 import rich.table
+import rich.text
 
 from abs_model.evaluation.results import Results
 from abs_model.evaluation.tables import (
@@ -29,7 +30,8 @@ EXPLANATION = (
     " 0, images for which an attack found nothing as infinitely far. Every adversarial image was"
     " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
     " taken for each image. Attacks bound robustness from above only, and those with a small budget"
-    " less well. Queries are evaluations of the model about one image."
+    " less well. Queries are evaluations of the model for each image, until the last image of its"
+    " batch was done."
 )
 _FIGURES = (
     "num_images",
@@ -46,6 +48,7 @@ _FIGURES = (
 )
 COLUMNS = ("norm", "threshold", "row", "attack", "group", "model", *_FIGURES)
 _NOTHING = "\N{EN DASH}"
+_INCOMPLETE = "This evaluation isn't complete."
 
 
 def write_tables(workdir: pathlib.Path, results: Results) -> Tables:
@@ -63,6 +66,7 @@ def write_tables(workdir: pathlib.Path, results: Results) -> Tables:
 
 def to_rich(tables: Tables) -> rich.console.Group:
     """For the terminal."""
+    notice = [] if tables.complete else [rich.text.Text(_INCOMPLETE)]
     shown = [_rich_clean(tables)]
     for block in tables.blocks:
         table = rich.table.Table(title=block.title, box=rich.box.SIMPLE_HEAD)
@@ -74,14 +78,18 @@ def to_rich(tables: Tables) -> rich.console.Group:
             style = None if row.attack else "bold"
             table.add_row(*_cells(tables, block, row), style=style, end_section=not row.attack)
         shown.append(table)
-    return rich.console.Group(*shown, EXPLANATION)
+    remarks = [
+        rich.text.Text("\n".join([f"{heading}:", *[f"- {line}" for line in lines], ""]))
+        for heading, lines in _remarks(tables)
+    ]
+    return rich.console.Group(*notice, *shown, *remarks, rich.text.Text(EXPLANATION))
 
 
 def to_markdown(tables: Tables) -> str:
     """A Markdown document."""
     lines = ["# Accuracy and robustness", ""]
     if not tables.complete:
-        lines += ["This evaluation isn't complete.", ""]
+        lines += [_INCOMPLETE, ""]
     lines += _markdown_table([_clean_header(tables), *_clean_rows(tables)])
     for block in tables.blocks:
         header = ["Attack", *tables.models, "Budget"]
@@ -91,8 +99,8 @@ def to_markdown(tables: Tables) -> str:
             for row, cells in zip(block.rows, rows, strict=True)
         ]
         lines += ["", f"## {block.title}", "", *_markdown_table([header, *shown])]
-    if refused := _refusals(tables):
-        lines += ["", "Claims refused by verification:", "", *[f"- {line}" for line in refused]]
+    for heading, remarks in _remarks(tables):
+        lines += ["", f"{heading}:", "", *[f"- {line}" for line in remarks]]
     return "\n".join([*lines, "", EXPLANATION, ""])
 
 
@@ -246,6 +254,15 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     header, *others = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     rule = ["---", *["---:"] * (len(header) - 1)]
     return [f"| {' | '.join(row)} |" for row in (header, rule, *others)]
+
+
+def _remarks(tables: Tables) -> list[tuple[str, Sequence[str]]]:
+    """What the cells don't say, by heading; only headings with something under them."""
+    remarks = [
+        ("Claims refused by verification", _refusals(tables)),
+        ("Not tried", tables.not_tried),
+    ]
+    return [(heading, lines) for heading, lines in remarks if lines]
 
 
 def _refusals(tables: Tables) -> list[str]:

@@ -8,6 +8,7 @@ is opened again; any other damage is reported, never passed over.
 """
 
 import base64
+import contextlib
 import dataclasses
 import json
 import math
@@ -23,6 +24,7 @@ from abs_model.errors import UserError
 from abs_model.files import write_json
 
 SETTINGS_FILE = "settings.json"
+GO_ON = "What was computed before stays; make room and run the same command again"
 
 
 class LedgerError(UserError):
@@ -42,10 +44,11 @@ class Record:
         prediction: What the model calls the attack's image, asked from scratch.
         distance: From the clean image, in the attack's norm, measured anew; infinite where there is
             no verified adversarial image, 0 for an image that is misclassified when clean.
-        num_queries: Questions to the model about this image, with gradient or without; None where
-            the attack does not count.
+        num_queries: Questions to the model, with gradient or without, until the last image of its
+            batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.
-        image: What the attack claimed, float32 (height, width, channels); None without a claim.
+        image: What the attack claimed, or did not claim though it is adversarial, float32 (height,
+            width, channels); None without either, and where the clean image is misclassified.
     """
 
     index: int
@@ -63,6 +66,11 @@ class Record:
     def clean_error(self) -> bool:
         """Whether the model gets the clean image wrong."""
         return self.clean_prediction != self.label
+
+    @property
+    def adversarial(self) -> np.ndarray | None:
+        """The image, where it holds: an attack found it, and verification did not refuse it."""
+        return self.image if math.isfinite(self.distance) and not self.clean_error else None
 
 
 class Part:
@@ -85,13 +93,16 @@ class Part:
             self._file = open(self._path, "ab+", buffering=0)
             _cut_torn_line(self._file)
         except OSError as error:
-            raise LedgerError(f"can't write to the ledger {self._path}: {error}") from error
+            raise LedgerError(
+                f"can't write to the ledger {self._path}: {error}. {GO_ON}"
+            ) from error
 
     def append(self, records: Iterable[Record]) -> None:
         """Appends a line for each record, and sees to it that they are on disk.
 
         Raises:
-            LedgerError: The disk is full, or fails; the ledger is then as it was before.
+            LedgerError: The disk is full, or fails; the ledger is then as it was before, or ends
+                with a line cut short.
         """
         data = b"".join(_to_line(record) for record in records)
         end = self._file.seek(0, os.SEEK_END)
@@ -100,10 +111,10 @@ class Part:
                 data = data[self._file.write(data) :]
             os.fsync(self._file.fileno())
         except OSError as error:
-            self._file.truncate(end)
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
             raise LedgerError(
-                f"can't write to the ledger {self._path}: {error}. What was computed before stays;"
-                " make room and run the same command again"
+                f"can't write to the ledger {self._path}: {error}. {GO_ON}"
             ) from error
 
     def close(self) -> None:
@@ -121,12 +132,16 @@ def read_records(folder: pathlib.Path) -> dict[int, Record]:
     """The records of all parts in a folder, by image; none where there is no folder.
 
     Raises:
-        LedgerError: A line is damaged; the message names it.
+        LedgerError: A line is damaged, which the message names, or the disk fails.
     """
     records: dict[int, Record] = {}
     for path in sorted(folder.glob("*.jsonl")):
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise LedgerError(f"can't read the ledger {path}: {error}") from error
         # What follows the last newline is a line in the making, or one that a kill cut short.
-        for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        for number, line in enumerate(content.split(b"\n")[:-1], start=1):
             try:
                 record = _from_line(line)
             except (ValueError, KeyError, TypeError, zlib.error) as error:

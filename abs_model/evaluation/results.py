@@ -10,12 +10,14 @@ import numpy as np
 
 from abs_model.attacks.base import NORMS
 from abs_model.errors import UserError
-from abs_model.evaluation.ledger import Record, read_records
+from abs_model.evaluation.ledger import GO_ON, Record, read_records
 from abs_model.evaluation.workdir import read_origins
 from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
 GROUPS = ("paper", "stronger")
+# How the refusals begin that a configuration chose, not the model or the attack.
+LEFT_OUT = "the configuration has it for"
 
 
 class ResultsError(UserError):
@@ -68,8 +70,15 @@ class Plan:
     about: Mapping[str, Any]
 
     def write(self, workdir: pathlib.Path) -> None:
-        """Writes evaluation.json, atomically."""
-        write_json(workdir / PLAN_FILE, dataclasses.asdict(self))
+        """Writes evaluation.json, atomically.
+
+        Raises:
+            ResultsError: The disk does not allow it.
+        """
+        try:
+            write_json(workdir / PLAN_FILE, dataclasses.asdict(self))
+        except OSError as error:
+            raise ResultsError(f"can't write {workdir / PLAN_FILE}: {error}. {GO_ON}") from error
 
     @classmethod
     def read(cls, workdir: pathlib.Path) -> "Plan":

@@ -5,17 +5,24 @@ curves.png                  accuracy left at each distance
 examples_MODEL_NORM.png     adversarial images, the closest of all attacks
 """
 
+import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
+from abs_model.errors import UserError
 from abs_model.evaluation import figures
 from abs_model.evaluation.examples import choose_examples, draw_examples
 from abs_model.evaluation.formats import COLUMNS, rows_of, write_tables
+from abs_model.evaluation.ledger import GO_ON
 from abs_model.evaluation.results import Results
 from abs_model.evaluation.tables import NORM_NAMES, Tables
 from abs_model.training.tracking import Tracker
+
+
+class ShowError(UserError):
+    """Tables or pictures can't be written."""
 
 
 def show(
@@ -33,8 +40,12 @@ def show(
         models: The classifiers by name.
         dataset: Whose test images were attacked.
         tracker: A Weights & Biases run, which is finished.
+
+    Raises:
+        ShowError: The disk does not allow it.
     """
-    tables = write_tables(workdir, results)
+    with _writing(workdir, "the tables"):
+        tables = write_tables(workdir, results)
     pictures = {"curves": figures.draw_curves(results)}
     for model in results.plan.models:
         for norm in results.norms:
@@ -47,8 +58,9 @@ def show(
                     title=f"{model}: adversarial images, {name}",
                     note=f"The closest of all attacks in {name}; the first images that have one",
                 )
-    for name, figure in pictures.items():
-        figures.save(figure, workdir / f"{name}.png")
+    with _writing(workdir, "the pictures"):
+        for name, figure in pictures.items():
+            figures.save(figure, workdir / f"{name}.png")
     if tracker is not None:
         if rows := rows_of(tables):
             values = [[row[column] for column in COLUMNS] for row in rows]
@@ -57,3 +69,11 @@ def show(
             tracker.log_image(0, name, workdir / f"{name}.png")
         tracker.finish()
     return tables
+
+
+@contextlib.contextmanager
+def _writing(workdir: pathlib.Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise ShowError(f"can't write {what} to {workdir}: {error}. {GO_ON}") from error

@@ -31,7 +31,7 @@ from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
-from abs_model.evaluation.results import GROUPS
+from abs_model.evaluation.results import GROUPS, LEFT_OUT
 from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, source_identity
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier
@@ -102,7 +102,7 @@ class AttackSpec:
     def refusal(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
         if kind_of(model) not in self.only:
-            return f"the configuration has it for {', '.join(self.only)} only"
+            return f"{LEFT_OUT} {', '.join(self.only)} only"
         if self.estimate_gradients and self.entry.needs is Needs.GRADIENTS:
             return None
         return self.entry.refusal(model)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from abs_model.evaluation.published import published
-from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
+from abs_model.evaluation.results import GROUPS, LEFT_OUT, Plan, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Summary, summarise
 
 NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
@@ -31,7 +31,8 @@ class Cell:
         num_claimed: Images that the attack claimed as adversarial.
         rejections: Claims that verification refused, by reason; an image may have several.
         num_rejected: Claims refused.
-        num_queries: Mean number of questions about an image; None where unknown.
+        num_queries: Mean number of questions until the batch of an image was done; None where
+            unknown.
         num_gradients: Those with gradient.
     """
 
@@ -96,6 +97,7 @@ class Tables:
         num_images: Attacked test images.
         blocks: By norm.
         complete: Whether everything planned is done.
+        not_tried: Which attacks on which models, and why, a line for each reason.
     """
 
     models: Sequence[str]
@@ -105,6 +107,7 @@ class Tables:
     num_images: int
     blocks: Sequence[Block]
     complete: bool
+    not_tried: Sequence[str]
 
 
 def make_tables(results: Results) -> Tables:
@@ -118,7 +121,27 @@ def make_tables(results: Results) -> Tables:
         num_images=plan.num_images,
         blocks=[_block(results, norm) for norm in results.norms],
         complete=results.complete,
+        not_tried=_not_tried(plan),
     )
+
+
+def _not_tried(plan: Plan) -> list[str]:
+    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models".
+
+    What the configuration itself leaves out is no news.
+    """
+    titles: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for attack in plan.attacks:
+        reasons = {
+            model: why for model, why in attack.refusals.items() if not why.startswith(LEFT_OUT)
+        }
+        for reason in dict.fromkeys(reasons.values()):
+            models = tuple(model for model, why in reasons.items() if why == reason)
+            titles.setdefault((reason, models), []).append(attack.title)
+    return [
+        f"{', '.join(dict.fromkeys(found))} on {', '.join(models)}: {reason}"
+        for (reason, models), found in titles.items()
+    ]
 
 
 def _block(results: Results, norm: str) -> Block:

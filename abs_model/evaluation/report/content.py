@@ -16,7 +16,7 @@ from abs_model.evaluation.formats import EXPLANATION
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.published import published
 from abs_model.evaluation.report.images import pack, pack_perturbations
-from abs_model.evaluation.report.reconstructions import Reconstructions, verified
+from abs_model.evaluation.report.reconstructions import Reconstructions
 from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Estimate
 from abs_model.evaluation.tables import (
@@ -197,10 +197,9 @@ def _gallery(
 def _found(records: Sequence[Record], clean: np.ndarray) -> Json:
     """An attack's records in columns; `place` is the image's among the packed ones."""
     records = [record for record in records if record.index < len(clean)]
-    held = [record for record in records if verified(record)]
-    images = [record.image for record in held if record.image is not None]
-    packed, scales = pack_perturbations(clean[[record.index for record in held]], images)
-    places = {record.index: place for place, record in enumerate(held)}
+    held = {record.index: image for record in records if (image := record.adversarial) is not None}
+    packed, scales = pack_perturbations(clean[list(held)], list(held.values()))
+    places = {index: place for place, index in enumerate(held)}
     return {
         "index": [record.index for record in records],
         "clean_prediction": [record.clean_prediction for record in records],

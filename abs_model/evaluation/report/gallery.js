@@ -199,7 +199,7 @@ async function drawCard(entry) {
       element("span", { class: "distance" }, outcome(entry))),
     element("div", { class: "pictures" }, pictures),
     element("footer", {}, `${content.attacks[entry.attack].title} · ${queries}`));
-  if (gallery.reconstructions[entry.model]) await addReconstructions(card, entry, clean);
+  if (gallery.reconstructions[entry.model]) await addReconstructions(card, entry);
   return card;
 }
 

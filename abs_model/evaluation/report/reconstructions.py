@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.report.images import to_bytes
 from abs_model.evaluation.results import Results
 
@@ -26,11 +25,6 @@ class Reconstructions:
     indices: Sequence[int]
     images: np.ndarray
     energies: np.ndarray
-
-
-def verified(record: Record) -> bool:
-    """Whether there is an adversarial image, found by an attack, that holds."""
-    return record.image is not None and np.isfinite(record.distance) and not record.clean_error
 
 
 def num_inferences(results: Results, model: str, num_images: int) -> int:
@@ -67,9 +61,9 @@ def reconstruct(
 
 def _closest(results: Results, model: str, norm: str, num_images: int) -> dict[int, np.ndarray]:
     return {
-        record.index: record.image
+        record.index: image
         for _, record in results.closest_records(model, norm)
-        if record.index < num_images and record.image is not None and verified(record)
+        if record.index < num_images and (image := record.adversarial) is not None
     }
 
 

@@ -219,7 +219,7 @@ def test_clean_errors_are_left_alone(attack):
     images = greys(4)
     predictions = model.predict(images)
     labels = np.where([True, False] * 2, (predictions + 1) % CLASSES, predictions)
-    settings = {"norm": "l2"} | (BUDGET if attack is cutting_planes else {})
+    settings = {"norm": "l2", **BUDGET} if attack is cutting_planes else {}
     result = attack(model, images, labels, KEY, **settings)
     assert np.all(result.success)
     np.testing.assert_array_equal(np.asarray(result.distances) == 0, [True, False] * 2)
@@ -229,8 +229,9 @@ def test_clean_errors_are_left_alone(attack):
 @pytest.mark.parametrize("attack", [cutting_planes, latent_descent])
 def test_other_models_are_refused(attack):
     model = abs_model.wrap(lambda x: x.reshape(len(x), -1)[:, :3], num_classes=3, image_shape=IMAGE)
+    settings = {"norm": "l2"} if attack is cutting_planes else {}
     with pytest.raises(ValueError, match=f"{attack.__name__} is for ABS models"):
-        attack(model, greys(2), np.zeros(2, int), KEY, norm="l2")
+        attack(model, greys(2), np.zeros(2, int), KEY, **settings)
 
 
 def test_faulty_settings_are_refused():
@@ -240,8 +241,6 @@ def test_faulty_settings_are_refused():
         latent_descent(model, images, labels, KEY, step_size=1.5)
     with pytest.raises(ValueError, match="step_size must be a finite number above"):
         latent_descent(model, images, labels, KEY, step_size=0)
-    with pytest.raises(ValueError, match="norm must be one of l2, got 'linf'"):
-        latent_descent(model, images, labels, KEY, norm="linf")
     with pytest.raises(ValueError, match="num_restarts must be an integer"):
         cutting_planes(model, images, labels, KEY, norm="l2", num_restarts=-1)
 
@@ -262,7 +261,7 @@ def test_latent_descent_goes_straight_to_the_explanation_and_back_to_the_boundar
     np.testing.assert_allclose(result.distances, share * np.linalg.norm(way, axis=1), rtol=3e-3)
     # Steps of 1% of what remains, until the last image is there; then the bisection.
     steps = np.ceil(np.log(1 - share.max()) / np.log(0.99))
-    assert abs(int(result.num_queries[0]) - (1 + steps + 10 + 1)) <= 1
+    assert abs(int(result.num_queries[0]) - (4 + steps + 10 + 1)) <= 1
     # A single step passes some boundaries and not others.
     short = latent_descent(model, images, labels, KEY, num_steps=1, step_size=0.12)
     np.testing.assert_array_equal(short.success, share < 0.12)

@@ -140,7 +140,7 @@ def test_zero_gradient_is_no_trouble(attack, norm):
 @pytest.mark.parametrize(
     ("attack", "queries", "gradients"),
     [
-        (functools.partial(fast_gradient, num_epsilons=5, num_bisections=3), 9, 1),
+        (functools.partial(fast_gradient, num_epsilons=5, num_bisections=3), 5, 1),
         (functools.partial(bim, num_steps=4, num_searches=3), 13, 10),
         (functools.partial(mim, num_steps=4, num_searches=3), 13, 10),
     ],
@@ -185,16 +185,14 @@ def test_fast_gradient_finds_the_first_crossing():
     np.testing.assert_allclose(result.distances, [0.35, 0.25, 0.15], rtol=1e-3)
 
 
-@every_attack
+@pytest.mark.parametrize("attack", [bim, mim])
 def test_questions_follow_states_of_images_nearby(attack):
     linear, _, _ = two_classes()
     model, asked = tracking_classifier(linear.batch_logits, 2)
     images = greys(4)
     attack(model, images, linear.predict(images), KEY, norm="linf")
     jax.effects_barrier()
-    if attack is fast_gradient:
-        asked = asked[-10:]  # after a scan whose steps grow beyond all bounds
-    # A sixth or a fifth of an epsilon of 0.3, or an interval of the scan.
+    # A sixth or a fifth of an epsilon of 0.3.
     steps = [np.abs(image - state).max() for image, state in asked]
     assert 0 < max(steps) < 0.061
 

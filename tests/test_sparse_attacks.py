@@ -239,9 +239,9 @@ def test_greedy_pixels_against_brute_force():
     assert np.all(np.array(found) >= fewest)
     exact = np.mean(np.array(found) == fewest, axis=1)
     assert exact[2] >= 0.65
-    # True scores and further rounds are of use.
-    means = np.mean(found, axis=1)
-    assert means[0] > means[1] > means[2]
+    # True scores are of use, and no further round forgets what the first has found.
+    assert np.mean(found[0]) >= np.mean(found[1])
+    assert np.all(np.array(found[2]) <= found[1])
 
 
 def test_elimination_leaves_only_the_pixels_that_gain_most():

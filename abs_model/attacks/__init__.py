@@ -3,13 +3,14 @@
 Every attack is a call of one form, `attack(model, images, labels, key, **settings)`, that returns
 an `AttackResult`; `norm` is among the settings of those that know several. There are two families:
 
-- the worst image within a distance, `epsilon`: `pgd`, `apgd`, `square`;
+- the worst image within a distance, `epsilon`: `pgd`, `apgd`, `square`, or within a number of
+  pixels: `sparse_rs`, unless it minimises that;
 - the closest adversarial image: all others.
 
 What they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best`
-(what was found) and `base` (norms); `catalogue` has them by name, with what each needs of a
-classifier. `estimate_gradients` gives a classifier without gradients estimated ones. `ascend` is
-PGD as a pure function, for adversarial training.
+(what was found), `confirmation` (what of that holds) and `base` (norms); `catalogue` has them by
+name, with what each needs of a classifier. `estimate_gradients` gives a classifier without
+gradients estimated ones. `ascend` is PGD as a pure function, for adversarial training.
 """
 
 from abs_model.attacks.apgd import apgd
@@ -20,9 +21,10 @@ from abs_model.attacks.base import (
     distances,
     project,
     random_start,
+    snap,
 )
 from abs_model.attacks.batch import Batch
-from abs_model.attacks.binary import flip_pixels, snap
+from abs_model.attacks.binary import flip_pixels
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.carlini_wagner import carlini_wagner
 from abs_model.attacks.catalogue import ATTACKS

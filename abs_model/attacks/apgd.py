@@ -32,6 +32,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import Loss, log_odds, margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
@@ -116,11 +117,15 @@ def apgd(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, _ = oracle.logits(batch.images)
         best = bests.first(batch, batch.images, logits, norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         goals = _goals(batch, logits, num_targets) if in_turn else [batch]
         for ascent in range(num_restarts * len(goals)):
             start = _draw(split_keys(batch, ascent), batch.images, epsilon, norm)
             goal = goals[ascent % len(goals)]
-            best = _ascend(oracle, batch, goal, best, start, LOSSES[loss], epsilon, norm, num_steps)
+            best = _ascend(
+                oracle, batch, goal, best, confirmations, start, LOSSES[loss], epsilon, norm,
+                num_steps,
+            )  # fmt: skip
         return best
 
     return run(
@@ -152,6 +157,7 @@ def _ascend(
     batch: Batch,
     goal: Batch,
     best: Best,
+    confirmations: Confirmations,
     start: jax.Array,
     loss: Loss,
     epsilon: float,
@@ -166,7 +172,8 @@ def _ascend(
     last_checkpoint = 0
     for step in range(1, num_steps):
         images = _step(path, batch, epsilon, 0.0 if step == 1 else _MOMENTUM, norm)
-        gradients, logits, state = oracle.gradients(images, goal, path.here.state, loss)
+        best, before = confirmations(best, path.here.state)
+        gradients, logits, state = oracle.gradients(images, goal, before, loss)
         best = bests.update(best, batch, images, logits, norm)
         path = _note(path, goal, images, gradients, logits, state, loss)
         if step in checkpoints:
@@ -174,7 +181,7 @@ def _ascend(
             last_checkpoint = step
     images = _step(path, batch, epsilon, 0.0 if num_steps == 1 else _MOMENTUM, norm)
     logits, _ = oracle.logits(images, path.here.state)
-    return bests.update(best, batch, images, logits, norm)
+    return confirmations.now(bests.update(best, batch, images, logits, norm))
 
 
 def _checkpoints(num_steps: int) -> set[int]:

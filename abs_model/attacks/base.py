@@ -31,8 +31,9 @@ class AttackResult:
         success: bool (N,): whether the classifier gets `images` wrong.
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
-        num_queries: int32 (N,): how often the classifier was asked about versions of the image,
-            with gradient or without; None where the attack does not count.
+        num_queries: int32 (N,): how often the classifier was asked, with gradient or without, about
+            each image of its batch, until the last of them was done; None where the attack does not
+            count.
         num_gradients: int32 (N,): how often of these with gradient.
     """
 
@@ -88,6 +89,22 @@ def project(
         scale = jnp.where(length > epsilon, epsilon / jnp.where(length > 0, length, 1.0), 1.0)
         change = change * per_image(scale)
     return jnp.clip(centres + change, 0.0, 1.0)
+
+
+def snap(images: jax.Array, originals: jax.Array) -> jax.Array:
+    """The images closest to the originals, in any norm, that look like `images` when thresholded.
+
+    Values on the other side of the threshold than the original's go just across: down to 0.5, which
+    counts as 0, or up to the next float above. All others are the original's. Each channel has
+    values of its own.
+
+    Args:
+        images: (n, height, width, channels), or thresholded ones.
+        originals: Same shape.
+    """
+    wanted = images > 0.5
+    across = jnp.where(wanted, jnp.nextafter(jnp.float32(0.5), jnp.float32(1.0)), 0.5)
+    return jnp.where(wanted == (originals > 0.5), originals, across)
 
 
 def random_start(

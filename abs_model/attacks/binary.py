@@ -20,10 +20,12 @@ from abs_model.attacks.base import (
     choose,
     per_image,
     random_start,
+    snap,
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.greedy import search
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
@@ -109,22 +111,6 @@ def flip_pixels(
     return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
 
 
-def snap(images: jax.Array, originals: jax.Array) -> jax.Array:
-    """The images closest to the originals, in any norm, that look like `images` when thresholded.
-
-    Values on the other side of the threshold than the original's go just across: down to 0.5, which
-    counts as 0, or up to the next float above. All others are the original's. Each channel has
-    values of its own.
-
-    Args:
-        images: (n, height, width, channels), or thresholded ones.
-        originals: Same shape.
-    """
-    wanted = images > 0.5
-    across = jnp.where(wanted, jnp.nextafter(jnp.float32(0.5), jnp.float32(1.0)), 0.5)
-    return jnp.where(wanted == (originals > 0.5), originals, across)
-
-
 @dataclasses.dataclass(frozen=True)
 class Flips(Space):
     """Flips of thresholded pixels ("l0") or values ("l2"); forms are thresholded images."""
@@ -168,6 +154,7 @@ def _search_levels(
     oracle: Oracle, batch: Batch, best: Best, num_steps: int, num_restarts: int
 ) -> Best:
     low = jnp.zeros(len(batch.images))
+    confirmations = Confirmations(oracle, batch, best, "linf")
     for level in range(_NUM_LEVELS):
         levels, images = _start(batch, best, low)
         for restart in range(num_restarts):
@@ -183,7 +170,8 @@ def _search_levels(
                 proposals = _propose(batch, walk, levels)
                 answer = oracle.gradients(proposals, batch, walk.state)
                 walk, best = _accept(batch, walk, proposals, levels, *answer, best)
-        low = jnp.where(_reached(best, levels), low, levels)
+        best = confirmations.now(best)
+        low = jnp.where(best.success & ~_reached(best, levels), levels, low)
     return best
 
 

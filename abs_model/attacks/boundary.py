@@ -27,8 +27,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.bisection import between
-from abs_model.attacks.line_search import approach
+from abs_model.attacks.line_search import approach, between
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run
 from abs_model.attacks.starting import make_starts, starting_images

@@ -23,6 +23,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle
@@ -103,7 +104,7 @@ def carlini_wagner(
     num_steps: int = 10_000,
     step_size: float = 0.01,
     confidence: float = 0.0,
-    initial_constant: float = 1e-3,
+    initial_constant: float = 1.0,
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
@@ -141,7 +142,8 @@ def carlini_wagner(
         confidence: By how much margin / s has to exceed 0, so in units of distance; at least 0.
             Where no image does, the closest adversarial one is returned. A clean error is a success
             at distance 0 all the same.
-        initial_constant: The first c, in units of distance; above 0. 0.001 as in Foolbox.
+        initial_constant: The first c, in units of distance; above 0. To first order it takes twice
+            the distance to the boundary. (0.001 in the paper, where it has another unit.)
         targets: Integers (N,): classes to lead to; by default any but the label will do.
         progress: Called with the number of questions asked about each image of a batch so far.
 
@@ -162,6 +164,7 @@ def carlini_wagner(
         beginning = oracle.gradients(batch.images, batch)
         best = bests.first(batch, batch.images, beginning[1], "l2")
         clean_errors, finds = best.success, (best, best)
+        confirmations = [Confirmations(oracle, batch, best, "l2") for _ in finds]
         scale = _scale(batch, *beginning[:2])
         constants = _Constants.start(len(batch.images), initial_constant)
         for _ in range(num_searches):
@@ -175,8 +178,11 @@ def carlini_wagner(
                     descent = _check(descent)
                     if not bool(descent.active.any()):
                         break
-            constants = constants.next(descent.found)
-        confident, closest = finds
+            confident, closest = (
+                each.now(find) for each, find in zip(confirmations, finds, strict=True)
+            )
+            finds = confident, closest
+            constants = constants.next(descent.found & confident.success)
         return choose(confident.success, confident, closest)
 
     return run(
@@ -248,11 +254,15 @@ def _judge(
     squares = lengths(images - batch.images, "l2") ** 2
     loss = squares + descent.weights * jnp.maximum(0.0, descent.thresholds - reached)
     enough = batch.fooled(logits) & (reached >= descent.thresholds)
-    confident, closest = (bests.update(find, batch, images, logits, "l2") for find in finds)
+    confident, closest = (
+        # Else what is found would depend on how long other images go on.
+        choose(descent.active, bests.update(find, batch, images, logits, "l2"), find)
+        for find in finds
+    )
     descent = dataclasses.replace(
         descent,
         lowest=jnp.minimum(descent.lowest, loss),
-        found=descent.found | enough,
+        found=descent.found | (enough & descent.active),
     )
     return descent, (choose(enough, confident, finds[0]), closest)
 

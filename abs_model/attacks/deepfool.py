@@ -21,6 +21,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest, nearest_boundaries
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
@@ -78,15 +79,21 @@ def deepfool(
         iterates, total = batch.images, jnp.zeros_like(batch.images)
         jacobian, logits, state = oracle.jacobian(iterates)
         best = bests.first(batch, iterates, logits, norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         for _ in range(num_steps):
             if bool(best.success.all()):
-                break
+                best = confirmations.now(best)
+                if bool(best.success.all()):
+                    break
+                jacobian, logits, state = oracle.jacobian(iterates)
             iterates, total = _step(
                 batch, iterates, total, jacobian, logits, best.success, overshoot,
                 norm=norm,
             )  # fmt: skip
             jacobian, logits, state = oracle.jacobian(iterates, state)
             best = bests.update(best, batch, iterates, logits, norm)
+        else:
+            best = confirmations.now(best)
         return best
 
     return run(

@@ -13,14 +13,13 @@ from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.inference import Inference
 
 
-def check_abs(model: Classifier, attack: str) -> ABSClassifier:
-    """The model; raises ValueError unless it is an ABS model, naming it and the attack."""
+def check_abs(model: Classifier, attack: str) -> None:
+    """Raises ValueError unless `model` is an ABS model, naming it and the attack."""
     if not isinstance(model, ABSClassifier):
         raise ValueError(
             f"{attack} is for ABS models (ABSClassifier), and model {model.name!r} is a"
             f" {type(model).__name__}; pgd is for every model with gradients"
         )
-    return model
 
 
 def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:

@@ -22,6 +22,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import (
     Hyperplanes,
     farthest,
@@ -102,6 +103,7 @@ def fab(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, beginning = oracle.logits(batch.images)
         original = best = bests.first(batch, batch.images, logits, norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         for restart in range(num_restarts):
             iterates, state = batch.images, beginning
             if restart > 0:
@@ -111,6 +113,8 @@ def fab(
                 moved = _move(batch, iterates, gradients, logits, alpha_max, eta, norm=norm)
                 logits, state = oracle.logits(moved, state)
                 iterates, best = _step_back(batch, moved, logits, best, beta, norm)
+                best, state = confirmations(best, state)
+        best = confirmations.now(best)
         return _search(oracle, batch, original, best, norm)
 
     return run(

@@ -22,6 +22,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle
@@ -93,6 +94,7 @@ def fmn(
         iterates, epsilon = batch.images, _first_epsilon(batch, norm)
         gradients, logits, state = oracle.gradients(iterates, batch)
         best = bests.first(batch, iterates, logits, norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         for step in range(num_steps):
             warmth = (1 + math.cos(math.pi * step / num_steps)) / 2
             iterates, epsilon = _step(
@@ -103,7 +105,8 @@ def fmn(
             )  # fmt: skip
             gradients, logits, state = oracle.gradients(iterates, batch, state)
             best = bests.update(best, batch, iterates, logits, norm)
-        return best
+            best, state = confirmations(best, state)
+        return confirmations.now(best)
 
     return run(
         attack, model, images, labels, key, norm=norm, norms=("l2", "linf", "l0"),

@@ -77,6 +77,11 @@ class EstimatedGradients(Classifier):
     step: float = dataclasses.field(metadata={"static": True})
 
     @property
+    def binary(self) -> bool:
+        """Whether `model` says that it thresholds images."""
+        return getattr(self.model, "binary", False)
+
+    @property
     def evaluations_per_gradient(self) -> int:
         """How often `model` is evaluated for the logits and the gradients of an image."""
         height, width, channels = self.image_shape

@@ -17,6 +17,7 @@ from abs_model.attacks.base import choose, distances
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.elimination import eliminate
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
@@ -73,6 +74,7 @@ def search(
     """
     most = space.units(batch.images).shape[1]
     num_steps, num_candidates = min(num_steps, most), min(num_candidates, most)
+    confirmations = Confirmations(oracle, batch, best, space.norm)
     for number in range(num_rounds):
         forms, done = _start(batch, best, number * (num_steps + 1), number == 0, space=space)
         state = None
@@ -95,7 +97,13 @@ def search(
                 )  # fmt: skip
             forms, state = pick.forms, pick.state
             done = _done(batch, pick, best, space)
-        best = eliminate(oracle, batch, best, space)
+            if oracle.warm and bool(done.all()):
+                best = confirmations.now(best)
+                logits, state = oracle.logits(_images(batch, forms, space))
+                pick = dataclasses.replace(pick, state=state, fooled=batch.fooled(logits))
+                done = _done(batch, pick, best, space)
+        best = eliminate(oracle, batch, confirmations.now(best), space)
+        best = confirmations.now(best)
     return best
 
 

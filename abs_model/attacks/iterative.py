@@ -31,6 +31,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.pgd import take_step
 from abs_model.attacks.running import Progress, run
@@ -153,10 +154,11 @@ def _attack(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         start, logits, start_state = oracle.gradients(batch.images, batch)
         best = bests.first(batch, batch.images, logits, norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         search = _begin(batch, _FIRST * longest)
         for _ in range(num_searches):
             gradients, state, momenta = start, start_state, jnp.zeros_like(start)
-            iterates, fooled = batch.images, jnp.zeros(len(start), bool)
+            iterates, before = batch.images, best
             for step in range(1, num_steps + 1):
                 iterates, momenta = _step(
                     batch, iterates, momenta, gradients, search.epsilons, decay, relative_step, norm
@@ -165,8 +167,9 @@ def _attack(
                     gradients, logits, state = oracle.gradients(iterates, batch, state)
                 else:
                     logits, state = oracle.logits(iterates, state)
-                best, fooled = _note(best, fooled, batch, iterates, logits, norm)
-            search = _narrow(search, fooled, best.distances, longest)
+                best = bests.update(best, batch, iterates, logits, norm)
+            best = confirmations.now(best)
+            search = _narrow(search, before, best, longest)
         return best
 
     return run(
@@ -198,10 +201,12 @@ def _begin(batch: Batch, epsilon: float) -> _Search:
 
 
 @jax.jit
-def _narrow(search: _Search, fooled: jax.Array, distances: jax.Array, longest: float) -> _Search:
-    """What is left to search when an attempt has fooled the classifier, or not."""
+def _narrow(search: _Search, before: Best, best: Best, longest: float) -> _Search:
+    """What is left to search after an attempt, by the best before it and after it."""
+    # Each epsilon is below the best distance.
+    fooled = best.success & (~before.success | (best.distances < before.distances))
     low = jnp.where(fooled, search.low, search.epsilons)
-    high = jnp.where(fooled, distances, search.high)
+    high = jnp.where(fooled, best.distances, search.high)
     # A larger epsilon, whose steps are longer, can find a closer image than a smaller that failed.
     low = jnp.where(low < high, low, 0.0)
     grown = jnp.minimum(_GROWTH * low, longest)
@@ -227,10 +232,3 @@ def _step(
         iterates, momenta, batch.images, epsilon=epsilons, step_size=step_size, norm=norm
     )
     return moved, momenta
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _note(
-    best: Best, fooled: jax.Array, batch: Batch, images: jax.Array, logits: jax.Array, norm: str
-) -> tuple[Best, jax.Array]:
-    return bests.update(best, batch, images, logits, norm), fooled | batch.fooled(logits)

@@ -13,15 +13,13 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, check_count, check_number, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.binary import snap
-from abs_model.attacks.bisection import bisect
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.explanations import check_abs, of_class
+from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
 from abs_model.classifiers import Classifier
 from abs_model.inference import Inference
-
-_NORMS = ("l2",)
 
 
 def latent_descent(
@@ -30,7 +28,6 @@ def latent_descent(
     labels: Any,
     key: jax.Array,
     *,
-    norm: str = "l2",
     num_steps: int = 300,
     step_size: float = 0.01,
     num_bisections: int = 10,
@@ -42,19 +39,17 @@ def latent_descent(
 
         x_{t+1} = x_t + step_size (G - x_t)
 
-    until x_t is adversarial. The straight way from the original to that x_t is then bisected. For
-    Binary ABS each value that has crossed the threshold is set to just across it, and each other
-    one to the original's (`snap`), which the model sees no difference in.
+    until x_t is adversarial. The straight way from the original to that x_t is then bisected.
 
-    Asks the classifier at most `1 + num_steps + num_bisections` times, for Binary ABS once more;
-    stops when all images of the batch are adversarial.
+    Asks the classifier at most `4 + num_steps + num_bisections` times, and twice more for each
+    time that what seemed adversarial does not hold from scratch; stops when all images of the batch
+    are adversarial.
 
     Args:
         model: An ABS or Binary ABS model.
         images: Float32 (N, height, width, channels) in [0, 1].
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
-        norm: "l2".
         num_steps: Most steps.
         step_size: Part of the way to the reconstruction that each step goes; above 0, at most 1.
         num_bisections: Each halves what is left of the way.
@@ -66,7 +61,7 @@ def latent_descent(
     Raises:
         ValueError: An argument isn't as described; the model is no ABS model.
     """
-    binary = check_abs(model, "latent_descent").binary
+    check_abs(model, "latent_descent")
     check_count("num_steps", num_steps)
     check_count("num_bisections", num_bisections)
     check_number("step_size", step_size, minimum=0.0, exclusive=True)
@@ -76,20 +71,22 @@ def latent_descent(
     def attack(oracle: Oracle, batch: Batch) -> Best:
         images = batch.images
         logits, state = oracle.logits(images)
-        best = bests.first(batch, images, logits, norm)
+        best = bests.first(batch, images, logits, "l2")
+        confirmations = Confirmations(oracle, batch, best, "l2")
         for _ in range(num_steps):
             if bool(best.success.all()):
-                break
+                best = confirmations.now(best)
+                if bool(best.success.all()):
+                    break
+                logits, state = oracle.logits(images)
             images = _step(batch, images, logits, state, best.success, step_size)
             logits, state = oracle.logits(images, state)
-            best = bests.update(best, batch, images, logits, norm)
-        _, best, _ = bisect(oracle, batch, best.images, best, norm, num_bisections, state)
-        if binary:
-            snapped = snap(best.images, batch.images)
-            best = bests.update(best, batch, snapped, oracle.logits(snapped)[0], norm)
-        return best
+            best = bests.update(best, batch, images, logits, "l2")
+        else:
+            best = confirmations.now(best)
+        return approach(oracle, batch, best.images, best, "l2", num_bisections)[1]
 
-    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
+    return run(attack, model, images, labels, key, norm="l2", norms=("l2",), progress=progress)
 
 
 @jax.jit

@@ -1,8 +1,8 @@
 """Searching ways for the place where an image first fools the classifier.
 
-Images on a way are far from each other. So questions are asked from scratch unless the caller has a
-state for them all: a warm-started answer (`Oracle`) holds near the image it starts from, and
-farther away may find an image adversarial that is not.
+Images on a way are far from each other. So questions are asked from scratch: a warm-started answer
+(`Oracle`) holds near the image it starts from, and farther away may find an image adversarial that
+is not.
 """
 
 import functools
@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
+from abs_model.attacks.base import distances, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.bisection import between
 from abs_model.attacks.oracle import Oracle, State
 
 # From shares of the way (n,), in 0 to 1, to images (n, height, width, channels).
@@ -30,8 +30,7 @@ def search_line(
     *,
     num_levels: int,
     num_bisections: int,
-    state: State = None,
-) -> tuple[jax.Array, jax.Array, Best]:
+) -> tuple[jax.Array, Best]:
     """Goes along the way in equal steps, and bisects the step in which an image first fools.
 
     Asks the classifier at most `num_levels + num_bisections` times, and less where all images are
@@ -45,11 +44,9 @@ def search_line(
         norm: Of the distances.
         num_levels: Steps of each way.
         num_bisections: Each halves the step of the first adversarial image.
-        state: To answer each question from.
 
     Returns:
-        The share of the first adversarial image found, (n,), and 1 where there is none; whether
-        there is one, bool (n,); `best`.
+        The share of the first adversarial image found, (n,), and 1 where there is none; `best`.
     """
     low = jnp.zeros(len(batch.images))
     high = jnp.full(len(batch.images), jnp.inf)
@@ -57,13 +54,22 @@ def search_line(
     shares, done = _next_shares(low, high, step, num_bisections)
     for _ in range(num_levels + num_bisections):
         images = way(shares)
-        logits, _ = oracle.logits(images, state)
+        logits, _ = oracle.logits(images)
         low, high, shares, done, best = _narrow(
             batch, low, high, shares, done, images, logits, best, step, num_bisections, norm
         )
         if bool(done.all()):
             break
-    return jnp.minimum(high, 1.0), jnp.isfinite(high), best
+    return jnp.minimum(high, 1.0), best
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def between(originals: jax.Array, far: jax.Array, fractions: jax.Array, norm: str) -> jax.Array:
+    """Images at the given fractions (n,) of the distances from the originals to `far`."""
+    if norm == "linf":
+        radius = per_image(fractions * distances(far, originals, "linf"))
+        return jnp.clip(far, originals - radius, originals + radius)
+    return originals + per_image(fractions) * (far - originals)
 
 
 def approach(
@@ -71,14 +77,12 @@ def approach(
 ) -> tuple[jax.Array, Best, State]:
     """Bisects the ways from the originals to `far`; asks at most `num_bisections + 2` times.
 
-    As `abs_model.attacks.bisection.bisect`, but from scratch each time.
-
     Returns:
         The adversarial ends of the last intervals, (n, ...), or `far` where that is not
         adversarial; `best`; the state there.
     """
     way = functools.partial(between, batch.images, far, norm=norm)
-    shares, _, best = search_line(
+    shares, best = search_line(
         oracle, batch, way, best, norm, num_levels=1, num_bisections=num_bisections
     )
     near = way(shares)

@@ -66,7 +66,7 @@ def gaussian_noise(
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l2")
         for number in range(num_directions):
             noise = _draw_gaussian(split_keys(batch, number), batch.images)
-            _, _, best = search_line(
+            _, best = search_line(
                 oracle, batch, functools.partial(_add, batch.images, noise), best, "l2",
                 num_levels=num_epsilons, num_bisections=_NUM_BISECTIONS,
             )  # fmt: skip
@@ -118,7 +118,7 @@ def salt_and_pepper(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
-        _, _, best = search_salt_and_pepper(
+        _, best = search_salt_and_pepper(
             oracle, batch, split_keys(batch, 0), best, "l0", num_epsilons
         )
         noise, candidates = _redraw(batch, best, 0, num_epsilons)
@@ -140,7 +140,7 @@ def search_salt_and_pepper(
     best: Best,
     norm: str,
     num_epsilons: int,
-) -> tuple[jax.Array, jax.Array, Best]:
+) -> tuple[jax.Array, Best]:
     """Looks for the least salt-and-pepper noise, of one draw, that fools.
 
     Asks the classifier at most `salt_and_pepper_questions(batch.images.shape, num_epsilons)` times.
@@ -154,19 +154,18 @@ def search_salt_and_pepper(
         num_epsilons: Steps of the share of pixels.
 
     Returns:
-        The noisy images that first fooled, (n, ...), and those of full noise where none did; which
-        of them fool, bool (n,); `best`.
+        The noisy images that first fooled, (n, ...), or those of full noise where none did; `best`.
     """
     noise = _draw_noise(keys, batch.images)
 
     def way(shares: jax.Array) -> jax.Array:
         return _season(batch.images, noise, shares)
 
-    shares, found, best = search_line(
+    shares, best = search_line(
         oracle, batch, way, best, norm, num_levels=num_epsilons,
         num_bisections=_bisections_to_pixel(batch.images.shape, num_epsilons),
     )  # fmt: skip
-    return way(shares), found, best
+    return way(shares), best
 
 
 def salt_and_pepper_questions(shape: tuple[int, ...], num_epsilons: int) -> int:

@@ -40,13 +40,16 @@ class Oracle:
         self.warm = False
         self._progress = progress
 
-    def logits(self, images: jax.Array, state: State = None) -> tuple[jax.Array, State]:
+    def logits(
+        self, images: jax.Array, state: State = None, classes: jax.Array | None = None
+    ) -> tuple[jax.Array, State]:
         """Logits (n, classes), and the state there.
 
-        With a state, logits behind the second largest may be upper bounds.
+        With a state, logits behind the second largest may be upper bounds, but for those of
+        `classes` (n,), if given.
         """
         self._count()
-        logits, following = _logits(self.model, images, state)
+        logits, following = _logits(self.model, images, state, classes)
         self.warm = bool(jax.tree.leaves(following))
         return logits, following
 
@@ -92,8 +95,11 @@ def _answer(
 
 
 @jax.jit
-def _logits(model: Classifier, images: jax.Array, state: State) -> tuple[jax.Array, State]:
-    return _answer(model, images, state)
+def _logits(
+    model: Classifier, images: jax.Array, state: State, classes: jax.Array | None
+) -> tuple[jax.Array, State]:
+    asked = None if classes is None else jax.nn.one_hot(classes, model.num_classes, dtype=bool)
+    return _answer(model, images, state, asked)
 
 
 @functools.partial(jax.jit, static_argnames="loss")

@@ -29,6 +29,7 @@ from abs_model.attacks.base import (
 from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import log_odds
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
@@ -89,6 +90,7 @@ def pgd(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         for restart in range(num_restarts):
             iterates, state = batch.images, None
             if random_start:
@@ -96,11 +98,13 @@ def pgd(
             for _ in range(num_steps):
                 gradients, logits, state = oracle.gradients(iterates, batch, state)
                 best = bests.update(best, batch, iterates, logits, norm)
+                best, state = confirmations(best, state)
                 iterates = take_step(
                     iterates, gradients, batch.images, epsilon=epsilon, step_size=step_size,
                     norm=norm,
                 )  # fmt: skip
             best = bests.update(best, batch, iterates, oracle.logits(iterates, state)[0], norm)
+            best = confirmations.now(best)
         return best
 
     return run(

@@ -91,7 +91,7 @@ def pointwise(
             best = starting_images(oracle, batch, pool, best, norm)
             beginnings.append(best.images)
         for restart in range(len(beginnings), num_restarts):
-            noisy, _, best = search_salt_and_pepper(
+            noisy, best = search_salt_and_pepper(
                 oracle, batch, split_keys(batch, 2 * restart), best, norm, _NUM_EPSILONS
             )
             beginnings.append(choose(wrong, batch.images, noisy))

@@ -208,14 +208,14 @@ def _confirm(
 ) -> tuple[Resetting, Best, jax.Array]:
     """What is adversarial by answers from scratch; and the next beginning for what is finished.
 
-    Elsewhere the changes since `confirmed` are taken for failures, so that it comes to an end.
+    Elsewhere the changes since `confirmed` are taken for a failure, so that it comes to an end.
     """
     best = bests.update(best, batch, resetting.at.images, logits, norm)
     same_stage = resetting.stage == confirmed.stage
     back = dataclasses.replace(
         resetting,
         at=confirmed.at,
-        failures=jnp.where(same_stage, confirmed.failures, 0) + _CONFIRM_EVERY,
+        failures=jnp.where(same_stage, confirmed.failures, 0) + 1,
         phase=jnp.zeros_like(resetting.phase),
         finished=jnp.zeros_like(resetting.finished),
     )

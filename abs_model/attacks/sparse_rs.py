@@ -19,6 +19,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, check_count, check_number, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
@@ -95,6 +96,7 @@ def sparse_rs(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
+        confirmations = Confirmations(oracle, batch, best, "l0")
         for restart in range(num_restarts):
             number = restart * (num_steps + 1)
             budgets = _budgets(best, num_pixels, minimize)
@@ -104,11 +106,16 @@ def sparse_rs(
             for step in range(1, num_steps + 1):
                 budgets = _budgets(best, num_pixels, minimize)
                 if not bool(budgets.any()):
-                    return best
+                    break
                 share = share_of_pixels(step, num_steps, alpha_init)
                 proposals = _propose(batch, walk.images, budgets, number + step, share, num_pixels)
-                logits, state = oracle.logits(proposals, walk.state)
+                logits, state = oracle.logits(proposals, walk.state, batch.classes)
                 walk, best = _accept(batch, walk, budgets, proposals, logits, state, best)
+                best, state = confirmations(best, walk.state)
+                if state is None:
+                    logits, state = oracle.logits(walk.images)
+                    walk = _Walk(walk.images, margins(logits, batch), state)
+            best = confirmations.now(best)
         return best
 
     return run(

@@ -29,6 +29,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, check_count, check_number, choose, project
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
@@ -101,6 +102,7 @@ def square(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+        confirmations = Confirmations(oracle, batch, best, norm)
         for restart in range(num_restarts):
             number = restart * (num_steps + 1)
             starts = _start(batch, number, epsilon, norm)
@@ -108,12 +110,18 @@ def square(
             walk, best = _begin(batch, starts, logits, state, best, norm)
             for step in range(num_steps):
                 if bool(best.success.all()):
-                    return best
+                    break
                 share = share_of_image(step, num_steps, p_init)
                 side = side_of_square(share, model.image_shape, norm)
                 proposals = _propose(batch, walk.images, number + 1 + step, side, epsilon, norm)
-                logits, state = oracle.logits(proposals, None if share > _LARGE else walk.state)
+                state = None if share > _LARGE else walk.state
+                logits, state = oracle.logits(proposals, state, batch.classes)
                 walk, best = _accept(batch, walk, proposals, logits, state, best, norm)
+                best, state = confirmations(best, walk.state)
+                if state is None:
+                    logits, state = oracle.logits(walk.images)
+                    walk = _Walk(walk.images, margins(logits, batch), state)
+            best = confirmations.now(best)
         return best
 
     return run(

@@ -17,8 +17,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import choose, distances
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.bisection import between
-from abs_model.attacks.line_search import search_line
+from abs_model.attacks.line_search import between, search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import split_keys
 from abs_model.classifiers import Classifier
@@ -91,7 +90,7 @@ def starting_images(
         images = jnp.full_like(batch.images, grey)
         best = bests.update(best, batch, images, oracle.logits(images)[0], norm)
     far, best = _noise(oracle, batch, best, norm)
-    _, _, best = search_line(
+    _, best = search_line(
         oracle, batch, lambda shares: between(batch.images, far, shares, "l2"), best, norm,
         num_levels=_NUM_BLENDS, num_bisections=0,
     )  # fmt: skip

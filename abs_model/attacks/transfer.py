@@ -83,7 +83,7 @@ def transfer(
         for craft in _CRAFTS:
             crafted = craft(surrogate, batch.images, batch.classes, batch.keys, norm=norm).images
             way = functools.partial(_along, batch.images, crafted)
-            _, _, best = search_line(
+            _, best = search_line(
                 oracle, batch, way, best, norm, num_levels=num_scales,
                 num_bisections=num_bisections,
             )  # fmt: skip

@@ -1,0 +1,126 @@
+"""Claims that rest on warm-started answers, asked about again from scratch.
+
+A warm-started classifier (ABS) goes on from latents found for an image nearby. Where these lead to
+a poorer explanation by the label than there is, an image seems adversarial that is not, displaces
+a true find, and misleads whoever goes on from it.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks import best as bests
+from abs_model.attacks.base import choose, project
+from abs_model.attacks.batch import Batch
+from abs_model.attacks.best import Best
+from abs_model.attacks.oracle import Oracle, State
+
+_EVERY = 20
+# How far beyond what an attack found to look, where what it found does not hold: ever farther, then
+# by bisection.
+_OVERSHOOTS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.2)
+_NUM_BISECTIONS = 3
+
+
+class Confirmations:
+    """Asks from scratch, now and then, about the best that an attack claims to have found.
+
+    Asks nothing where answers are always from scratch.
+    """
+
+    def __init__(self, oracle: Oracle, batch: Batch, first: Best, norm: str) -> None:
+        """`first` is what is known from scratch, such as about the originals."""
+        self._oracle = oracle
+        self._batch = batch
+        self._confirmed = first
+        self._norm = norm
+        self._count = 0
+
+    def __call__(self, best: Best, state: State) -> tuple[Best, State]:
+        """To be called after each warm-started question.
+
+        Returns:
+            Every 20th time, what `now` says of `best`, and no state, so that the next question is
+            from scratch, too; otherwise both as they are.
+        """
+        self._count += 1
+        if self._count % _EVERY or not self._oracle.warm:
+            return best, state
+        return self.now(best), None
+
+    def now(self, best: Best) -> Best:
+        """`best` where it holds, elsewhere what was confirmed before."""
+        if not self._oracle.warm:
+            return best
+        logits, _ = self._oracle.logits(best.images)
+        self._confirmed = bests.update(
+            self._confirmed, self._batch, best.images, logits, self._norm
+        )
+        return self._confirmed
+
+
+def settle(oracle: Oracle, batch: Batch, found: Best, norm: str, epsilon: float | None) -> Best:
+    """What an attack has found in the end, as answers from scratch see it.
+
+    Where an image does not hold, points a little farther out are tried, and the way from the last
+    that does not hold to the first that does is bisected. Asks up to 10 times, once where all hold.
+
+    Args:
+        oracle: The classifier.
+        batch: The originals.
+        found: By the attack.
+        norm: Of the distances.
+        epsilon: Where the attack keeps within one, the largest distance.
+    """
+    if not oracle.warm:
+        return found
+    settled = bests.first(batch, found.images, oracle.logits(found.images)[0], norm)
+    open_ = found.success & ~settled.success
+    low, high = jnp.ones(len(open_)), jnp.full(len(open_), jnp.inf)
+    for number in range(len(_OVERSHOOTS) + _NUM_BISECTIONS):
+        beyond = _OVERSHOOTS[min(number, len(_OVERSHOOTS) - 1)]
+        images, scales = _farther(batch, found, open_, low, high, beyond, norm, epsilon)
+        if not bool(jnp.any(images != found.images)):
+            break
+        logits, _ = oracle.logits(images)
+        low, high, settled = _note(batch, open_, scales, low, high, settled, images, logits, norm)
+    return settled
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "epsilon"))
+def _farther(
+    batch: Batch,
+    found: Best,
+    open_: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    beyond: float,
+    norm: str,
+    epsilon: float | None,
+) -> tuple[jax.Array, jax.Array]:
+    """The next images, those found where there is nothing to settle, and their scales (n,)."""
+    scales = jnp.where(jnp.isinf(high), beyond, (low + high) / 2).reshape(-1, 1, 1, 1)
+    images = jnp.clip(batch.images + scales * (found.images - batch.images), 0.0, 1.0)
+    if epsilon is not None and norm != "l0":
+        images = project(images, batch.images, epsilon, norm)
+    return choose(open_, images, found.images), scales[:, 0, 0, 0]
+
+
+@functools.partial(jax.jit, static_argnames="norm")
+def _note(
+    batch: Batch,
+    open_: jax.Array,
+    scales: jax.Array,
+    low: jax.Array,
+    high: jax.Array,
+    settled: Best,
+    images: jax.Array,
+    logits: jax.Array,
+    norm: str,
+) -> tuple[jax.Array, jax.Array, Best]:
+    fooled = batch.fooled(logits)
+    low, high = jnp.where(fooled, low, scales), jnp.where(fooled, scales, high)
+    improved = bests.update(settled, batch, images, logits, norm)
+    # Else what was settled would depend on the other images of the batch.
+    return low, high, choose(open_, improved, settled)

@@ -4,7 +4,7 @@ python scripts/kill_evaluation.py runs/killed -- --config=configs/table1.py:smok
 
 Runs evaluate.py with the arguments after -- twice: undisturbed in WORKDIR/whole, and in
 WORKDIR/killed with SIGKILL at random moments after its ledger has begun to grow. Ends with status 1
-where a byte of the two ledgers differs.
+where a byte of the two ledgers differs, an evaluation fails, or a kill came too late.
 """
 
 import argparse
@@ -42,8 +42,10 @@ def main() -> None:
         lines = sum(1 for _ in _lines(killed))
         print(f"kill {number}: {'too late' if finished else f'{seconds:.1f} s after it began'},"
               f" {lines} records", file=sys.stderr)  # fmt: skip
-    _evaluate(killed, options.arguments).wait()
-    _evaluate(whole, options.arguments).wait()
+    for workdir in (killed, whole):
+        process = _evaluate(workdir, options.arguments)
+        process.wait()
+        _require_success(process, workdir)
     ledgers = [_ledgers(workdir) for workdir in (whole, killed)]
     same = ledgers[0] == ledgers[1] and len(ledgers[0]) > 0
     records = sum(1 for _ in _lines(whole))
@@ -66,12 +68,26 @@ def _kill_after(workdir: pathlib.Path, arguments: Sequence[str], seconds: float)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
         return False
+    _require_success(process, workdir)
     return True
+
+
+def _require_success(process: subprocess.Popen[bytes], workdir: pathlib.Path) -> None:
+    """Ends the script where an evaluation ended by itself with an error, and shows that."""
+    if process.returncode != 0:
+        errors = _log(workdir).read_text("utf-8", errors="replace")
+        sys.exit(f"the evaluation in {workdir} ended with {process.returncode}:\n{errors}")
 
 
 def _evaluate(workdir: pathlib.Path, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(_EVALUATE), f"--workdir={workdir}", "--wandb=off", *arguments]
-    return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with open(_log(workdir), "wb") as log:
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=log)
+
+
+def _log(workdir: pathlib.Path) -> pathlib.Path:
+    """What the last evaluation in a workdir wrote to stderr."""
+    return workdir.with_suffix(".log")
 
 
 def _lines(workdir: pathlib.Path) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from abs_model.evaluation import (
     choose_attacks,
     read_suite,
 )
-from abs_model.evaluation.suite import Launcher, kind_of
+from abs_model.evaluation.suite import KINDS, Launcher, kind_of
 from configs import table1
 from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
 
@@ -211,6 +211,17 @@ def test_every_attack_of_the_catalogue_says_what_it_needs():
         assert (refusal is not None) == special, name
 
 
+def claim(spec, kind):
+    """The settings that say what is attacked and how, not how long, as far as they are given."""
+    settings = {**spec.settings, **spec.settings_for.get(kind, {})}
+    budget = ("starts", "step_size")  # fewer steps may be longer ones
+    return {
+        key: value
+        for key, value in settings.items()
+        if key == "num_pixels" or not (key in budget or key.startswith(("num_", "max_")))
+    }
+
+
 def test_table_1_has_every_attack_and_shorter_variants_differ_in_budgets_only():
     table = {spec.name: spec for spec in read_suite(table1.get_config())}
     for variant in ("full", "cpu", "smoke"):
@@ -219,9 +230,12 @@ def test_table_1_has_every_attack_and_shorter_variants_differ_in_budgets_only():
             "APGD"  # which has a row for each loss
         }
         for spec in suite:
-            assert (spec.shown, spec.norm, spec.group) == (
-                table[spec.name].shown, table[spec.name].norm, table[spec.name].group,
+            whole = table[spec.name]
+            assert (spec.shown, spec.norm, spec.group, spec.estimate_gradients) == (
+                whole.shown, whole.norm, whole.group, whole.estimate_gradients,
             )  # fmt: skip
+            for kind in KINDS:
+                assert claim(spec, kind) == claim(whole, kind), spec.name
     assert len(read_suite(table1.get_config("cpu"))) == len(table)
 
 

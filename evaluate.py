@@ -64,7 +64,7 @@ flags.mark_flag_as_required("config")
 
 def main(argv: list[str]) -> None:
     """Evaluates, and prints the tables."""
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
     check(

@@ -411,13 +411,18 @@ def test_the_command_line_reports_without_traceback():
 
 
 def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):
-    done = run_script(
+    arguments = (
         "evaluate.py",
         "--config=configs/table1.py:tiny",
         f"--models=abs={abs_run},binary_abs={abs_run}:binary",
         f"--workdir={tmp_path}",
         "--wandb=off",
     )
+    done = run_script(*arguments, "--shard=1/2")
+    assert done.returncode == 0, done.stderr
+    assert "The same command without --shard makes the tables" in done.stdout
+    assert not [path for path in tmp_path.iterdir() if path.suffix in (".md", ".png")]
+    done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "results.json").read_text())
     assert content["complete"] and content["packages"].keys() >= {"python", "jax", "flax"}

@@ -124,6 +124,8 @@ def test_it_holds_the_figures_of_the_tables(page, workdir):
                     values = dataclasses.astuple(getattr(expected, figure))
                     assert tuple(map(infinite, cell[figure])) == values
                 assert cell["num_rejected"] == row.cells[name].num_rejected
+    results = collect(workdir)
+    assert (content["commits"], content["devices"]) == (results.commits, results.devices)
     refused = [row for row in content["blocks"][1]["rows"] if row["title"] == "Liar"]
     assert refused[0]["cells"][0]["rejections"] == {"not_adversarial": NUM_IMAGES - 1}
 

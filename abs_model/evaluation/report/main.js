@@ -52,7 +52,7 @@ function drawFacts() {
 /* Those that found the results, the middle left out of a long list. */
 function commits() {
   const short = content.commits.map((each) => each.replace(/^(.{10})[0-9a-f]*/, "$1"));
-  return (short.length > 3 ? [short[0], "…", short.at(-1)] : short).join(", ");
+  return (short.length > 3 ? [short[0], "…", short[short.length - 1]] : short).join(", ");
 }
 
 /* Where a model is from, where its name does not say it. */

@@ -33,6 +33,7 @@ from abs_model.errors import UserError
 CLEAN = "clean"
 TIMES_FILE = "timings.jsonl"
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
+_OPAQUE = re.compile("callback|custom_[jv][jv]p")  # what a traced function does not show
 
 
 class WorkdirError(UserError):
@@ -111,8 +112,8 @@ def _function_identity(
     traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
     text = _ADDRESS.sub("", str(traced))
     identity = [text, *map(array_identity, _constants(traced))]
-    if "callback" in text:
-        # JAX can't look into Python code that is called back, but its file can be read.
+    if _OPAQUE.search(text):
+        # Python code that is called back, and a gradient of one's own: their file can be read.
         identity += source_identity(function)
     return identity
 

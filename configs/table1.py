@@ -51,7 +51,7 @@ _CPU: dict[str, Any] = {
     "fab": {"all": {"num_restarts": 1, "num_steps": 50}, "slow": {"num_steps": 25}},
     "fmn": {"all": {"num_steps": 300}},
     "square": {"all": {"num_steps": 2000}, "slow": {"num_steps": 1000}},
-    "hop_skip_jump": {"all": {"max_queries": 3000}, "slow": {"max_queries": 1200}},
+    "hop_skip_jump": {"all": {"max_queries": 3000}, "slow": {"max_queries": 1300}},
 }
 _SMOKE: dict[str, Any] = {
     "transfer": {"all": {"num_scales": 5, "num_bisections": 3}},

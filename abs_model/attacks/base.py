@@ -234,6 +234,12 @@ def per_image(values: jax.Array) -> jax.Array:
     return values[:, None, None, None]
 
 
+def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
+    """From values (n, classes, ...) those of one class for each image, (n, ...)."""
+    index = classes.reshape(-1, *(1,) * (values.ndim - 1))
+    return jnp.take_along_axis(values, index, axis=1)[:, 0]
+
+
 def choose(condition: jax.Array, new: PyTree, old: PyTree) -> PyTree:
     """For each image, `new` where the condition (N,) holds, else `old`.
 

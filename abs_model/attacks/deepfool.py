@@ -61,7 +61,8 @@ def deepfool(
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         norm: "l2" or "linf".
-        num_steps: Most steps. (Foolbox and the authors' code: 50.)
+        num_steps: Most steps. More than the 50 of Foolbox and the authors' code cost nothing where
+            images are done sooner.
         overshoot: How far beyond the boundary to go, as a part of the whole way; at least 0. 0.02
             as in the paper.
         progress: Called with the number of questions asked about each image of a batch so far.

@@ -22,12 +22,6 @@ def check_abs(model: Classifier, attack: str) -> None:
         )
 
 
-def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
-    """From values (n, classes, ...) those of one class for each image, (n, ...)."""
-    index = classes.reshape(-1, *(1,) * (values.ndim - 1))
-    return jnp.take_along_axis(values, index, axis=1)[:, 0]
-
-
 def asking(state: Inference, *classes: jax.Array) -> Inference:
     """The same state, from which the next answer searches the latents of the given classes only.
 

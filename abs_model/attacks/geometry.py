@@ -8,7 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import check_norm, lengths, per_image
+from abs_model.attacks.base import check_norm, lengths, of_class, per_image
 from abs_model.attacks.batch import Batch
 
 # A normal's entries below this part of its largest can't bring an image to a hyperplane.
@@ -77,16 +77,16 @@ def nearest_boundaries(
         Hyperplanes; normals are zero where no class has a gradient that differs from the label's.
     """
     is_label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
-    values = logits - _of_class(logits, batch.classes)
-    normals = jacobian - _of_class(jacobian, batch.classes)
+    values = logits - of_class(logits, batch.classes)[:, None]
+    normals = jacobian - of_class(jacobian, batch.classes)[:, None]
     steepness = dual_lengths(normals, norm)
     possible = ~is_label & (steepness > 0)
     away = jnp.where(possible, jnp.abs(values) / jnp.where(possible, steepness, 1.0), jnp.inf)
     nearest = away.argmin(1)
     found = possible.any(1)
     return Hyperplanes(
-        jnp.where(found, _of_class(values, nearest)[:, 0], 0.0),
-        jnp.where(per_image(found), _of_class(normals, nearest)[:, 0], 0.0),
+        jnp.where(found, of_class(values, nearest), 0.0),
+        jnp.where(per_image(found), of_class(normals, nearest), 0.0),
     )
 
 
@@ -155,9 +155,3 @@ def _time_to_climb(
     )
     time = (needed - before) / jnp.where(rate > 0, rate, 1.0)
     return jnp.where(rate > 0, jnp.minimum(time, latest), latest), reachable
-
-
-def _of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
-    """From (n, classes, ...) those of each image's class, (n, 1, ...)."""
-    index = classes.reshape(-1, *(1,) * (values.ndim - 1))
-    return jnp.take_along_axis(values, index, axis=1)

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_number, choose
+from abs_model.attacks.base import AttackResult, check_count, check_number, choose, of_class
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.explanations import check_abs, of_class
+from abs_model.attacks.explanations import check_abs
 from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run

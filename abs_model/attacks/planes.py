@@ -16,7 +16,7 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.explanations import of_class
+from abs_model.attacks.base import of_class
 from abs_model.classifiers import ABSClassifier
 from abs_model.inference import Inference
 

@@ -8,7 +8,6 @@ where it raises the margin. The part shrinks by a schedule of the steps.
 """
 
 import bisect
-import dataclasses
 import functools
 from typing import Any
 
@@ -20,24 +19,14 @@ from abs_model.attacks.base import AttackResult, check_count, check_number, choo
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.random_search import Walk
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.classifiers import Classifier
 
 # Beyond these of 10,000 steps, alpha is alpha_init over the divisor (the paper's appendix).
 _STEPS = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Walk:
-    """Where the search is: images, their margins (n,), and the classifier's state there."""
-
-    images: jax.Array
-    margins: jax.Array
-    state: State
 
 
 def sparse_rs(
@@ -113,8 +102,7 @@ def sparse_rs(
                 walk, best = _accept(batch, walk, budgets, proposals, logits, state, best)
                 best, state = confirmations(best, walk.state)
                 if state is None:
-                    logits, state = oracle.logits(walk.images)
-                    walk = _Walk(walk.images, margins(logits, batch), state)
+                    walk = walk.again(oracle, batch)
             best = confirmations.now(best)
         return best
 
@@ -150,23 +138,23 @@ def _begin(
     logits: jax.Array,
     state: State,
     best: Best,
-) -> tuple[_Walk, Best]:
+) -> tuple[Walk, Best]:
     found = choose(budgets > 0, bests.update(best, batch, starts, logits, "l0"), best)
-    return _Walk(starts, margins(logits, batch), state), found
+    return Walk.at(batch, starts, logits, state), found
 
 
 @jax.jit
 def _accept(
     batch: Batch,
-    walk: _Walk,
+    walk: Walk,
     budgets: jax.Array,
     proposals: jax.Array,
     logits: jax.Array,
     state: State,
     best: Best,
-) -> tuple[_Walk, Best]:
+) -> tuple[Walk, Best]:
     """The walk, which goes where the margin is higher or must be with fewer pixels; the best."""
-    there = _Walk(proposals, margins(logits, batch), state)
+    there = Walk.at(batch, proposals, logits, state)
     over = _changed(batch, walk.images).sum((1, 2)) > budgets
     found = choose(budgets > 0, bests.update(best, batch, proposals, logits, "l0"), best)
     return choose(over | (there.margins > walk.margins), there, walk), found

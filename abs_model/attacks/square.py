@@ -16,7 +16,6 @@ The square's share p of the image's area shrinks by halves at fixed shares of th
 """
 
 import bisect
-import dataclasses
 import functools
 import math
 from typing import Any
@@ -30,8 +29,8 @@ from abs_model.attacks.base import AttackResult, check_count, check_number, choo
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.random_search import Walk
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.classifiers import Classifier
 
@@ -40,16 +39,6 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 # Squares of a larger share of the image move it too far for a search that goes on from before.
 _LARGE = 0.25
 _GRID = 5
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Walk:
-    """Where the search is: images, their margins (n,), and the classifier's state there."""
-
-    images: jax.Array
-    margins: jax.Array
-    state: State
 
 
 def square(
@@ -119,8 +108,7 @@ def square(
                 walk, best = _accept(batch, walk, proposals, logits, state, best, norm)
                 best, state = confirmations(best, walk.state)
                 if state is None:
-                    logits, state = oracle.logits(walk.images)
-                    walk = _Walk(walk.images, margins(logits, batch), state)
+                    walk = walk.again(oracle, batch)
             best = confirmations.now(best)
         return best
 
@@ -154,27 +142,27 @@ def side_of_square(share: float, image_shape: tuple[int, int, int], norm: str) -
 @functools.partial(jax.jit, static_argnames="norm")
 def _begin(
     batch: Batch, starts: jax.Array, logits: jax.Array, state: State, best: Best, norm: str
-) -> tuple[_Walk, Best]:
+) -> tuple[Walk, Best]:
     found = choose(best.success, best, bests.update(best, batch, starts, logits, norm))
-    return _Walk(starts, margins(logits, batch), state), found
+    return Walk.at(batch, starts, logits, state), found
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _accept(
     batch: Batch,
-    walk: _Walk,
+    walk: Walk,
     proposals: jax.Array,
     logits: jax.Array,
     state: State,
     best: Best,
     norm: str,
-) -> tuple[_Walk, Best]:
+) -> tuple[Walk, Best]:
     """The walk, which goes where the margin is higher, and the best found.
 
     An image that is fooled keeps what was found: how long the search goes on afterwards depends on
     the other images of the batch.
     """
-    there = _Walk(proposals, margins(logits, batch), state)
+    there = Walk.at(batch, proposals, logits, state)
     found = bests.update(best, batch, proposals, logits, norm)
     return (
         choose(there.margins > walk.margins, there, walk),

@@ -1,0 +1,123 @@
+"""Claims that rest on wrong warm-started answers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from abs_model.attacks import (
+    apgd,
+    bim,
+    carlini_wagner,
+    deepfool,
+    fab,
+    fmn,
+    greedy_pixels,
+    mim,
+    pgd,
+    sparse_rs,
+    square,
+)
+from abs_model.attacks import best as bests
+from abs_model.attacks.running import run
+from tests.linear_classifiers import LinearClassifier, boundary_distances, greys, two_classes
+from tests.minimal_norm import KEY
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RashClassifier(LinearClassifier):
+    """Warm-started answers see images fooled `rashness` too early, in units of the margin.
+
+    As ABS does where its latents are stuck: only where the last image was on that side, too.
+    """
+
+    rashness: jax.Array
+
+    def batch_begin(self, images):
+        return self.batch_logits(images), images
+
+    def batch_follow(self, images, state, asked=None):
+        logits = self.batch_logits(images)
+        margins = logits[:, 1] - logits[:, 0]
+        rash = logits + 0.5 * jnp.sign(margins)[:, None] * jnp.array([1.0, -1.0]) * self.rashness
+        seems_fooled = jnp.abs(margins) < self.rashness
+        return jnp.where(seems_fooled[:, None], rash, logits), images
+
+
+def rash_classifier(share):
+    """And its boundary's w and bias; rash within that share of the way of the image `greys` has."""
+    linear, w, bias = two_classes()
+    margins = greys(6).reshape(6, -1) @ w + bias
+    settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
+    rashness = jnp.asarray(share * np.abs(margins).min(), jnp.float32)
+    return RashClassifier(**settings, rashness=rashness), w, bias
+
+
+ATTACKS = [
+    (functools.partial(bim, norm="l2"), "l2"),
+    (functools.partial(mim, norm="linf"), "linf"),
+    (functools.partial(deepfool, norm="l2"), "l2"),
+    (functools.partial(fab, norm="l2", num_steps=40), "l2"),
+    (functools.partial(fmn, norm="linf", num_steps=200), "linf"),
+    (functools.partial(carlini_wagner, num_steps=200, step_size=0.05), "l2"),
+    (functools.partial(pgd, norm="linf", epsilon=0.2, step_size=0.01, num_steps=40), "linf"),
+    (functools.partial(apgd, norm="l2", epsilon=3.0, num_steps=40, loss="ce"), "l2"),
+    (functools.partial(square, norm="linf", epsilon=0.3, num_steps=300), "linf"),
+    (functools.partial(sparse_rs, num_pixels=20, num_steps=300), None),
+    (functools.partial(greedy_pixels), None),
+]
+
+
+@pytest.mark.parametrize(("attack", "norm"), ATTACKS)
+def test_what_only_seems_adversarial_does_not_count_and_does_not_end_the_search(attack, norm):
+    model, w, bias = rash_classifier(0.1)
+    images = greys(6)
+    labels = model.predict(images)
+    result = attack(model, images, labels, KEY)
+    assert np.all(result.success)
+    assert np.all(model.predict(result.images) != labels)
+    if norm is not None:
+        needed = boundary_distances(images, w, bias, norm)
+        assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
+
+
+def claim(share):
+    """An attack that claims, after a warm-started question, images at a share of the way."""
+
+    def attack(model, images, labels, key):
+        w = np.asarray(model.weights)[:, 1]
+        ways = -(images.reshape(len(images), -1) @ w + float(model.biases[1])) / (w @ w)
+        claimed = images + (share[:, None] * ways[:, None] * w).reshape(images.shape)
+
+        def find(oracle, batch):
+            _, state = oracle.logits(batch.images)
+            logits, _ = oracle.logits(jnp.asarray(claimed, jnp.float32), state)
+            return bests.first(batch, jnp.asarray(claimed, jnp.float32), logits, "l2")
+
+        return run(find, model, images, labels, key, norm="l2", norms=("l2",))
+
+    return attack
+
+
+def test_in_the_end_the_way_to_the_next_image_that_holds_is_bisected():
+    model, w, bias = rash_classifier(0.2)
+    images = greys(6)
+    labels = model.predict(images)
+    needed = boundary_distances(images, w, bias, "l2")
+    # All but one, which fails, are claimed within the rashness.
+    shares = np.array([0.995, 0.97, 0.93, 0.999, 0.99, 0.5], np.float32)
+    margins = np.abs(images.reshape(6, -1) @ w + bias)
+    claimed = (1 - shares) * margins < float(model.rashness)
+    result = claim(shares)(model.with_batch_size(6), images, labels, KEY)
+    np.testing.assert_array_equal(result.success, claimed)
+    assert claimed.sum() >= 3 and not claimed[5]
+    found = np.asarray(result.distances)[claimed]
+    assert np.all(found >= needed[claimed])
+    np.testing.assert_allclose(found, needed[claimed], rtol=0.02)
+    # And nothing is tried for those that were not claimed.
+    alone = claim(shares[5:])(model.with_batch_size(1), images[5:], labels[5:], KEY)
+    np.testing.assert_allclose(result.images[5:], alone.images, atol=1e-6)

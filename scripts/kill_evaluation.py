@@ -25,7 +25,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="must not exist")
     parser.add_argument("--kills", type=int, default=10, help="how many (%(default)s)")
-    parser.add_argument("--longest", type=float, default=8.0, help="seconds to a kill, at most")
+    parser.add_argument("--longest", type=float, default=4.0, help="seconds to a kill, at most")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("arguments", nargs="+", help="for evaluate.py, behind --")
     options = parser.parse_args()

@@ -164,11 +164,11 @@ def test_takes_the_steps_of_the_papers_algorithm(norm):
         20,
         _checkpoints(20),
     )
-    # Each step is asked about with the state of the image that it began at.
-    states = [state[0] for _, state in asked[:20]]
-    np.testing.assert_allclose(states, bases, atol=1e-4)
+    # Each step but the last is asked about with the state of the image that it began at.
+    states = [state[0] for _, state in asked[:19]]
+    np.testing.assert_allclose(states, bases[:19], atol=1e-4)
     np.testing.assert_allclose(result.images[0], top, atol=1e-4)
-    assert len({state.tobytes() for state in states}) < 20, "no step size was ever halved"
+    assert len({state.tobytes() for state in states}) < 19, "no step size was ever halved"
 
 
 @pytest.mark.parametrize(

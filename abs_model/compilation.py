@@ -1,9 +1,11 @@
-"""Compiled programs on disk, so that they are compiled once per machine, not per process."""
+"""Compiled programs: kept on disk, so that a machine compiles them once; unloaded when too many."""
 
 import os
 import pathlib
 
 import jax
+
+_MAPS, _MOST_MAPS = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/sys/vm/max_map_count")
 
 
 def keep_compiled() -> None:
@@ -21,3 +23,19 @@ def keep_compiled() -> None:
         return
     folder = pathlib.Path(cache) / "abs_model" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
+
+
+def unload_programs() -> None:
+    """Unloads all compiled programs if they take over half of the memory maps a process may have.
+
+    On a CPU each program takes several, and some thousand programs make 65,530, as many as Linux
+    grants by default; XLA then ends the process without a word. Does nothing on other systems.
+    """
+    try:
+        most = int(_MOST_MAPS.read_text())
+        with open(_MAPS) as file:
+            count = sum(1 for _ in file)
+    except (OSError, ValueError):
+        return
+    if count > most / 2:
+        jax.clear_caches()

@@ -4,7 +4,6 @@ import os
 import pathlib
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -17,14 +16,13 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-import jax  # noqa: E402, which reads the environment
+from abs_model.compilation import unload_programs  # noqa: E402, which reads the environment
 
 
 @pytest.fixture(scope="module", autouse=True)
-def unload_programs() -> Iterator[None]:
-    """After each file: Linux allows a process 65,530 memory maps, and some files take 6,000."""
-    yield
-    jax.clear_caches()
+def room_for_programs() -> None:
+    """Before each file: some compile hundreds."""
+    unload_programs()
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@
 import os
 import shutil
 import subprocess
-import sys
 
 import jax
 import pytest
 
 from abs_model import provenance
-from tests.conftest import ROOT
 
 
 def git(*arguments, cwd):
@@ -50,27 +48,3 @@ def test_the_environment_names_versions_and_device():
     assert environment["packages"]["jax"] == jax.__version__
     assert environment["device"]["cpu_cores"] == os.cpu_count()
     assert environment["device"]["cpu"]
-
-
-@pytest.mark.parametrize("chosen", [None, "mine"])
-def test_compiled_programs_are_kept_even_after_a_first_one(chosen, tmp_path):
-    code = """
-import jax
-from abs_model.compilation import keep_compiled
-
-jax.jit(lambda x: x + 1)(1.0)
-keep_compiled()
-jax.jit(lambda x: x + 2)(1.0)
-"""
-    variables = {
-        "PATH": os.environ["PATH"],
-        "XDG_CACHE_HOME": str(tmp_path),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    expected = tmp_path / "abs_model" / "xla"
-    if chosen is not None:
-        expected = tmp_path / chosen
-        variables["JAX_COMPILATION_CACHE_DIR"] = str(expected)
-    subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=variables, check=True)
-    assert [path for path in tmp_path.rglob("*-cache") if path.parent == expected]
-    assert not [path for path in tmp_path.rglob("*-cache") if path.parent != expected]

@@ -14,6 +14,7 @@ import numpy as np
 
 from abs_model.attacks.base import AttackResult, fold_in
 from abs_model.classifiers import Classifier
+from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
 from abs_model.evaluation.ledger import Part, Record, read_records
 from abs_model.evaluation.progress import Progress
@@ -92,6 +93,7 @@ class Runner:
             self._clean[task.model.name] = read_records(task.folder)
         if not task.batches:
             return
+        unload_programs()
         num_images = sum(map(len, task.batches))
         progress.start(task.description, num_images, attacked=task.spec is not None)
         known = read_records(task.folder).keys()

@@ -23,6 +23,7 @@ from scripts.timing import median_ratio, time_in_turns
 _PGD = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01}
 _ABS_PGD = {"norm": "l2", "epsilon": 1.5, "step_size": 0.1}
 _SEED = 0
+_NUM_STARTS = 100
 
 
 def measure(batch_sizes: Sequence[int], turns: int) -> dict[str, object]:
@@ -65,6 +66,19 @@ def _images(count: int) -> tuple[np.ndarray, np.ndarray]:
     return split.images[:count].astype(np.float32) / 255, split.labels[:count]
 
 
+def _training_images(count: int) -> np.ndarray:
+    return abs_model.load_dataset("mnist").train.images[:count].astype(np.float32) / 255
+
+
+def _nearest_adversarial(
+    model: Classifier, images: np.ndarray, labels: np.ndarray, starts: np.ndarray
+) -> jax.Array:
+    """Of each image the closest of the starts that is adversarial for it, as ours picks it."""
+    away = np.linalg.norm((images[:, None] - starts).reshape(len(images), len(starts), -1), axis=2)
+    away[model.predict(starts) == labels[:, None]] = np.inf
+    return jnp.asarray(starts[away.argmin(1)])
+
+
 def _on_cnn(
     model: Classifier, images: np.ndarray, labels: np.ndarray
 ) -> dict[str, dict[str, Callable[[], object]]]:
@@ -73,6 +87,7 @@ def _on_cnn(
     key = jax.random.key(_SEED)
     theirs = _foolbox_runner(model, images, labels)
     attacks = foolbox.attacks
+    starts = _training_images(_NUM_STARTS)
     return {
         "PGD, 40 steps": {
             "ours": lambda: _wait(pgd(model, images, labels, key, num_steps=40, **_PGD)),
@@ -87,8 +102,15 @@ def _on_cnn(
             ),
         },
         "Boundary, 200 steps": {
-            "ours": lambda: _wait(boundary(model, images, labels, key, num_steps=200)),
-            "foolbox": functools.partial(theirs, attacks.BoundaryAttack(steps=200), None),
+            "ours": lambda: _wait(
+                boundary(model, images, labels, key, num_steps=200, starts=starts)
+            ),
+            "foolbox": functools.partial(
+                theirs,
+                attacks.BoundaryAttack(steps=200),
+                None,
+                starting_points=_nearest_adversarial(model, images, labels, starts),
+            ),
         },
     }
 
@@ -109,16 +131,16 @@ def _on_abs(
 
 def _foolbox_runner(
     model: Classifier, images: np.ndarray, labels: np.ndarray
-) -> Callable[[Any, float | None], None]:
+) -> Callable[..., None]:
     import foolbox
 
     function = jax.jit(model.batch_logits)
     wrapped = foolbox.JAXModel(function, bounds=(0, 1), data_format="channels_last")
     given = jnp.asarray(images), jnp.asarray(labels)
 
-    def run(attack: Any, epsilon: float | None) -> None:
+    def run(attack: Any, epsilon: float | None, **settings: Any) -> None:
         np.random.seed(_SEED)
-        jax.block_until_ready(attack(wrapped, *given, epsilons=epsilon)[1])
+        jax.block_until_ready(attack(wrapped, *given, epsilons=epsilon, **settings)[1])
 
     return run
 

@@ -5,13 +5,16 @@ al. 2019, eq. 4 with the posterior's variance fixed to 1). `abs_model.solvers` f
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from abs_model.mapping import map_classes
-from abs_model.solvers import Solver
+from abs_model.solvers import Found, Solver
+
+PyTree = Any
 
 _ROUNDING = 1e-5  # relative, of norms in float32
 
@@ -28,6 +31,7 @@ class Inference:
             earlier image's.
         reconstructions: The explanations G_c(z), (N, C, height, width, channels).
         searched: Whether latents were searched for this very image, (N, C).
+        memory: What the solver remembers for `refine`: arrays (N, C, ...), or nothing.
     """
 
     images: jax.Array
@@ -35,6 +39,7 @@ class Inference:
     latents: jax.Array
     reconstructions: jax.Array
     searched: jax.Array
+    memory: PyTree
 
 
 def infer(solver: Solver, images: jax.Array) -> Inference:
@@ -50,9 +55,11 @@ def infer(solver: Solver, images: jax.Array) -> Inference:
     pixels = solver.decoder.to_pixels(lax.stop_gradient(images))
 
     found = lax.stop_gradient(map_classes(lambda solve: solve(pixels), solver))
-    latents, reconstructions = _images_first(solver, *found)
+    latents, reconstructions = _images_first(solver, found)
     energies = _energies(images, latents, reconstructions)
-    return Inference(images, energies, latents, reconstructions, jnp.ones(energies.shape, bool))
+    searched = jnp.ones(energies.shape, bool)
+    memory = jax.tree.map(_image_axis_first, found.memory)
+    return Inference(images, energies, latents, reconstructions, searched, memory)
 
 
 def refine(
@@ -88,27 +95,35 @@ def refine(
     wanted = lax.stop_gradient(asked | (bounds * class_weights <= highest))
     pixels = solver.decoder.to_pixels(fixed)
 
-    def refine_class(
-        solve: Solver, latents: jax.Array, wanted: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        return solve.refine(pixels, latents, wanted)
+    def refine_class(solve: Solver, latents: jax.Array, memory: PyTree, wanted: jax.Array) -> Found:
+        return solve.refine(pixels, latents, memory, wanted)
 
-    found = map_classes(refine_class, solver, start.latents.transpose(1, 2, 0), wanted.T)
-    latents, reconstructions = _images_first(solver, *lax.stop_gradient(found))
+    latents, memory = jax.tree.map(_image_axis_last, (start.latents, start.memory))
+    found = lax.stop_gradient(map_classes(refine_class, solver, latents, memory, wanted.T))
+    latents, reconstructions = _images_first(solver, found)
     # Never above the start, on which the choice of classes rests: Adam may end there.
     better = (wanted & (_energies(fixed, latents, reconstructions) < before))[:, :, None]
     latents = jnp.where(better, latents, start.latents)
     reconstructions = jnp.where(better[..., None, None], reconstructions, start.reconstructions)
     energies = jnp.where(wanted, _energies(images, latents, reconstructions), bounds)
-    return Inference(images, energies, latents, reconstructions, wanted)
+    memory = jax.tree.map(_image_axis_first, found.memory)
+    return Inference(images, energies, latents, reconstructions, wanted, memory)
 
 
-def _images_first(
-    solver: Solver, latents: jax.Array, decoded: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Latents (C, latent, N) and pixels (C, pixels, N) as `Inference` holds them."""
-    reconstructions = jax.vmap(solver.decoder.to_images)(decoded)
-    return latents.transpose(2, 0, 1), reconstructions.swapaxes(0, 1)
+def _images_first(solver: Solver, found: Found) -> tuple[jax.Array, jax.Array]:
+    """All classes' latents and reconstructions as `Inference` holds them."""
+    reconstructions = jax.vmap(solver.decoder.to_images)(found.decoded)
+    return _image_axis_first(found.latents), reconstructions.swapaxes(0, 1)
+
+
+def _image_axis_first(array: jax.Array) -> jax.Array:
+    """Of classes (C, ..., N) as `Inference` holds it, (N, C, ...)."""
+    return jnp.moveaxis(array, -1, 0)
+
+
+def _image_axis_last(array: jax.Array) -> jax.Array:
+    """(N, C, ...) as solvers take it, (C, ..., N)."""
+    return jnp.moveaxis(array, 0, -1)
 
 
 def _energies(images: jax.Array, latents: jax.Array, reconstructions: jax.Array) -> jax.Array:

@@ -38,8 +38,11 @@ def chunk_size(length: int) -> int:
 
 
 def list_size(entries: int, images: int) -> int:
-    """How many of a list's entries, a few for each of `images`, to decode at once."""
-    return chunk_size(entries) if _on_cpu() else min(entries, images)
+    """How many of a list's entries, one or a few for each of `images`, to decode at once."""
+    if not _on_cpu():
+        return min(entries, images)
+    # With one for each image, where latents are refined, only a fifth is worth decoding.
+    return min(_CPU_CHUNK if entries > images else _CPU_CHUNK // 2, entries)
 
 
 def map_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int | None = None) -> Any:

@@ -115,7 +115,7 @@ def apgd(
     num_targets = min(num_targets, model.num_classes - 1)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, _ = oracle.logits(batch.images)
+        logits, state = oracle.logits(batch.images)
         best = bests.first(batch, batch.images, logits, norm)
         confirmations = Confirmations(oracle, batch, best, norm)
         goals = _goals(batch, logits, num_targets) if in_turn else [batch]
@@ -123,7 +123,7 @@ def apgd(
             start = _draw(split_keys(batch, ascent), batch.images, epsilon, norm)
             goal = goals[ascent % len(goals)]
             best = _ascend(
-                oracle, batch, goal, best, confirmations, start, LOSSES[loss], epsilon, norm,
+                oracle, batch, goal, best, confirmations, start, state, LOSSES[loss], epsilon, norm,
                 num_steps,
             )  # fmt: skip
         return best
@@ -159,13 +159,15 @@ def _ascend(
     best: Best,
     confirmations: Confirmations,
     start: jax.Array,
+    state: State,
     loss: Loss,
     epsilon: float,
     norm: str,
     num_steps: int,
 ) -> Best:
-    """One run of APGD towards `goal`, with all iterates judged by `batch`."""
-    gradients, logits, state = oracle.gradients(start, goal, loss=loss)
+    """One run of APGD towards `goal`, with all iterates judged by `batch`; the state is that of the
+    originals."""
+    gradients, logits, state = oracle.gradients(start, goal, state, loss)
     best = bests.update(best, batch, start, logits, norm)
     path = _begin(goal, start, gradients, logits, state, epsilon, loss)
     checkpoints = _checkpoints(num_steps)
@@ -182,7 +184,7 @@ def _ascend(
     images = _step(path, batch, epsilon, 0.0 if num_steps == 1 else _MOMENTUM, norm)
     # From scratch, so that it counts even where a closer image only seems adversarial.
     logits, _ = oracle.logits(images)
-    return bests.update(confirmations.now(best), batch, images, logits, norm)
+    return bests.update(confirmations.now(best), batch, images, logits, norm, confirmed=True)
 
 
 def _checkpoints(num_steps: int) -> set[int]:

@@ -21,26 +21,41 @@ class Best:
         success: bool (n,): whether it is adversarial.
         distances: float32 (n,): from the original.
         margins: float32 (n,): see `losses.margins`.
+        confirmed: bool (n,): whether an answer from scratch says so.
     """
 
     images: jax.Array
     success: jax.Array
     distances: jax.Array
     margins: jax.Array
+    confirmed: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def first(batch: Batch, images: jax.Array, logits: jax.Array, norm: str) -> Best:
+def first(
+    batch: Batch, images: jax.Array, logits: jax.Array, norm: str, confirmed: bool = False
+) -> Best:
     """The given images, which have these logits (n, classes), are the first found."""
     return Best(
-        images, batch.fooled(logits), distances(images, batch.images, norm), margins(logits, batch)
+        images,
+        batch.fooled(logits),
+        distances(images, batch.images, norm),
+        margins(logits, batch),
+        jnp.full(len(images), confirmed),
     )
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def update(best: Best, batch: Batch, images: jax.Array, logits: jax.Array, norm: str) -> Best:
+def update(
+    best: Best,
+    batch: Batch,
+    images: jax.Array,
+    logits: jax.Array,
+    norm: str,
+    confirmed: bool = False,
+) -> Best:
     """The better of what was found before and these images, which have these logits."""
-    new = first(batch, images, logits, norm)
+    new = first(batch, images, logits, norm, confirmed)
     better = jnp.where(
         new.success,
         ~best.success | (new.distances < best.distances),

@@ -5,6 +5,7 @@ a poorer explanation by the label than there is, an image seems adversarial that
 a true find, and misleads whoever goes on from it.
 """
 
+import dataclasses
 import functools
 
 import jax
@@ -16,7 +17,7 @@ from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.oracle import Oracle, State
 
-_EVERY = 20
+_EVERY = 40
 # How far beyond what an attack found to look, where what it found does not hold: ever farther, then
 # by bisection.
 _OVERSHOOTS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.2)
@@ -33,7 +34,7 @@ class Confirmations:
         """`first` is what is known from scratch, such as about the originals."""
         self._oracle = oracle
         self._batch = batch
-        self._confirmed = first
+        self._confirmed = dataclasses.replace(first, confirmed=jnp.ones_like(first.confirmed))
         self._norm = norm
         self._count = 0
 
@@ -41,30 +42,34 @@ class Confirmations:
         """To be called after each warm-started question.
 
         Returns:
-            Every 20th time, what `now` says of `best`, and no state, so that the next question is
-            from scratch, too; otherwise both as they are.
+            Every 40th time, what `now` says of `best`, and the state of its images, so that the
+            next question goes on from what was found from scratch; otherwise both as they are.
         """
         self._count += 1
         if self._count % _EVERY or not self._oracle.warm:
             return best, state
-        return self.now(best), None
+        return self._ask(best)
 
     def now(self, best: Best) -> Best:
         """`best` where it holds, elsewhere what was confirmed before."""
-        if not self._oracle.warm:
+        if not self._oracle.warm or bool(best.confirmed.all()):
             return best
-        logits, _ = self._oracle.logits(best.images)
+        return self._ask(best)[0]
+
+    def _ask(self, best: Best) -> tuple[Best, State]:
+        logits, state = self._oracle.logits(best.images)
         self._confirmed = bests.update(
-            self._confirmed, self._batch, best.images, logits, self._norm
+            self._confirmed, self._batch, best.images, logits, self._norm, confirmed=True
         )
-        return self._confirmed
+        return self._confirmed, state
 
 
 def settle(oracle: Oracle, batch: Batch, found: Best, norm: str, epsilon: float | None) -> Best:
     """What an attack has found in the end, as answers from scratch see it.
 
     Where an image does not hold, points a little farther out are tried, and the way from the last
-    that does not hold to the first that does is bisected. Asks up to 10 times, once where all hold.
+    that does not hold to the first that does is bisected. Asks up to 10 times, once where all hold,
+    and never where all are confirmed.
 
     Args:
         oracle: The classifier.
@@ -73,9 +78,9 @@ def settle(oracle: Oracle, batch: Batch, found: Best, norm: str, epsilon: float 
         norm: Of the distances.
         epsilon: Where the attack keeps within one, the largest distance.
     """
-    if not oracle.warm:
+    if not oracle.warm or bool(found.confirmed.all()):
         return found
-    settled = bests.first(batch, found.images, oracle.logits(found.images)[0], norm)
+    settled = bests.first(batch, found.images, oracle.logits(found.images)[0], norm, confirmed=True)
     open_ = found.success & ~settled.success
     low, high = jnp.ones(len(open_)), jnp.full(len(open_), jnp.inf)
     for number in range(len(_OVERSHOOTS) + _NUM_BISECTIONS):
@@ -121,6 +126,6 @@ def _note(
 ) -> tuple[jax.Array, jax.Array, Best]:
     fooled = batch.fooled(logits)
     low, high = jnp.where(fooled, low, scales), jnp.where(fooled, scales, high)
-    improved = bests.update(settled, batch, images, logits, norm)
+    improved = bests.update(settled, batch, images, logits, norm, confirmed=True)
     # Else what was settled would depend on the other images of the batch.
     return low, high, choose(open_, improved, settled)

@@ -168,7 +168,9 @@ def _attack(
                     best = bests.update(best, batch, iterates, logits, norm)
             # From scratch, so that it counts even where a closer image only seems adversarial.
             logits, _ = oracle.logits(iterates)
-            best = bests.update(confirmations.now(best), batch, iterates, logits, norm)
+            best = bests.update(
+                confirmations.now(best), batch, iterates, logits, norm, confirmed=True
+            )
             search = _narrow(search, before, best, longest)
         return best
 

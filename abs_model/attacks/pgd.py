@@ -89,10 +89,11 @@ def pgd(
         )
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+        logits, start = oracle.logits(batch.images)
+        best = bests.first(batch, batch.images, logits, norm)
         confirmations = Confirmations(oracle, batch, best, norm)
         for restart in range(num_restarts):
-            iterates, state = batch.images, None
+            iterates, state = batch.images, start
             if random_start:
                 iterates = _draw(split_keys(batch, restart), batch.images, epsilon, norm)
             for _ in range(num_steps):
@@ -105,7 +106,9 @@ def pgd(
                 )  # fmt: skip
             # From scratch, so that it counts even where a closer image only seems adversarial.
             logits, _ = oracle.logits(iterates)
-            best = bests.update(confirmations.now(best), batch, iterates, logits, norm)
+            best = bests.update(
+                confirmations.now(best), batch, iterates, logits, norm, confirmed=True
+            )
         return best
 
     return run(

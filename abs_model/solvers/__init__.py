@@ -4,9 +4,9 @@
 - `QuasiNewton`: many starts on a cheap surrogate of the decoder, then BFGS on the decoder.
 
 A solver is a pytree whose leaves have a leading class axis. One class's slice of it is called with
-pixels (pixels, N), in the order of its `decoder`, and returns latents (latent, N) and the latents
-decoded, (pixels, N); `refine` starts from latents found before, and need only search where it is
-`wanted`, bool (N,).
+pixels (pixels, N), in the order of its `decoder`, and returns `Found`; `refine` starts from latents
+found before and what the solver remembers of them, and need only search where it is `wanted`, bool
+(N,).
 
 A new method is a class here, a branch in `make_solver` and in `Solver`, its name and its fields in
 `settings.py`, and these fields in `configs/abs.py` and their checks in `training/abs.py`; with
@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from abs_model.decoders import Decoder
 from abs_model.solvers.adam import Adam, make_adam
+from abs_model.solvers.found import Found
 from abs_model.solvers.quasi_newton import QuasiNewton, make_quasi_newton
 from abs_model.solvers.settings import SOLVERS, SearchSettings
 from abs_model.solvers.surrogates import Surrogate
@@ -29,6 +30,7 @@ Solver = Adam | QuasiNewton
 __all__ = [
     "SOLVERS",
     "Adam",
+    "Found",
     "QuasiNewton",
     "SearchSettings",
     "Solver",

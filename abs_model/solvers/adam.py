@@ -10,6 +10,7 @@ from jax import lax
 from abs_model.decoders import Decoder
 from abs_model.mapping import map_chunks, map_classes
 from abs_model.solvers.ball import project
+from abs_model.solvers.found import Found
 from abs_model.solvers.settings import SearchSettings
 
 _DECODE_BATCH = 250
@@ -34,20 +35,20 @@ class Adam:
     offsets: jax.Array
     settings: SearchSettings = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One class's latents (latent, N) for pixels (pixels, N), and the latents decoded."""
+    def __call__(self, pixels: jax.Array) -> Found:
+        """The best explanations of pixels (pixels, N) by one class; remembers nothing."""
         scores = self.offsets[:, None] - 2 * (self.decoded.T @ pixels)
         start = self.latents[jnp.argmin(scores, axis=0)].T
         return map_chunks(self._descend, start, pixels)
 
     def refine(
-        self, pixels: jax.Array, start: jax.Array, wanted: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self, pixels: jax.Array, start: jax.Array, memory: tuple[()], wanted: jax.Array
+    ) -> Found:
         """From latents (latent, N) on; takes `num_steps` for all of them, `wanted` or not."""
-        del wanted
+        del memory, wanted
         return map_chunks(self._descend, start, pixels)
 
-    def _descend(self, latents: jax.Array, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def _descend(self, latents: jax.Array, pixels: jax.Array) -> Found:
         adam = optax.adam(self.settings.learning_rate)
 
         def total_energy(z: jax.Array) -> jax.Array:
@@ -62,7 +63,7 @@ class Adam:
 
         carry = (latents, adam.init(latents))
         latents, _ = lax.fori_loop(0, self.settings.num_steps - 1, step, carry)
-        return latents, self.decoder(latents)
+        return Found(latents, self.decoder(latents))
 
 
 def make_adam(settings: SearchSettings, decoder: Decoder, latents: jax.Array) -> Adam:

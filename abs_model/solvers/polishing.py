@@ -34,11 +34,13 @@ class Polished:
         latents: The best, (latent, N).
         decoded: The best latents decoded, (pixels, N); NaN where no energy that was
             found is finite.
+        inverse_hessians: What BFGS knows of the energies there, (latent, latent, N).
         evaluations: Of the decoder and its gradient, for each candidate, (columns,).
     """
 
     latents: jax.Array
     decoded: jax.Array
+    inverse_hessians: jax.Array
     evaluations: jax.Array
 
 
@@ -104,7 +106,12 @@ def polish(
     carry = work, _priorities(work, promising, count, settings)
     work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
     best = _leaders(work.now.energies, count)
-    return Polished(work.now.latents[:, best], work.decoded[best].T, work.evaluations)
+    return Polished(
+        work.now.latents[:, best],
+        work.decoded[best].T,
+        work.now.inverse_hessians[..., best],
+        work.evaluations,
+    )
 
 
 def _priorities(

@@ -15,6 +15,7 @@ from abs_model.decoders import Decoder
 from abs_model.mapping import map_classes
 from abs_model.solvers import bfgs
 from abs_model.solvers.ball import project
+from abs_model.solvers.found import Found
 from abs_model.solvers.polishing import Polished, polish
 from abs_model.solvers.settings import SearchSettings
 from abs_model.solvers.surrogates import Surrogate
@@ -22,7 +23,6 @@ from abs_model.solvers.surrogates import Surrogate
 # On the surrogate: steps to the points on the way, further ones of all starts, and further ones of
 # those that lie apart then. The first step only evaluates.
 _STEPS = (4, 1, 6)
-_REFINEMENT_STEPS = 8
 # Prior samples are spread by factors from 1 to this: the latents that explain another class's
 # images lie farther out than most samples.
 _SPREAD = 1.6
@@ -54,27 +54,23 @@ class QuasiNewton:
     components: jax.Array
     settings: SearchSettings = dataclasses.field(metadata={"static": True})
 
-    def __call__(self, pixels: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """One class's latents (latent, N) for pixels (pixels, N), and the latents decoded."""
-        found = self.search(pixels)
-        return found.latents, found.decoded
+    def __call__(self, pixels: jax.Array) -> Found:
+        """The best explanations of pixels (pixels, N) by one class; remembers curvatures."""
+        return _found(self.search(pixels))
 
     def search(self, pixels: jax.Array) -> Polished:
         """The same, with the numbers of evaluations."""
         return polish(self.decoder, pixels, self._candidates(pixels), self.settings)
 
     def refine(
-        self, pixels: jax.Array, start: jax.Array, wanted: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """From latents (latent, N) on, where `wanted`, (N,); elsewhere what returns is not meant
-        to be used."""
-        # The minimum is near the start; only the curvature is taken from the surrogate.
-        targets = self.surrogate.project(pixels)
-        near = self._descend(bfgs.unevaluated(start), targets, _REFINEMENT_STEPS)
-        energies = jnp.where(wanted, 0.0, jnp.inf)
-        candidates = dataclasses.replace(near, latents=start, energies=energies)
-        found = polish(self.decoder, pixels, candidates, self.settings)
-        return found.latents, found.decoded
+        self, pixels: jax.Array, start: jax.Array, memory: jax.Array, wanted: jax.Array
+    ) -> Found:
+        """From latents (latent, N) and inverse Hessians (latent, latent, N) on, where `wanted`,
+        (N,); elsewhere what returns is not meant to be used."""
+        candidates = dataclasses.replace(
+            bfgs.unevaluated(start, memory), energies=jnp.where(wanted, 0.0, jnp.inf)
+        )
+        return _found(polish(self.decoder, pixels, candidates, self.settings))
 
     def _candidates(self, pixels: jax.Array) -> bfgs.Iterate:
         """Where BFGS on the decoder may start: (num_minima + num_on_the_way) * N columns, images
@@ -156,6 +152,10 @@ def _spread(
     latents = project((spread * latents).T, max_norm).T
     components = map_classes(lambda one: one(latents.T), surrogate)
     return jnp.broadcast_to(latents, (len(components), *latents.shape)), components
+
+
+def _found(polished: Polished) -> Found:
+    return Found(polished.latents, polished.decoded, polished.inverse_hessians)
 
 
 def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:

@@ -64,6 +64,11 @@ class Classifier(abc.ABC):
         """How often it is evaluated for the logits and a gradient of an image."""
         return 1
 
+    @property
+    def given(self) -> PyTree:
+        """The arrays that it was made of, the same on every machine; no settings among them."""
+        return jax.tree.leaves(self)
+
     def batch_begin(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
         """Logits of images that have been checked, and the state that `batch_follow` goes on from.
 
@@ -178,6 +183,10 @@ class ABSClassifier(Classifier):
     eta: jax.Array
     alpha: float = dataclasses.field(metadata=_STATIC)
     binary: bool = dataclasses.field(metadata=_STATIC)
+
+    @property
+    def given(self) -> PyTree:
+        return self.class_weights, self.eta, self.solver.given
 
     def batch_inference(self, images: jax.Array) -> Inference:
         """Inference of images that have been checked; pure, energies are differentiable."""

@@ -8,11 +8,13 @@ stride 1 and nothing is shuffled between them; the pixels that search compares s
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -42,12 +44,20 @@ class Decoder:
         biases: (out, 1) of each layer, but of the last one (pixels in a block, rows, columns, 1).
         strides: Of the layers before the last two.
         image_shape: (height, width, channels).
+        origin: A digest of the trained arrays that these were folded from. Folding rounds as the
+            machine does, so that the arrays themselves differ from one to another in last bits.
     """
 
     kernels: tuple[jax.Array, ...]
     biases: tuple[jax.Array, ...]
     strides: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+    origin: str = dataclasses.field(metadata={"static": True})
+
+    @property
+    def given(self) -> PyTree:
+        """No arrays, because `origin` stands for them; see `Classifier.given`."""
+        return ()
 
     def __call__(self, latents: jax.Array) -> jax.Array:
         """(latent, batch) -> pixels in (0, 1), (pixels, batch); padding is 0."""
@@ -84,7 +94,11 @@ def fold_decoders(graphdef: nnx.GraphDef, state: PyTree, image_shape: Sequence[i
         image_shape: (height, width, channels).
     """
     height, width, channels = image_shape
-    return _fold_all(graphdef, state, (height, width, channels))
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(state):
+        digest.update(np.asarray(leaf).tobytes())
+    folded = _fold_all(graphdef, state, (height, width, channels))
+    return dataclasses.replace(folded, origin=digest.hexdigest()[:16])
 
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
@@ -110,7 +124,7 @@ def _fold(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, in
     biases[-2] = jnp.tile(biases[-2], (_BLOCK**2, 1))
     kernels[-1] = kernel_between_blocks(kernels[-1], _BLOCK)
     biases[-1] = _last_bias(biases, kernels[-1], size, image_shape)
-    return Decoder(tuple(kernels), tuple(biases), tuple(strides[:-2]), image_shape)
+    return Decoder(tuple(kernels), tuple(biases), tuple(strides[:-2]), image_shape, origin="")
 
 
 def _last_bias(

@@ -326,6 +326,25 @@ def test_a_models_identity_is_that_of_its_arrays_and_settings():
     assert len({model_identity(each) for each in (model, *others)}) == 3
 
 
+def test_an_abs_models_identity_is_that_of_its_training_whatever_the_machine_rounds(abs_run):
+    model = abs_model.load(abs_run)
+    decoder = model.solver.decoder
+    assert len(decoder.origin) == 16
+
+    def with_decoder(decoder):
+        return dataclasses.replace(model, solver=dataclasses.replace(model.solver, decoder=decoder))
+
+    rounded = with_decoder(jax.tree.map(lambda leaf: leaf * (1 + 1e-6), decoder))
+    assert model_identity(rounded) == model_identity(model)
+    others = [
+        with_decoder(dataclasses.replace(decoder, origin="another")),
+        dataclasses.replace(model, class_weights=model.class_weights * (1 + 1e-6)),
+        abs_model.load(abs_run, binary=True),
+        abs_model.load(abs_run, solver="adam"),
+    ]
+    assert len({model_identity(each) for each in (model, *others)}) == 5
+
+
 def weighing(weights):
     """A classifier of one's own, as a factory makes it."""
     return abs_model.wrap(

@@ -9,6 +9,7 @@ from abs_model.evaluation.figures import draw_curves
 from abs_model.evaluation.formats import to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import GO_ON
 from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, parse_models
+from abs_model.evaluation.publication import pack
 from abs_model.evaluation.results import Results, collect
 from abs_model.evaluation.runner import Settings
 from abs_model.evaluation.show import show
@@ -46,6 +47,7 @@ __all__ = [
     "evaluate",
     "load_models",
     "make_tables",
+    "pack",
     "parse_models",
     "parse_shard",
     "read_suite",

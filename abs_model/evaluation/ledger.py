@@ -104,7 +104,7 @@ class Part:
             LedgerError: The disk is full, or fails; the ledger is then as it was before, or ends
                 with a line cut short.
         """
-        data = b"".join(_to_line(record) for record in records)
+        data = b"".join(to_line(record) for record in records)
         end = self._file.seek(0, os.SEEK_END)
         try:
             while data:
@@ -165,7 +165,8 @@ def _cut_torn_line(file: Any) -> None:
         file.truncate(content.rfind(b"\n") + 1)
 
 
-def _to_line(record: Record) -> bytes:
+def to_line(record: Record) -> bytes:
+    """A record as a ledger has it."""
     content = dataclasses.asdict(record)
     content["distance"] = record.distance if math.isfinite(record.distance) else None
     if record.image is not None:

@@ -93,15 +93,16 @@ def _folder(model_name: str, attack_name: str, fingerprint: str) -> str:
 
 
 def model_identity(model: Classifier) -> str:
-    """A hash of a classifier's arrays and settings, whatever its name and batch size."""
+    """A hash of a classifier's arrays and settings, whatever its name, batch size and machine."""
     changes: dict[str, Any] = {"name": "", "batch_size": 1}
     texts = []
     if isinstance(model, FunctionClassifier):
         # Functions of one factory look alike, whatever arrays they hold: what they do counts.
         changes["function"] = None
         texts = _function_identity(model.function, model.image_shape)
-    leaves, structure = jax.tree.flatten(dataclasses.replace(model, **changes))
-    texts += [_ADDRESS.sub("", repr(structure)), *map(array_identity, leaves)]
+    model = dataclasses.replace(model, **changes)
+    structure = _ADDRESS.sub("", repr(jax.tree.structure(model)))
+    texts += [structure, *map(array_identity, jax.tree.leaves(model.given))]
     return _digest("\n".join(texts).encode())
 
 

@@ -6,7 +6,7 @@
 A solver is a pytree whose leaves have a leading class axis. One class's slice of it is called with
 pixels (pixels, N), in the order of its `decoder`, and returns `Found`; `refine` starts from latents
 found before and what the solver remembers of them, and need only search where it is `wanted`, bool
-(N,).
+(N,). `given` are the arrays that it did not compute itself.
 
 A new method is a class here, a branch in `make_solver` and in `Solver`, its name and its fields in
 `settings.py`, and these fields in `configs/abs.py` and their checks in `training/abs.py`; with

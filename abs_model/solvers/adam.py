@@ -1,6 +1,7 @@
 """The paper's solver: the best of many prior samples, decoded once, then Adam."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ from abs_model.solvers.ball import project
 from abs_model.solvers.found import Found
 from abs_model.solvers.settings import SearchSettings
 
+PyTree = Any
 _DECODE_BATCH = 250
 
 
@@ -47,6 +49,11 @@ class Adam:
         """From latents (latent, N) on; takes `num_steps` for all of them, `wanted` or not."""
         del memory, wanted
         return map_chunks(self._descend, start, pixels)
+
+    @property
+    def given(self) -> PyTree:
+        """See `Classifier.given`; the samples come from the settings' seed."""
+        return self.decoder.given
 
     def _descend(self, latents: jax.Array, pixels: jax.Array) -> Found:
         adam = optax.adam(self.settings.learning_rate)

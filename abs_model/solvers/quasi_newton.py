@@ -6,6 +6,7 @@ so do some points on the way to them, because the decoder has minima that the su
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from abs_model.solvers.polishing import Polished, polish
 from abs_model.solvers.settings import SearchSettings
 from abs_model.solvers.surrogates import Surrogate
 
+PyTree = Any
 # On the surrogate: steps to the points on the way, further ones of all starts, and further ones of
 # those that lie apart then. The first step only evaluates.
 _STEPS = (4, 1, 6)
@@ -71,6 +73,11 @@ class QuasiNewton:
             bfgs.unevaluated(start, memory), energies=jnp.where(wanted, 0.0, jnp.inf)
         )
         return _found(polish(self.decoder, pixels, candidates, self.settings))
+
+    @property
+    def given(self) -> PyTree:
+        """See `Classifier.given`; the samples come from the settings' seed."""
+        return self.surrogate, self.decoder.given
 
     def _candidates(self, pixels: jax.Array) -> bfgs.Iterate:
         """Where BFGS on the decoder may start: (num_minima + num_on_the_way) * N columns, images

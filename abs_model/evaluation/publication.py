@@ -1,0 +1,71 @@
+"""An evaluation in a form to publish: its ledger in one small file.
+
+The archive holds the plan, the times and all records, but of the images only the closest
+adversarial one of each test image, model and norm: tables, curves and pictures need no more.
+Unpacked it is a workdir: evaluate.py goes on from there with further models or attacks, and
+report.py reads it.
+"""
+
+import dataclasses
+import io
+import pathlib
+import tarfile
+
+from abs_model.evaluation.ledger import SETTINGS_FILE, Record, to_line
+from abs_model.evaluation.results import PLAN_FILE, Results
+from abs_model.evaluation.workdir import TIMES_FILE, WHOLE
+
+
+def pack(workdir: pathlib.Path, results: Results) -> bytes:
+    """The archive, .tar.xz; the same bytes for the same evaluation.
+
+    Args:
+        workdir: Of the evaluation.
+        results: What it holds, from `collect`.
+
+    Raises:
+        OSError: A file can't be read.
+    """
+    plan = results.plan
+    closest = {
+        (model, attack.name, record.index)
+        for model in plan.models
+        for norm in results.norms
+        for attack, record in results.closest_records(model, norm)
+    }
+    files = {PLAN_FILE: (workdir / PLAN_FILE).read_bytes()}
+    if (times := workdir / TIMES_FILE).exists():
+        files[TIMES_FILE] = times.read_bytes()
+    for model, folder in plan.clean_ledgers.items():
+        files |= _ledger(workdir, folder, list(results.clean[model].values()))
+    for attack in plan.attacks:
+        for model, folder in attack.ledgers.items():
+            records = [
+                record
+                if (model, attack.name, record.index) in closest
+                else dataclasses.replace(record, image=None)
+                for record in results.found[model, attack.name].values()
+            ]
+            files |= _ledger(workdir, folder, records)
+    return _archive(files)
+
+
+def _ledger(workdir: pathlib.Path, folder: str, records: list[Record]) -> dict[str, bytes]:
+    """The files of one ledger by their paths; none where it has not begun."""
+    if not records:
+        return {}
+    lines = b"".join(map(to_line, sorted(records, key=lambda record: record.index)))
+    return {
+        f"{folder}/{SETTINGS_FILE}": (workdir / folder / SETTINGS_FILE).read_bytes(),
+        f"{folder}/{WHOLE.part}.jsonl": lines,
+    }
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w:xz") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return content.getvalue()

@@ -1,0 +1,56 @@
+"""Puts an evaluation's results into a folder to commit.
+
+python scripts/publish_results.py runs/table1 results/table1
+
+Tables (results.json, results.md), pictures, and workdir.tar.xz, from which anyone can go on: with
+another model, for instance,
+
+    mkdir runs/table1 && tar -xf results/table1/workdir.tar.xz -C runs/table1
+    python evaluate.py --config=configs/table1.py:cpu --models=abs,madry,mine=runs/mine \\
+        --workdir=runs/table1
+
+attacks only what is new. Of the images the archive holds the closest adversarial one of each test
+image, model and norm.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model.errors import UserError
+from abs_model.evaluation import collect, pack
+from abs_model.files import atomic_write_bytes
+
+_ARCHIVE = "workdir.tar.xz"
+_PATTERNS = ("results.json", "results.md", "curves.png", "examples_*.png")
+
+
+def main() -> None:
+    """Writes the folder; what the user can mend ends as one message and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
+    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="made if needed")
+    options = parser.parse_args()
+    try:
+        _publish(options.workdir, options.folder)
+    except (UserError, OSError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
+    archive = pack(workdir, collect(workdir))
+    found = [path for pattern in _PATTERNS for path in sorted(workdir.glob(pattern))]
+    if not found:
+        raise UserError(f"{workdir} has no tables yet: run evaluate.py there without --shard")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in found:
+        atomic_write_bytes(folder / path.name, path.read_bytes())
+    atomic_write_bytes(folder / _ARCHIVE, archive)
+    for path in sorted(folder.iterdir()):
+        print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
+
+
+if __name__ == "__main__":
+    main()

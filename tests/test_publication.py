@@ -1,0 +1,74 @@
+"""A published evaluation: what it holds, and going on from it."""
+
+import json
+import subprocess
+import sys
+import tarfile
+
+import numpy as np
+import pytest
+
+from abs_model.evaluation import collect, evaluate, make_tables, pack
+from abs_model.evaluation.formats import write_tables
+from abs_model.evaluation.workdir import TIMES_FILE
+from tests.conftest import ROOT
+from tests.evaluation_fakes import stripe_classifier, stripe_dataset, towards_next_class
+from tests.test_evaluation import SETTINGS, spec
+
+SUITE = [
+    spec(name="near", norm="l2", settings={"epsilon": 3.0}),
+    spec(name="far", norm="l2", settings={"epsilon": 5.0}),
+    spec(name="other", norm="linf"),
+]
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A workdir, and what is unpacked from what was published of it."""
+    workdir, unpacked = tmp_path / "workdir", tmp_path / "unpacked"
+    results = evaluate({"m": stripe_classifier()}, stripe_dataset(), SUITE, SETTINGS, workdir)
+    write_tables(workdir, results)
+    command = [sys.executable, "scripts/publish_results.py", str(workdir), str(tmp_path / "folder")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    with tarfile.open(tmp_path / "folder" / "workdir.tar.xz") as archive:
+        archive.extractall(unpacked, filter="data")
+    return workdir, unpacked
+
+
+def test_a_published_evaluation_has_the_same_tables_and_the_closest_images(published):
+    whole, part = (collect(workdir) for workdir in published)
+    assert make_tables(part) == make_tables(whole)
+    for norm in whole.norms:
+        pairs = zip(whole.closest_records("m", norm), part.closest_records("m", norm), strict=True)
+        for (_, expected), (_, found) in pairs:
+            np.testing.assert_array_equal(found.image, expected.image)
+    closest = {(attack.name, record.index) for attack, record in whole.closest_records("m", "l2")}
+    for attack in SUITE[:2]:
+        for record in part.records("m", attack.name):
+            assert (record.image is not None) == ((attack.name, record.index) in closest)
+    assert {len(found) for found in part.found.values()} == {SETTINGS.num_images}
+
+
+def test_going_on_from_a_published_evaluation_attacks_only_what_is_new(published):
+    _, unpacked = published
+    before = (unpacked / TIMES_FILE).read_text().splitlines()
+    models = {"m": stripe_classifier(), "new": stripe_classifier(name="new", scale=0.3)}
+    assert evaluate(models, stripe_dataset(), SUITE, SETTINGS, unpacked).complete
+    done = (unpacked / TIMES_FILE).read_text().splitlines()
+    assert done[: len(before)] == before
+    assert {json.loads(line)["model"] for line in done[len(before) :]} == {"new"}
+
+
+def test_the_archive_of_an_evaluation_is_always_the_same(published):
+    workdir, _ = published
+    assert pack(workdir, collect(workdir)) == pack(workdir, collect(workdir))
+
+
+def test_a_workdir_without_tables_is_refused(published, tmp_path):
+    workdir, unpacked = published
+    for where, message in ((unpacked, "has no tables yet"), (tmp_path, "holds no evaluation")):
+        command = [sys.executable, "scripts/publish_results.py", str(where), str(tmp_path / "out")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr
+        assert not (tmp_path / "out").exists()
+    assert json.loads((workdir / "results.json").read_text())["complete"] is True

@@ -12,7 +12,7 @@ from abs_model.evaluation import collect, evaluate, make_tables, pack
 from abs_model.evaluation.formats import write_tables
 from abs_model.evaluation.workdir import TIMES_FILE
 from tests.conftest import ROOT
-from tests.evaluation_fakes import stripe_classifier, stripe_dataset, towards_next_class
+from tests.evaluation_fakes import stripe_classifier, stripe_dataset
 from tests.test_evaluation import SETTINGS, spec
 
 SUITE = [

@@ -116,6 +116,28 @@ def test_a_forecast_with_the_true_hessian_is_the_minimum():
     np.testing.assert_allclose(decreases, now.energies - lowest, rtol=1e-3)
 
 
+def test_what_is_remembered_of_curvature_saves_evaluations_when_targets_move():
+    random = np.random.default_rng(0)
+    matrix = jnp.asarray(random.normal(size=(9, SIZE)) * [0.3, 1, 2, 4], jnp.float32)
+    targets = jnp.asarray(random.normal(size=(9, 40)) * 2, jnp.float32)
+    moved = targets + jnp.asarray(random.normal(size=(9, 40)) * 0.2, jnp.float32)
+    precise = SearchSettings(max_norm=50.0, tolerance=1e-5)
+
+    def decode(z):
+        return matrix @ z
+
+    def start(latents, inverse_hessians=None):
+        now = bfgs.unevaluated(latents, inverse_hessians)
+        return dataclasses.replace(now, energies=jnp.zeros(latents.shape[1]))
+
+    found = polish(decode, targets, start(jnp.zeros((SIZE, 40))), precise)
+    fresh = polish(decode, moved, start(found.latents), precise)
+    remembering = polish(decode, moved, start(found.latents, found.inverse_hessians), precise)
+    expected = np.stack([ridge(np.asarray(matrix), t, 50) for t in np.asarray(moved).T], axis=1)
+    np.testing.assert_allclose(remembering.latents, expected, atol=5e-3)
+    assert remembering.evaluations.mean() <= 0.7 * fresh.evaluations.mean()
+
+
 TWO_MINIMA = SearchSettings(max_norm=5.0, tolerance=1e-5)
 
 

@@ -37,6 +37,7 @@ from abs_model.attacks.halfspaces import (
     SquaredLength,
     smallest_changes,
 )
+from abs_model.attacks.line_search import between, search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.planes import Planes, linearise
 from abs_model.attacks.running import Progress, run, split_keys
@@ -52,6 +53,8 @@ _FROM_SCRATCH_EVERY = 4
 # after a failure.
 _OVERSHOOT = 1e-3
 _LEAST_OVERSHOOT = 1e-4
+# Of the way to what was found, and how often it is halved.
+_LAST_PART, _NUM_BISECTIONS = 4e-3, 6
 # How far questions lie beyond the images, as a part of the way since the last ones, because that is
 # where images will be. (A question from scratch is about the image itself.)
 _MOMENTUM = 0.5
@@ -89,7 +92,10 @@ def cutting_planes(
     All this begins with what explains the original. A restart begins with what explains an image
     of noise around it.
 
-    Asks the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
+    In L2 and L-infinity the last part of the way to what was found is bisected, except for Binary
+    ABS, which has nothing between its changes.
+
+    Asks the classifier `8 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
     restart `1 + num_classes * num_steps` times. Gradients are not asked for, because the latents
     that it answers with tell them.
 
@@ -125,7 +131,9 @@ def cutting_planes(
                 _, state = oracle.logits(_draw(split_keys(batch, restart), batch.images))
             for classes in nearest:
                 best = _approach(oracle, batch, classes, state, best, norm, num_steps)
-        return best
+        if norm == "l0" or getattr(model, "binary", False):
+            return best
+        return _close_in(oracle, batch, best, norm)
 
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
 
@@ -166,6 +174,17 @@ def _approach(
         else:
             walk, best = walk.judge(oracle, batch, best, norm)
     return best
+
+
+def _close_in(oracle: Oracle, batch: Batch, best: Best, norm: str) -> Best:
+    """Bisects the last part of the way from the originals, by which the planes may overshoot."""
+
+    def way(shares: jax.Array) -> jax.Array:
+        return between(batch.images, best.images, 1.0 - _LAST_PART * (1.0 - shares), norm)
+
+    return search_line(
+        oracle, batch, way, best, norm, num_levels=1, num_bisections=_NUM_BISECTIONS
+    )[1]
 
 
 @jax.tree_util.register_dataclass

@@ -107,7 +107,7 @@ def _narrow(
     fooled = batch.fooled(logits)
     low = jnp.where(~done & ~fooled, shares, low)
     high = jnp.where(~done & fooled, shares, high)
-    best = bests.update(best, batch, images, logits, norm)
+    best = bests.update(best, batch, images, logits, norm, confirmed=True)
     shares, done = _next_shares(low, high, step, num_bisections)
     return low, high, shares, done, best
 

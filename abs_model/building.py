@@ -144,7 +144,7 @@ def kept_surrogate(
     if "widths" in fields:
         fields["widths"] = tuple(fields["widths"])
     settings = SurrogateSettings(max_norm=config.inference.max_norm, **fields)
-    path, origin = workdir / _SURROGATE_FILE, surrogate_origin(decoder, settings)
+    path, origin = workdir / _SURROGATE_FILE, surrogate_origin(decoder.origin, settings)
     try:
         return read_surrogate(path, origin)
     except FileNotFoundError:

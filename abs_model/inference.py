@@ -106,7 +106,11 @@ def refine(
     latents = jnp.where(better, latents, start.latents)
     reconstructions = jnp.where(better[..., None, None], reconstructions, start.reconstructions)
     energies = jnp.where(wanted, _energies(images, latents, reconstructions), bounds)
-    memory = jax.tree.map(_image_axis_first, found.memory)
+    memory = jax.tree.map(
+        lambda new, old: jnp.where(wanted.reshape(*wanted.shape, *(1,) * (new.ndim - 2)), new, old),
+        jax.tree.map(_image_axis_first, found.memory),
+        start.memory,
+    )
     return Inference(images, energies, latents, reconstructions, wanted, memory)
 
 

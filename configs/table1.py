@@ -39,9 +39,9 @@ _CPU: dict[str, Any] = {
     "deepfool_ge": {"all": {"num_steps": 2}},
     "fast_gradient": {"slow": {"num_epsilons": 20}},
     "bim": {"slow": {"num_searches": 10}},
-    "bim_ge": {"all": {"num_steps": 3, "num_searches": 2}},
+    "bim_ge": {"all": {"num_steps": 2, "num_searches": 2}},
     "mim": {"slow": {"num_searches": 10}},
-    "mim_ge": {"all": {"num_steps": 3, "num_searches": 2}},
+    "mim_ge": {"all": {"num_steps": 2, "num_searches": 2}},
     "carlini_wagner": {
         "all": {"num_searches": 5, "num_steps": 100, "step_size": 0.1},
         "slow": {"num_searches": 3},

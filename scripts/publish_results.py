@@ -5,7 +5,7 @@ python scripts/publish_results.py runs/table1 results/table1
 Tables (results.json, results.md), pictures, and workdir.tar.xz, from which anyone can go on: with
 another model, for instance,
 
-    mkdir runs/table1 && tar -xf results/table1/workdir.tar.xz -C runs/table1
+    mkdir -p runs/table1 && tar -xf results/table1/workdir.tar.xz -C runs/table1
     python evaluate.py --config=configs/table1.py:cpu --models=abs,madry,mine=runs/mine \\
         --workdir=runs/table1
 
@@ -14,17 +14,19 @@ image, model and norm.
 """
 
 import argparse
+import json
 import pathlib
 import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.errors import UserError
-from abs_model.evaluation import collect, pack
+from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
 from abs_model.files import atomic_write_bytes
 
 _ARCHIVE = "workdir.tar.xz"
-_PATTERNS = ("results.json", "results.md", "curves.png", "examples_*.png")
+_TABLES = ("results.json", "results.md")
+_PICTURES = ("curves.png", "examples_*.png")
 
 
 def main() -> None:
@@ -40,14 +42,31 @@ def main() -> None:
 
 
 def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
-    archive = pack(workdir, collect(workdir))
-    found = [path for pattern in _PATTERNS for path in sorted(workdir.glob(pattern))]
-    if not found:
-        raise UserError(f"{workdir} has no tables yet: run evaluate.py there without --shard")
+    if not workdir.is_dir():
+        raise UserError(f"there is no directory {workdir}")
+    with locked(workdir, WHOLE):
+        results = collect(workdir)
+        tables = json.dumps(to_json(make_tables(results), results), default=list)
+        try:
+            shown = json.loads((workdir / "results.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            shown = None
+        if shown != json.loads(tables):
+            raise UserError(
+                f"the tables in {workdir} are not those of its ledger; run evaluate.py there,"
+                " without --shard, which makes tables and pictures"
+            )
+        archive = pack(workdir, results)
+        pictures = [path for pattern in _PICTURES for path in sorted(workdir.glob(pattern))]
+        files = {path.name: path.read_bytes() for path in pictures}
+        files |= {name: (workdir / name).read_bytes() for name in _TABLES}
     folder.mkdir(parents=True, exist_ok=True)
-    for path in found:
-        atomic_write_bytes(folder / path.name, path.read_bytes())
-    atomic_write_bytes(folder / _ARCHIVE, archive)
+    for pattern in _PICTURES:
+        for path in folder.glob(pattern):
+            if path.name not in files:
+                path.unlink()
+    for name, content in (files | {_ARCHIVE: archive}).items():
+        atomic_write_bytes(folder / name, content)
     for path in sorted(folder.iterdir()):
         print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
 

@@ -22,6 +22,7 @@ from abs_model.attacks import (
     square,
 )
 from abs_model.attacks import best as bests
+from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.running import run
 from tests.linear_classifiers import LinearClassifier, boundary_distances, greys, two_classes
 from tests.minimal_norm import KEY
@@ -83,6 +84,68 @@ def test_what_only_seems_adversarial_does_not_count_and_does_not_end_the_search(
     if norm is not None:
         needed = boundary_distances(images, w, bias, norm)
         assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StuckClassifier(RashClassifier):
+    """Rash for good, once warm-started answers have come near the boundary."""
+
+    def batch_begin(self, images):
+        logits = self.batch_logits(images)
+        return logits, (logits[:, 1] > logits[:, 0], jnp.zeros(len(images), bool))
+
+    def batch_follow(self, images, state, asked=None):
+        logits = self.batch_logits(images)
+        first, stuck = state
+        stuck = stuck | (jnp.abs(logits[:, 1] - logits[:, 0]) < self.rashness)
+        lead = jnp.where(stuck, self.rashness, 0.0) * jnp.where(first, -1.0, 1.0)
+        return logits + 0.5 * lead[:, None] * jnp.array([-1.0, 1.0]), (first, stuck)
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [
+        functools.partial(square, norm="linf", epsilon=0.3, num_steps=300),
+        functools.partial(sparse_rs, num_pixels=20, num_steps=300),
+    ],
+)
+def test_a_random_search_goes_on_where_all_claims_are_wrong(attack):
+    model, *_ = rash_classifier(0.6)
+    settings = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    model = StuckClassifier(**settings)
+    images = greys(6)
+    labels = model.predict(images)
+    result = attack(model, images, labels, KEY)
+    assert np.all(result.success)
+    assert np.all(model.predict(result.images) != labels)
+
+
+def test_a_confirmed_find_outlives_a_closer_claim_that_does_not_hold():
+    model, w, bias = rash_classifier(0.3)
+    images = greys(6)
+    labels = model.predict(images)
+    ways = -(images.reshape(6, -1) @ w + bias)[:, None] / (w @ w) * w
+
+    def at(share):
+        return jnp.asarray(images + share * ways.reshape(images.shape), jnp.float32)
+
+    def attack(oracle, batch):
+        logits, state = oracle.logits(batch.images)
+        best = bests.first(batch, batch.images, logits, "l2")
+        confirmations = Confirmations(oracle, batch, best, "l2")
+        best = confirmations.last(best, at(1.1))
+        assert best.success.all() and best.confirmed.all()
+        _, state = oracle.logits(at(0.85), state)
+        logits, _ = oracle.logits(at(0.9), state)
+        best = bests.update(best, batch, at(0.9), logits, "l2")
+        assert best.success.all() and not best.confirmed.all()
+        return confirmations.now(best)
+
+    model = model.with_batch_size(6)
+    found = run(attack, model, images, labels, KEY, norm="l2", norms=("l2",))
+    assert np.all(found.success)
+    np.testing.assert_array_equal(found.images, at(1.1))
 
 
 def claim(share):

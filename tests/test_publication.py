@@ -1,6 +1,7 @@
 """A published evaluation: what it holds, and going on from it."""
 
 import json
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -26,6 +27,8 @@ SUITE = [
 def published(tmp_path):
     """A workdir, and what is unpacked from what was published of it."""
     workdir, unpacked = tmp_path / "workdir", tmp_path / "unpacked"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "examples_gone_l2.png").touch()
     results = evaluate({"m": stripe_classifier()}, stripe_dataset(), SUITE, SETTINGS, workdir)
     write_tables(workdir, results)
     command = [sys.executable, "scripts/publish_results.py", str(workdir), str(tmp_path / "folder")]
@@ -36,6 +39,7 @@ def published(tmp_path):
 
 
 def test_a_published_evaluation_has_the_same_tables_and_the_closest_images(published):
+    assert not list(published[0].parent.glob("folder/examples_*"))
     whole, part = (collect(workdir) for workdir in published)
     assert make_tables(part) == make_tables(whole)
     for norm in whole.norms:
@@ -59,14 +63,25 @@ def test_going_on_from_a_published_evaluation_attacks_only_what_is_new(published
     assert {json.loads(line)["model"] for line in done[len(before) :]} == {"new"}
 
 
-def test_the_archive_of_an_evaluation_is_always_the_same(published):
+def test_the_archive_of_an_evaluation_is_always_the_same(published, monkeypatch):
     workdir, _ = published
-    assert pack(workdir, collect(workdir)) == pack(workdir, collect(workdir))
+    before = pack(workdir, collect(workdir))
+    monkeypatch.setattr("time.time", lambda: 1e9)
+    assert pack(workdir, collect(workdir)) == before
 
 
-def test_a_workdir_without_tables_is_refused(published, tmp_path):
+def test_a_workdir_without_tables_or_with_older_ones_is_refused(published, tmp_path):
     workdir, unpacked = published
-    for where, message in ((unpacked, "has no tables yet"), (tmp_path, "holds no evaluation")):
+    older = tmp_path / "older"
+    shutil.copytree(workdir, older)
+    lines = next(older.glob("ledger/m/far/*/all.jsonl"))
+    lines.write_bytes(b"\n".join(lines.read_bytes().split(b"\n")[:-2]) + b"\n")
+    for where, message in (
+        (unpacked, "are not those of its ledger"),
+        (older, "are not those of its ledger"),
+        (tmp_path, "holds no evaluation"),
+        (tmp_path / "nowhere", "there is no directory"),
+    ):
         command = [sys.executable, "scripts/publish_results.py", str(where), str(tmp_path / "out")]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 2 and message in done.stderr

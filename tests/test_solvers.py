@@ -244,16 +244,16 @@ def test_surrogates_imitate_their_own_class(tmp_path, monkeypatch):
         components = imitate.project(decode(latents))
         errors = jnp.sum((imitate(latents) - components) ** 2, axis=0)
         assert errors.mean() < 0.05 * jnp.sum(components**2, axis=0).mean()
-    path, origin = tmp_path / "surrogates.npz", surrogate_origin(decoder, fit)
+    path, origin = tmp_path / "surrogates.npz", surrogate_origin("these", fit)
     write_surrogate(path, fitted, origin)
     read = read_surrogate(path, origin)
     assert isinstance(read, Surrogate)
     jax.tree.map(np.testing.assert_array_equal, read, fitted)
-    other = surrogate_origin(decoder, dataclasses.replace(fit, num_steps=601))
+    other = surrogate_origin("these", dataclasses.replace(fit, num_steps=601))
     with monkeypatch.context() as patched:
         patched.setattr("abs_model.solvers.surrogates._METHOD", -1)
-        older = surrogate_origin(decoder, fit)
-    for unlike in (other, older):
+        older = surrogate_origin("these", fit)
+    for unlike in (other, older, surrogate_origin("those", fit)):
         with pytest.raises(SurrogateFileError, match="another model or other settings"):
             read_surrogate(path, unlike)
     path.write_bytes(path.read_bytes()[:1000])

@@ -43,7 +43,8 @@ class Confirmations:
 
         Returns:
             Every 40th time, what `now` says of `best`, and the state of its images, so that the
-            next question goes on from what was found from scratch; otherwise both as they are.
+            next question goes on from what was found from scratch; otherwise both as they are, the
+            very same objects.
         """
         self._count += 1
         if self._count % _EVERY or not self._oracle.warm:
@@ -52,9 +53,23 @@ class Confirmations:
 
     def now(self, best: Best) -> Best:
         """`best` where it holds, elsewhere what was confirmed before."""
-        if not self._oracle.warm or bool(best.confirmed.all()):
+        if not self._oracle.warm:
+            return best
+        if bool(best.confirmed.all()):
+            self._confirmed = best
             return best
         return self._ask(best)[0]
+
+    def last(self, best: Best, images: jax.Array) -> Best:
+        """What `now` says of `best`, and the images where a run of the attack ended.
+
+        These are asked about from scratch, so that they count even where a closer image only seems
+        adversarial.
+        """
+        logits, _ = self._oracle.logits(images)
+        best = bests.update(self.now(best), self._batch, images, logits, self._norm, confirmed=True)
+        self._confirmed = best
+        return best
 
     def _ask(self, best: Best) -> tuple[Best, State]:
         logits, state = self._oracle.logits(best.images)

@@ -92,12 +92,12 @@ def cutting_planes(
     All this begins with what explains the original. A restart begins with what explains an image
     of noise around it.
 
-    In L2 and L-infinity the last part of the way to what was found is bisected, except for Binary
-    ABS, which has nothing between its changes.
+    In L2 and L-infinity the last part of the way to what was found is bisected in 7 questions,
+    except for Binary ABS, which has nothing between its changes.
 
-    Asks the classifier `8 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
-    restart `1 + num_classes * num_steps` times. Gradients are not asked for, because the latents
-    that it answers with tell them.
+    Asks the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
+    restart `1 + num_classes * num_steps` times, not counting the bisection. Gradients are not asked
+    for, because the latents that it answers with tell them.
 
     Args:
         model: An ABS or Binary ABS model.
@@ -117,6 +117,7 @@ def cutting_planes(
         ValueError: An argument isn't as described; the model is no ABS model.
     """
     check_abs(model, "cutting_planes")
+    bisects = norm != "l0" and not getattr(model, "binary", False)
     check_count("num_classes", num_classes)
     check_count("num_steps", num_steps)
     if num_restarts != 0:
@@ -131,9 +132,7 @@ def cutting_planes(
                 _, state = oracle.logits(_draw(split_keys(batch, restart), batch.images))
             for classes in nearest:
                 best = _approach(oracle, batch, classes, state, best, norm, num_steps)
-        if norm == "l0" or getattr(model, "binary", False):
-            return best
-        return _close_in(oracle, batch, best, norm)
+        return _close_in(oracle, batch, best, norm) if bisects else best
 
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
 
@@ -255,7 +254,7 @@ class _Walk:
     def judge(self, oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[Self, Best]:
         """Asks about the images from scratch."""
         logits, state = oracle.logits(self.images)
-        best = bests.update(best, batch, self.images, logits, norm)
+        best = bests.update(best, batch, self.images, logits, norm, confirmed=True)
         walk = dataclasses.replace(
             self,
             state=state,

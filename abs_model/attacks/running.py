@@ -45,7 +45,8 @@ def run(
 
     What a warm-started classifier (ABS) said on the way is confirmed from scratch, at the end at
     the latest (`abs_model.attacks.confirmation`). So attacks ask such a classifier more often than
-    they say: up to 10 times more at the end, and once more after every 40 questions.
+    they say: up to 10 times more at the end, and once more after every 40 questions and after each
+    restart, ascent or search.
 
     For a model on thresholded images (with a true attribute `binary`), changes that it does not see
     are taken back (`snap`).

@@ -95,13 +95,17 @@ def sparse_rs(
             for step in range(1, num_steps + 1):
                 budgets = _budgets(best, num_pixels, minimize)
                 if not bool(budgets.any()):
-                    break
+                    best = confirmations.now(best)
+                    budgets = _budgets(best, num_pixels, minimize)
+                    if not bool(budgets.any()):
+                        break
+                    walk = walk.again(oracle, batch)
                 share = share_of_pixels(step, num_steps, alpha_init)
                 proposals = _propose(batch, walk.images, budgets, number + step, share, num_pixels)
                 logits, state = oracle.logits(proposals, walk.state, batch.classes)
                 walk, best = _accept(batch, walk, budgets, proposals, logits, state, best)
                 best, state = confirmations(best, walk.state)
-                if state is None:
+                if state is not walk.state:
                     walk = walk.again(oracle, batch)
             best = confirmations.now(best)
         return best

@@ -99,7 +99,10 @@ def square(
             walk, best = _begin(batch, starts, logits, state, best, norm)
             for step in range(num_steps):
                 if bool(best.success.all()):
-                    break
+                    best = confirmations.now(best)
+                    if bool(best.success.all()):
+                        break
+                    walk = walk.again(oracle, batch)
                 share = share_of_image(step, num_steps, p_init)
                 side = side_of_square(share, model.image_shape, norm)
                 proposals = _propose(batch, walk.images, number + 1 + step, side, epsilon, norm)
@@ -107,7 +110,7 @@ def square(
                 logits, state = oracle.logits(proposals, state, batch.classes)
                 walk, best = _accept(batch, walk, proposals, logits, state, best, norm)
                 best, state = confirmations(best, walk.state)
-                if state is None:
+                if state is not walk.state:
                     walk = walk.again(oracle, batch)
             best = confirmations.now(best)
         return best

@@ -6,7 +6,7 @@ what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of us
 
 from abs_model.evaluation.evaluate import EvaluationError, evaluate
 from abs_model.evaluation.figures import draw_curves
-from abs_model.evaluation.formats import to_markdown, to_rich, write_tables
+from abs_model.evaluation.formats import to_json, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import GO_ON
 from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, parse_models
 from abs_model.evaluation.publication import pack
@@ -24,7 +24,7 @@ from abs_model.evaluation.suite import (
 )
 from abs_model.evaluation.tables import make_tables
 from abs_model.evaluation.verification import Verification, verify
-from abs_model.evaluation.workdir import WHOLE, Shard, parse_shard
+from abs_model.evaluation.workdir import WHOLE, Shard, locked, parse_shard
 
 __all__ = [
     "GO_ON",
@@ -46,6 +46,7 @@ __all__ = [
     "draw_curves",
     "evaluate",
     "load_models",
+    "locked",
     "make_tables",
     "pack",
     "parse_models",
@@ -53,6 +54,7 @@ __all__ = [
     "read_suite",
     "show",
     "summarise",
+    "to_json",
     "to_markdown",
     "to_rich",
     "verify",

@@ -1,13 +1,14 @@
 """An evaluation in a form to publish: its ledger in one small file.
 
 The archive holds the plan, the times and all records, but of the images only the closest
-adversarial one of each test image, model and norm: tables, curves and pictures need no more.
-Unpacked it is a workdir: evaluate.py goes on from there with further models or attacks, and
-report.py reads it.
+adversarial one of each test image, model and norm: tables, curves and pictures need no more. (A
+report's gallery of a single attack does.) Unpacked it is a workdir: evaluate.py goes on from there
+with further models or attacks, and report.py reads it.
 """
 
 import dataclasses
 import io
+import json
 import pathlib
 import tarfile
 
@@ -33,7 +34,7 @@ def pack(workdir: pathlib.Path, results: Results) -> bytes:
         for norm in results.norms
         for attack, record in results.closest_records(model, norm)
     }
-    files = {PLAN_FILE: (workdir / PLAN_FILE).read_bytes()}
+    files = {PLAN_FILE: json.dumps(dataclasses.asdict(plan), indent=2).encode()}
     if (times := workdir / TIMES_FILE).exists():
         files[TIMES_FILE] = times.read_bytes()
     for model, folder in plan.clean_ledgers.items():

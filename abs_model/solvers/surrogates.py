@@ -131,12 +131,9 @@ class SurrogateFileError(Exception):
     """A file of surrogates is damaged, or of another model or other settings."""
 
 
-def surrogate_origin(decoder: Decoder, settings: SurrogateSettings) -> str:
-    """A digest of what surrogates are fitted to and how."""
-    digest = hashlib.sha256(repr((_METHOD, settings)).encode())
-    for leaf in jax.tree.leaves(decoder):
-        digest.update(np.asarray(leaf).tobytes())
-    return digest.hexdigest()
+def surrogate_origin(decoder_origin: str, settings: SurrogateSettings) -> str:
+    """A digest of what surrogates are fitted to, `Decoder.origin`, and how."""
+    return hashlib.sha256(repr((_METHOD, settings, decoder_origin)).encode()).hexdigest()
 
 
 def write_surrogate(path: pathlib.Path, surrogate: Surrogate, origin: str) -> None:

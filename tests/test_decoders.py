@@ -70,3 +70,22 @@ def test_pixels_and_images_convert_both_ways(pair):
     shape, _, decoder = pair
     images = jax.random.uniform(jax.random.key(4), (3, *shape))
     np.testing.assert_array_equal(decoder.to_images(decoder.to_pixels(images)), images)
+
+
+def test_the_origin_is_that_of_every_trained_number():
+    shape = derive_shape((17, 20, 1), decoder_features=(6, 4, 3))
+    vaes = stacked_vaes(shape, 2, nnx.Rngs(0))
+    kinds = (nnx.Param, nnx.BatchStat)
+    state = tuple(nnx.to_pure_dict(nnx.state(vaes, kind)) for kind in kinds)
+
+    def origin(state):
+        return fold_decoders(nnx.graphdef(vaes), state, (17, 20, 1)).origin
+
+    leaves, structure = jax.tree.flatten(state)
+    assert origin(jax.tree.map(np.asarray, state)) == origin(state)
+    found = {origin(state)}
+    for place in (0, len(leaves) - 1):
+        others = list(leaves)
+        others[place] = others[place].at[(0,) * others[place].ndim].add(1e-3)
+        found.add(origin(jax.tree.unflatten(structure, others)))
+    assert len(found) == 3

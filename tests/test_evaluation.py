@@ -329,7 +329,6 @@ def test_a_models_identity_is_that_of_its_arrays_and_settings():
 def test_an_abs_models_identity_is_that_of_its_training_whatever_the_machine_rounds(abs_run):
     model = abs_model.load(abs_run)
     decoder = model.solver.decoder
-    assert len(decoder.origin) == 16
 
     def with_decoder(decoder):
         return dataclasses.replace(model, solver=dataclasses.replace(model.solver, decoder=decoder))

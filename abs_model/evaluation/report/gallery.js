@@ -120,8 +120,10 @@ async function change(key, value) {
 function entryOf(model, attack, index) {
   const found = gallery.found[model][attack], row = found.index.indexOf(index);
   if (row < 0) return null;
-  const place = found.place[row];
-  return { model, attack, index, place, label: gallery.labels[index],
+  const place = found.place[row], label = gallery.labels[index];
+  return { model, attack, index, place, label,
+    // With an image or without: a published evaluation keeps the closest ones only.
+    held: found.distance[row] !== null && found.clean_prediction[row] === label,
     scale: place === null ? 0 : found.scales[place], packed: found.perturbations,
     cleanPrediction: found.clean_prediction[row], prediction: found.prediction[row],
     distance: found.distance[row], queries: found.queries[row], refused: found.refused[row] };
@@ -144,7 +146,8 @@ function findEntries() {
 
 function showGallery() {
   drawFilters();
-  const all = findEntries(), held = all.filter((entry) => entry.place !== null);
+  const all = findEntries(), held = all.filter((entry) => entry.held);
+  const lost = held.filter((entry) => entry.place === null).length;
   const errors = all.filter((entry) => entry.cleanPrediction !== entry.label).length;
   const nothing = all.length - held.length - errors;
   const number = (entry) => entry.distance ?? Infinity;
@@ -155,6 +158,7 @@ function showGallery() {
   }
   const left = state.rest ? "" : " (not shown)";
   const texts = [plural(held.length, "adversarial image")];
+  if (lost) texts.push(`${lost} of them not kept`);
   if (errors) texts.push(`${errors} misclassified when clean${left}`);
   if (nothing) texts.push(`${nothing} without an adversarial image${left}`);
   byId("count").textContent = all.length ? `${texts.join("; ")}.` : "There is nothing of this.";
@@ -189,6 +193,8 @@ async function drawCard(entry) {
         prediction(entry.prediction, entry.label)),
       picture(drawPerturbation(perturbation, "Perturbation"), "perturbation",
         [`±${general(entry.scale, 2)}`]));
+  } else if (entry.held) {
+    pictures.push(element("p", { class: "fine" }, "The adversarial image was not kept."));
   }
   const queries = entry.queries === null ? "queries not counted" : plural(entry.queries, "query")
     .replace("querys", "queries");
@@ -204,7 +210,7 @@ async function drawCard(entry) {
 }
 
 function outcome(entry) {
-  if (entry.place !== null) {
+  if (entry.held) {
     return [...normName(state.norm), " ",
       element("b", {}, distance(entry.distance, state.norm, 4)), unitOf(state.norm)];
   }

@@ -8,7 +8,8 @@ Variants:
     (none)   1,000 images, for a GPU. Gradients are estimated (GE) for networks only.
     full     As that, GE for ABS and the nearest neighbour, too: an estimated gradient is 785
              evaluations of the model, so that BIM with GE takes 157,000 for each image.
-    cpu      100 images; smaller budgets, above all for ABS and the nearest neighbour.
+    cpu      100 images; smaller budgets, above all for ABS and the nearest neighbour. Gradients are
+             estimated for the CNN and the Binary CNN.
     smoke    4 images, each attack in one norm with a tiny budget: whether all of it runs.
     tiny     2 images, three attacks: for the tests.
 
@@ -110,6 +111,9 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     attacks = _paper(full=variant == "full") | _stronger()
     if variant == "cpu":
         _shorten(attacks, _CPU)
+        for row in attacks.values():
+            if row.get("estimate_gradients"):
+                row["only"] = ("cnn", "binary_cnn")
     elif quick:
         _shorten(attacks, _SMOKE)
         attacks = _one_of_each(attacks)

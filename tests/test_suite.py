@@ -51,6 +51,9 @@ def test_an_entry_becomes_a_row():
     assert spec.refusal(model) is None and kind_of(model) == "network"
     only = dataclasses.replace(spec, only=("abs",))
     assert "has it for abs only" in only.refusal(model)
+    named = dataclasses.replace(spec, only=("cnn", "abs"))
+    assert "has it for cnn, abs only" in named.refusal(model)
+    assert named.refusal(dataclasses.replace(model, name="cnn")) is None
 
 
 def test_settings_for_a_kind_of_model_apply_to_it():
@@ -68,8 +71,8 @@ def test_settings_for_a_kind_of_model_apply_to_it():
         ({"settings": {"epsilom": 1}}, "pgd has no setting 'epsilom', did you mean epsilon"),
         ({"group": "papers"}, "group must be one of paper, stronger"),
         ({"setings": {}}, "there is no key 'setings', did you mean settings"),
-        ({"only": ("networks",)}, "'networks' is no kind of model"),
-        ({"settings_for": {"vae": {}}}, "'vae' is no kind of model"),
+        ({"only": ("networks",)}, "only: 'networks' is none of network, abs, .*, madry"),
+        ({"settings_for": {"cnn": {}}}, "settings_for: 'cnn' is none of network, abs, nearest"),
     ],
 )
 def test_faulty_entries_are_named(changes, message):

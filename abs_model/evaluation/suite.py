@@ -9,7 +9,7 @@ A configuration's section `attacks` has an entry for each row of the table::
         "title": "Boundary",             # for tables; the catalogue's without it
         "settings": {"num_steps": 5000},
         "settings_for": {"abs": {"num_steps": 1000}},  # what differs by kind of model
-        "only": ("network", "abs"),      # kinds of models; all without it
+        "only": ("network", "abs"),      # kinds of models, or pretrained ones; all without it
         "estimate_gradients": False,     # by finite differences of scores
     }
 """
@@ -36,6 +36,7 @@ from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, 
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier
 from abs_model.training.configuration import suggestion
+from abs_model.zoo import available
 
 KINDS = ("network", "abs", "nearest_neighbor")
 ALL = "all"
@@ -69,7 +70,7 @@ class AttackSpec:
         group: Of `GROUPS`.
         settings: Of the attack, besides its defaults.
         settings_for: What differs by kind of model.
-        only: The kinds of models that are attacked.
+        only: The kinds of models that are attacked, or names of models.
         estimate_gradients: Whether gradients are estimated from scores.
         title: For tables, in the place of the entry's.
     """
@@ -101,7 +102,7 @@ class AttackSpec:
 
     def refusal(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
-        if kind_of(model) not in self.only:
+        if not {kind_of(model), model.name} & set(self.only):
             return f"{LEFT_OUT} {', '.join(self.only)} only"
         if self.estimate_gradients and self.entry.needs is Needs.GRADIENTS:
             return None
@@ -296,9 +297,10 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     for key, choices in (("norm", found.norms), ("group", GROUPS)):
         if entry.get(key) not in choices:
             raise refuse(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
-    kinds = (*entry.get("only", KINDS), *entry.get("settings_for", {}))
-    if unknown := [kind for kind in kinds if kind not in KINDS]:
-        raise refuse(f"{unknown[0]!r} is no kind of model; there are {', '.join(KINDS)}")
+    names = available() if "only" in entry else ()
+    for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
+        if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:
+            raise refuse(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
     accepted = list(inspect.signature(found.function).parameters)
     for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
         if unknown := [key for key in settings if key not in accepted]:

@@ -196,7 +196,8 @@ def test_more_restarts_and_classes_are_no_worse():
         )
         for classes, restarts in ((1, 0), (2, 0), (2, 1))
     )  # fmt: skip
-    assert np.all(two <= one) and np.all(again <= two)
+    bound = 1 + 1e-4  # what the bisection at the end resolves
+    assert np.all(two <= bound * one) and np.all(again <= bound * two)
 
 
 @pytest.mark.parametrize("attack", [cutting_planes, latent_descent])

@@ -164,8 +164,10 @@ def test_takes_the_steps_of_the_papers_algorithm(norm):
         20,
         _checkpoints(20),
     )
-    # Each step but the last is asked about with the state of the image that it began at.
-    states = [state[0] for _, state in asked[:19]]
+    # The start is asked about with the state of the original, and each step but the last with that
+    # of the image that it began at.
+    np.testing.assert_array_equal(asked[0][1][0], image[0])
+    states = [state[0] for _, state in asked[1:20]]
     np.testing.assert_allclose(states, bases[:19], atol=1e-4)
     np.testing.assert_allclose(result.images[0], top, atol=1e-4)
     assert len({state.tobytes() for state in states}) < 19, "no step size was ever halved"

@@ -208,7 +208,8 @@ def test_thresholded_images_answer_across_the_threshold():
         np.testing.assert_allclose(rows[seen], expected[seen], rtol=1e-3, atol=1e-3)
         far = np.broadcast_to((np.abs(images - 0.5) > 0.101)[:, None], rows.shape)
         if step == 0.1:
-            np.testing.assert_array_equal(rows[far], 0.0)
+            # But for how logits are rounded in batches of other images.
+            np.testing.assert_allclose(rows[far], 0.0, atol=1e-4)
 
 
 def test_models_on_thresholded_images_are_asked_across_the_threshold_by_default():

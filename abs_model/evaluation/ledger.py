@@ -68,9 +68,14 @@ class Record:
         return self.clean_prediction != self.label
 
     @property
+    def holds(self) -> bool:
+        """Whether an attack found an adversarial image that verification did not refuse."""
+        return math.isfinite(self.distance) and not self.clean_error
+
+    @property
     def adversarial(self) -> np.ndarray | None:
-        """The image, where it holds: an attack found it, and verification did not refuse it."""
-        return self.image if math.isfinite(self.distance) and not self.clean_error else None
+        """The image, where it holds; None also where a published ledger does not keep it."""
+        return self.image if self.holds else None
 
 
 class Part:

@@ -207,6 +207,7 @@ def _found(records: Sequence[Record], clean: np.ndarray) -> Json:
         "distance": [_finite(record.distance) for record in records],
         "queries": [record.num_queries for record in records],
         "refused": [", ".join(record.reasons).replace("_", " ") for record in records],
+        "holds": [record.holds for record in records],
         "place": [places.get(record.index) for record in records],
         "scales": scales,
         "perturbations": packed,

@@ -120,10 +120,10 @@ async function change(key, value) {
 function entryOf(model, attack, index) {
   const found = gallery.found[model][attack], row = found.index.indexOf(index);
   if (row < 0) return null;
-  const place = found.place[row], label = gallery.labels[index];
-  return { model, attack, index, place, label,
+  const place = found.place[row];
+  return { model, attack, index, place, label: gallery.labels[index],
     // With an image or without: a published evaluation keeps the closest ones only.
-    held: found.distance[row] !== null && found.clean_prediction[row] === label,
+    held: found.holds[row],
     scale: place === null ? 0 : found.scales[place], packed: found.perturbations,
     cleanPrediction: found.clean_prediction[row], prediction: found.prediction[row],
     distance: found.distance[row], queries: found.queries[row], refused: found.refused[row] };

@@ -9,6 +9,7 @@ import ml_collections
 from flax import nnx
 
 from abs_model import zoo
+from abs_model.allocation import keep_freed_memory
 from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
 from abs_model.classifiers import Classifier, NetworkClassifier
 from abs_model.compilation import keep_compiled
@@ -61,7 +62,8 @@ def load(
 ) -> Classifier:
     """Loads a trained model as a classifier.
 
-    What JAX compiles is kept on disk from the first call on; see `abs_model.compilation`.
+    From the first call on, what JAX compiles is kept on disk, and freed memory by the process; see
+    `abs_model.compilation` and `abs_model.allocation`.
 
     Args:
         model: A name of `abs_model.available()`, such as "abs", or the workdir of a training run,
@@ -85,6 +87,7 @@ def load(
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     keep_compiled()
+    keep_freed_memory()
     if model == zoo.NEAREST_NEIGHBOR:
         if binary or solver is not None:
             raise UserError(

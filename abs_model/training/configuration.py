@@ -29,6 +29,7 @@ import ml_collections
 from absl import app, flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
+from abs_model.allocation import keep_freed_memory
 from abs_model.compilation import keep_compiled
 from abs_model.errors import UserError
 from abs_model.training.workdir import flatten
@@ -142,6 +143,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
 
     def guarded(argv: list[str]) -> int | None:
         keep_compiled()
+        keep_freed_memory()
         try:
             return main(argv)
         except UserError as error:

@@ -8,9 +8,11 @@ pixel shuffle copies contiguous runs of numbers. `scripts/benchmark.py training`
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 
-A stride of s first splits the image into s x s phases, which become channels, so that only slices
-of unit stride remain; `_gather` then lays m x m shifts of them under each other, where m is
-ceil(kernel / s).
+`_gather` lays the shifts of an image that meet each of the kernel's pixels under each other. Where
+the stride s divides the kernel's size, the image is first split into s x s phases, which become
+channels, so that (kernel / s)^2 slices of unit stride remain; where it does not, phases would have
+to be padded, and the slices are strided instead. Where the output is one pixel, there is nothing to
+shift.
 """
 
 from collections.abc import Sequence
@@ -38,7 +40,7 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
     window = kernel.shape[:2]
     height, width = convolved_size(images.shape[1:3], window, stride)
     patches = _barrier(_gather(_barrier(images), window, stride))
-    products = _barrier(_flatten(kernel, stride).T @ patches)
+    products = _barrier(_flatten(kernel, stride, (height, width)).T @ patches)
     return products.reshape(kernel.shape[3], height, width, images.shape[3])
 
 
@@ -56,8 +58,8 @@ def transposed_convolution(images: jax.Array, kernel: jax.Array, stride: int = 1
         (out, (height - 1) * stride + kernel height, likewise for the width, batch).
     """
     channels, height, width, _ = images.shape
+    products = kernel.shape[0] * kernel.shape[1] * kernel.shape[3] * height * width
     rows, columns = (-(-k // stride) for k in kernel.shape[:2])
-    products = rows * columns * stride**2 * kernel.shape[3] * height * width
     patches = rows * columns * channels * (height + rows - 1) * (width + columns - 1)
     # Both forms are exact and bound by memory: take the one that moves less.
     if products <= patches:
@@ -153,7 +155,8 @@ def _multiply_then_add(images: jax.Array, kernel: jax.Array, stride: int) -> jax
     window, out_channels = kernel.shape[:2], kernel.shape[3]
     out_size = ((height - 1) * stride + window[0], (width - 1) * stride + window[1])
     output = jax.ShapeDtypeStruct((out_channels, *out_size, batch), images.dtype)
-    products = _flatten(kernel.swapaxes(2, 3), stride) @ _barrier(images).reshape(channels, -1)
+    matrix = _flatten(kernel.swapaxes(2, 3), stride, (height, width))
+    products = matrix @ _barrier(images).reshape(channels, -1)
     scatter = jax.linear_transpose(lambda x: _gather(x, window, stride), output)
     return _barrier(scatter(_barrier(products))[0])
 
@@ -169,21 +172,34 @@ def _gather_then_multiply(images: jax.Array, kernel: jax.Array, stride: int) -> 
 
 
 def _gather(images: jax.Array, window: Sequence[int], stride: int) -> jax.Array:
-    """All windows: (rows * columns * stride^2 * in, out height * out width * batch)."""
+    """All windows: (kernel pixels * in, out height * out width * batch)."""
     height, width = convolved_size(images.shape[1:3], window, stride)
-    rows, columns = (-(-k // stride) for k in window)
-    images = _fit(images, (height + rows - 1) * stride, (width + columns - 1) * stride)
-    images = space_to_depth(images, stride)
-    images = jnp.stack([images[:, :, j : j + width] for j in range(columns)])
+    images = images[:, : (height - 1) * stride + window[0], : (width - 1) * stride + window[1]]
+    if height == width == 1:
+        return images.reshape(-1, images.shape[3])
+    if _divides(stride, window):
+        images, window, stride = space_to_depth(images, stride), [k // stride for k in window], 1
+    rows, columns = (
+        [slice(i, i + (length - 1) * stride + 1, stride) for i in range(k)]
+        for length, k in zip((height, width), window, strict=True)
+    )
+    images = jnp.stack([images[:, :, column] for column in columns])
     images = _barrier(images)
-    images = jnp.stack([images[:, :, i : i + height] for i in range(rows)])
+    images = jnp.stack([images[:, :, row] for row in rows])
     return images.reshape(-1, height * width * images.shape[-1])
 
 
-def _flatten(kernel: jax.Array, stride: int) -> jax.Array:
-    """The kernel in the order of `_gather`'s rows: (rows * columns * stride^2 * in, out)."""
-    phases = _split_phases(kernel, stride)
-    return phases.transpose(0, 2, 1, 3, 4, 5).reshape(-1, kernel.shape[3])
+def _flatten(kernel: jax.Array, stride: int, size: tuple[int, int]) -> jax.Array:
+    """The kernel in the order of `_gather`'s rows, for that many windows: (..., out)."""
+    if size == (1, 1):
+        kernel = kernel.transpose(2, 0, 1, 3)
+    elif _divides(stride, kernel.shape[:2]):
+        kernel = _split_phases(kernel, stride).transpose(0, 2, 1, 3, 4, 5)
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def _divides(stride: int, window: Sequence[int]) -> bool:
+    return not any(k % stride for k in window)
 
 
 def _split_phases(kernel: jax.Array, stride: int) -> jax.Array:
@@ -192,10 +208,3 @@ def _split_phases(kernel: jax.Array, stride: int) -> jax.Array:
     padding = ((0, rows * stride - kernel.shape[0]), (0, columns * stride - kernel.shape[1]))
     kernel = jnp.pad(kernel, (*padding, (0, 0), (0, 0)))
     return kernel.reshape(rows, stride, columns, stride, *kernel.shape[2:])
-
-
-def _fit(images: jax.Array, height: int, width: int) -> jax.Array:
-    """Crops or zero-pads at the bottom and the right to (height, width)."""
-    images = images[:, :height, :width]
-    padding = ((0, height - images.shape[1]), (0, width - images.shape[2]))
-    return jnp.pad(images, ((0, 0), *padding, (0, 0))) if any(map(any, padding)) else images

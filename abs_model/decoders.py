@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax import lax
 
 from abs_model.convolutions import (
     depth_to_space,
@@ -26,6 +25,7 @@ from abs_model.convolutions import (
     transposed_convolution,
     transposed_convolution_to_blocks,
 )
+from abs_model.layers import activate, elu
 
 PyTree = Any
 _BLOCK = 2  # the stride of the layer before the last
@@ -64,9 +64,9 @@ class Decoder:
         """(latent, batch) -> pixels in (0, 1), (pixels, batch); padding is 0."""
         hidden = latents[:, None, None]
         for kernel, bias, stride in zip(self.kernels, self.biases, self.strides, strict=False):
-            hidden = _activate(transposed_convolution(hidden, kernel, stride), bias)
+            hidden = activate(transposed_convolution(hidden, kernel, stride), bias)
         to_blocks, between_blocks = self.kernels[-2:]
-        hidden = _activate(transposed_convolution_to_blocks(hidden, to_blocks), self.biases[-2])
+        hidden = activate(transposed_convolution_to_blocks(hidden, to_blocks), self.biases[-2])
         _, rows, columns, _ = self.biases[-1].shape
         outputs = transposed_convolution(hidden, between_blocks)[:, :rows, :columns]
         return jax.nn.sigmoid(outputs + self.biases[-1]).reshape(-1, latents.shape[1])
@@ -111,7 +111,7 @@ def _fold(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, in
     kernels, biases, strides = [], [], []
     size = (1, 1)
     for layer in nnx.merge(graphdef, *state).decoder:
-        kernel, bias = without_norm(layer)
+        kernel, bias = layer.without_norm()
         kernels.append(kernel)
         biases.append(bias[:, None])
         strides.append(layer.stride)
@@ -141,7 +141,7 @@ def _last_bias(
     Beyond the image the bias is -inf, so that pixels and their gradients are 0.
     """
     inside = _blocks_inside(size)
-    hidden = _elu(biases[-2])[:, :, None, None]
+    hidden = elu(biases[-2])[:, :, None, None]
     margin = jnp.repeat(1 - inside, len(hidden) // len(inside), axis=0) * hidden
     image = _blocks_inside(image_shape[:2])
     excess = transposed_convolution(margin, kernel)[:, : image.shape[1], : image.shape[2]]
@@ -154,33 +154,3 @@ def _blocks_inside(size: Sequence[int]) -> jax.Array:
     """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns, 1)."""
     ones = jnp.pad(jnp.ones(tuple(size)), [(0, -length % _BLOCK) for length in size])
     return space_to_depth(ones[None, :, :, None], _BLOCK)
-
-
-def without_norm(layer: Any) -> tuple[jax.Array, jax.Array]:
-    """Kernel (height, width, in, out) and bias (out,) of a VAE's layer, batch norm folded in."""
-    kernel, bias, norm = layer.kernel[...], layer.bias[...], layer.norm
-    if norm is None:
-        return kernel, bias
-    scale = norm.scale[...] * lax.rsqrt(norm.var[...] + norm.epsilon)
-    return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
-
-
-def _activate(products: jax.Array, bias: jax.Array) -> jax.Array:
-    """elu(products + bias) for (out, height, width, batch)."""
-    # As a matrix, because XLA's loops over four axes are slower (CPU).
-    matrix = lax.optimization_barrier(products.reshape(len(products), -1))
-    return _elu(matrix + bias).reshape(products.shape)
-
-
-@jax.custom_jvp
-def _elu(inputs: jax.Array) -> jax.Array:
-    # exp - 1 instead of expm1: half the time, and an error of 1e-7 is as good as that of the sum.
-    return jnp.where(inputs > 0, inputs, jnp.exp(jnp.minimum(inputs, 0)) - 1)
-
-
-@_elu.defjvp
-def _elu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # The derivative from the output, so that the input need not be kept; the barrier keeps XLA
-    # from computing the exponential again for it.
-    outputs = lax.optimization_barrier(_elu(primals[0]))
-    return outputs, tangents[0] * jnp.where(outputs > 0, 1, outputs + 1)

@@ -16,7 +16,6 @@ from rich.progress import track
 
 import abs_model
 from abs_model.classifiers import ABSClassifier
-from abs_model.decoders import without_norm
 from abs_model.errors import UserError
 from abs_model.inference import Inference
 from abs_model.loading import find_trained, load_arrays
@@ -228,7 +227,7 @@ def _folded_layers(workdir: str) -> list[_Layers]:
             for part in ("params", "statistics")
         )
         decoder = nnx.merge(graphdef, params, statistics).decoder
-        layers.append([tuple(map(np.asarray, without_norm(layer))) for layer in decoder])
+        layers.append([tuple(map(np.asarray, layer.without_norm())) for layer in decoder])
     return layers
 
 

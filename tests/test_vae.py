@@ -62,7 +62,8 @@ def test_shapes_of_encoding_and_decoding():
     np.testing.assert_array_equal(images, vae.decode_batch_last(mean.T).transpose(3, 1, 2, 0))
 
 
-def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu():
+@pytest.mark.parametrize("training", [False, True])
+def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu(training):
     layer = Layer(LayerShape((3, 3), 2, 4), 2, transposed=False, last=False, rngs=nnx.Rngs(0))
     layer.norm.mean[...] = jnp.array([0.1, -0.2, 0.3, 0.0])
     layer.norm.var[...] = jnp.array([1.0, 2.0, 0.5, 0.1])
@@ -73,9 +74,12 @@ def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu():
     )
     column = lambda x: np.asarray(x[...])[:, None, None, None]  # noqa: E731
     plain = plain + column(layer.bias)
-    normed = (plain - column(layer.norm.mean)) / np.sqrt(column(layer.norm.var) + 1e-5)
+    mean, variance = column(layer.norm.mean), column(layer.norm.var)
+    if training:
+        mean, variance = (f(plain, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.var))
+    normed = (plain - mean) / np.sqrt(variance + 1e-5)
     expected = np.where(normed > 0, normed, np.expm1(normed))
-    np.testing.assert_allclose(layer(inputs, training=False), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(layer(inputs, training=training), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_classes_start_different_and_are_stacked():

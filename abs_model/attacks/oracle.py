@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.losses import Loss, margins
 from abs_model.classifiers import Classifier
+from abs_model.mapping import map_classes
 
 State = Any
 
@@ -129,5 +130,5 @@ def _jacobian(
     def of_class(which: jax.Array) -> jax.Array:
         return pull_back(jnp.broadcast_to(which, logits.shape))[0]
 
-    rows = jax.vmap(of_class)(jnp.eye(model.num_classes, dtype=logits.dtype))
+    rows = map_classes(of_class, jnp.eye(model.num_classes, dtype=logits.dtype))
     return rows.transpose(1, 0, 2, 3, 4), logits, following

@@ -82,7 +82,7 @@ def run(
     model, rows = _split(model, len(images))
     parts = []
     for row in rows:
-        batch = Batch(images[row], classes[row], keys[row], targeted=targets is not None)
+        batch = _batch(images, classes, keys, row, targeted=targets is not None)
         oracle = Oracle(model, progress)
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
         if getattr(model, "binary", False):
@@ -108,6 +108,13 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
     return model.with_batch_size(size), list(rows.reshape(num_batches, size))
 
 
+@functools.partial(jax.jit, static_argnames="targeted")
+def _batch(
+    images: jax.Array, classes: jax.Array, keys: jax.Array, rows: np.ndarray, *, targeted: bool
+) -> Batch:
+    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted)
+
+
 @functools.partial(jax.jit, static_argnames="norm")
 def _snap(batch: Batch, found: Best, norm: str) -> Best:
     images = snap(found.images, batch.images)
@@ -117,7 +124,7 @@ def _snap(batch: Batch, found: Best, norm: str) -> Best:
 
 
 def _result(oracle: Oracle, best: Best) -> AttackResult:
-    counts = jnp.full((2, *best.success.shape), 0) + jnp.array(
-        [[oracle.num_queries], [oracle.num_gradients]]
+    counts = (
+        np.full(len(best.success), count) for count in (oracle.num_queries, oracle.num_gradients)
     )
-    return AttackResult(best.images, best.success, best.distances, *counts)
+    return AttackResult(best.images, best.success, best.distances, *map(jnp.asarray, counts))

@@ -14,8 +14,6 @@ ROOT = pathlib.Path(__file__).parent.parent
 _CACHE = ROOT / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
-# Tests spend their time on compiling. Unoptimised programs take a third of it and compute the same.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "true")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from abs_model.compilation import unload_programs  # noqa: E402, which reads the environment

@@ -83,7 +83,7 @@ class Layer(nnx.Module):
         kernel, bias = self.without_norm()
         outputs = apply(inputs, kernel, self.stride)
         if norm is None:
-            return outputs + bias[:, None, None, None]
+            return _as_matrix(lambda x: x + bias[:, None], outputs)
         return activate(outputs, bias[:, None])
 
     def without_norm(self) -> tuple[jax.Array, jax.Array]:
@@ -94,7 +94,7 @@ class Layer(nnx.Module):
         kernel, bias, norm = self.kernel[...], self.bias[...], self.norm
         if norm is None:
             return kernel, bias
-        assert norm.scale is not None and norm.bias is not None  # unless asked otherwise
+        assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
         scale = norm.scale[...] * lax.rsqrt(norm.var[...] + norm.epsilon)
         return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
 

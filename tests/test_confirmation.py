@@ -22,6 +22,7 @@ from abs_model.attacks import (
     square,
 )
 from abs_model.attacks import best as bests
+from abs_model.attacks.base import image_keys
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.running import run
 from tests.linear_classifiers import LinearClassifier, boundary_distances, greys, two_classes
@@ -88,6 +89,30 @@ def test_what_only_seems_adversarial_does_not_count_and_does_not_end_the_search(
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WavyRashClassifier(RashClassifier):
+    """To whose boundary the ways are crooked, and of different lengths."""
+
+    def batch_logits(self, images):
+        logits = super().batch_logits(images)
+        waves = jnp.sin(40 * images.reshape(len(images), -1)) @ self.weights[::-1]
+        return logits + 0.1 * waves
+
+
+@pytest.mark.parametrize(("attack", "norm"), ATTACKS)
+def test_claims_of_other_images_in_the_batch_play_no_part(attack, norm):
+    linear, _, _ = rash_classifier(0.9)
+    settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
+    model = WavyRashClassifier(**settings)
+    images = greys(6)
+    labels, keys = model.predict(images), image_keys(KEY, 6)
+    whole = attack(model.with_batch_size(6), images, labels, keys)
+    for rows in (np.array([0, 2, 4, 5]), np.array([1]), np.array([3])):
+        part = attack(model.with_batch_size(len(rows)), images[rows], labels[rows], keys[rows])
+        np.testing.assert_allclose(part.images, whole.images[rows], atol=1e-4)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class StuckClassifier(RashClassifier):
     """Rash for good, once warm-started answers have come near the boundary."""
 
@@ -103,11 +128,36 @@ class StuckClassifier(RashClassifier):
         return logits + 0.5 * lead[:, None] * jnp.array([-1.0, 1.0]), (first, stuck)
 
 
-def test_a_random_search_goes_on_where_all_claims_are_wrong():
-    model, w, bias = rash_classifier(0.6)
+def stuck_classifier(share):
+    model, w, bias = rash_classifier(share)
     settings = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return StuckClassifier(**settings), w, bias
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm"),
+    [
+        (functools.partial(fab, norm="l2", num_steps=20), "l2"),
+        (functools.partial(fmn, norm="l2", num_steps=100), "l2"),
+        (functools.partial(fmn, norm="linf", num_steps=100), "linf"),
+        (functools.partial(carlini_wagner, num_steps=100, step_size=0.05, num_searches=4), "l2"),
+    ],
+)
+def test_what_lies_a_little_beyond_a_wrong_claim_is_found(attack, norm):
+    model, w, bias = stuck_classifier(0.1)
+    images = greys(6)
+    labels = model.predict(images)
+    result = attack(model, images, labels, KEY)
+    assert np.all(result.success) and np.all(model.predict(result.images) != labels)
+    needed = boundary_distances(images, w, bias, norm)
+    assert np.all(result.distances >= needed * (1 - 1e-4))
+    assert np.all(result.distances <= needed * 1.25)
+
+
+def test_a_random_search_goes_on_where_all_claims_are_wrong():
+    model, w, bias = stuck_classifier(0.6)
     # One by one, so that a claim is all that there is.
-    model = StuckClassifier(**settings).with_batch_size(1)
+    model = model.with_batch_size(1)
     images = greys(3)
     labels = model.predict(images)
     # So little room that each image passes through where answers are rash.

@@ -70,11 +70,12 @@ def test_images_stay_where_they_fool_the_classifier():
     batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
     model = three_classes()
     jacobian = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
-    moved, _ = _step(
+    moved, total = _step(
         batch, images, jnp.zeros_like(images), jacobian, model.logits(images),
         jnp.array([True, False]), 0.02, norm="l2",
     )  # fmt: skip
     np.testing.assert_array_equal(jnp.any(moved != images, axis=(1, 2, 3)), [False, True])
+    np.testing.assert_array_equal(jnp.any(total != 0, axis=(1, 2, 3)), [False, True])
 
 
 @both_norms

@@ -149,7 +149,7 @@ def _goals(batch: Batch, logits: jax.Array, count: int) -> list[Batch]:
     """The batch with the other classes of the highest logits as targets, one after the other."""
     is_label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
     _, targets = jax.lax.top_k(jnp.where(is_label, -jnp.inf, logits), count)
-    return [Batch(batch.images, column, batch.keys, targeted=True) for column in targets.T]
+    return [dataclasses.replace(batch, classes=column, targeted=True) for column in targets.T]
 
 
 def _ascend(
@@ -175,6 +175,9 @@ def _ascend(
     for step in range(1, num_steps):
         images = _step(path, batch, epsilon, 0.0 if step == 1 else _MOMENTUM, norm)
         best, before = confirmations(best, path.here.state)
+        if before is not path.here.state:
+            # A claim that did not hold would stay the top for good.
+            path = _renew(path, goal, *oracle.gradients(path.top.images, goal, None, loss), loss)
         gradients, logits, state = oracle.gradients(images, goal, before, loss)
         best = bests.update(best, batch, images, logits, norm)
         path = _note(path, goal, images, gradients, logits, state, loss)
@@ -277,6 +280,20 @@ def _note(
         top=choose(here.losses > path.top.losses, here, path.top),
         rises=path.rises + (here.losses > path.here.losses),
     )
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _renew(
+    path: _Path,
+    goal: Batch,
+    gradients: jax.Array,
+    logits: jax.Array,
+    state: State,
+    loss: Loss,
+) -> _Path:
+    """With what answers from scratch say of the top."""
+    top = _Point(path.top.images, gradients, loss(logits, goal), state)
+    return dataclasses.replace(path, top=top, checked=jnp.minimum(path.checked, top.losses))
 
 
 @jax.jit

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import choose, distances
+from abs_model.attacks.base import choose, distances, snap
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.losses import margins
 
@@ -19,7 +19,8 @@ class Best:
     Attributes:
         images: float32 (n, height, width, channels).
         success: bool (n,): whether it is adversarial.
-        distances: float32 (n,): from the original.
+        distances: float32 (n,): from the original; of what a classifier of thresholded images sees
+            of the image (`snap`).
         margins: float32 (n,): see `losses.margins`.
         confirmed: bool (n,): whether an answer from scratch says so.
     """
@@ -36,10 +37,11 @@ def first(
     batch: Batch, images: jax.Array, logits: jax.Array, norm: str, confirmed: bool = False
 ) -> Best:
     """The given images, which have these logits (n, classes), are the first found."""
+    seen = snap(images, batch.images) if batch.binary else images
     return Best(
         images,
         batch.fooled(logits),
-        distances(images, batch.images, norm),
+        distances(seen, batch.images, norm),
         margins(logits, batch),
         jnp.full(len(images), confirmed),
     )
@@ -55,7 +57,12 @@ def update(
     confirmed: bool = False,
 ) -> Best:
     """The better of what was found before and these images, which have these logits."""
-    new = first(batch, images, logits, norm, confirmed)
+    return closer(best, first(batch, images, logits, norm, confirmed))
+
+
+@jax.jit
+def closer(best: Best, new: Best) -> Best:
+    """The better of two finds, for each image; the first where they are as good."""
     better = jnp.where(
         new.success,
         ~best.success | (new.distances < best.distances),

@@ -178,9 +178,8 @@ def carlini_wagner(
                     descent = _check(descent)
                     if not bool(descent.active.any()):
                         break
-            confident, closest = (
-                each.now(find) for each, find in zip(confirmations, finds, strict=True)
-            )
+            closest = confirmations[1].settled(finds[1])
+            confident = confirmations[0].now(finds[0]) if confidence > 0 else closest
             finds = confident, closest
             constants = constants.next(descent.found & confident.success)
         return choose(confident.success, confident, closest)

@@ -30,12 +30,15 @@ class Confirmations:
     Asks nothing where answers are always from scratch.
     """
 
-    def __init__(self, oracle: Oracle, batch: Batch, first: Best, norm: str) -> None:
+    def __init__(
+        self, oracle: Oracle, batch: Batch, first: Best, norm: str, epsilon: float | None = None
+    ) -> None:
         """`first` is what is known from scratch, such as about the originals."""
         self._oracle = oracle
         self._batch = batch
         self._confirmed = dataclasses.replace(first, confirmed=jnp.ones_like(first.confirmed))
         self._norm = norm
+        self._epsilon = epsilon
         self._count = 0
 
     def __call__(self, best: Best, state: State) -> tuple[Best, State]:
@@ -59,6 +62,41 @@ class Confirmations:
             self._confirmed = best
             return best
         return self._ask(best)[0]
+
+    def settled(self, best: Best) -> Best:
+        """The same, but where `best` does not hold, what `settle` finds beyond it counts, too."""
+        if not self._oracle.warm:
+            return best
+        found = settle(self._oracle, self._batch, best, self._norm, self._epsilon)
+        self._confirmed = bests.closer(self._confirmed, found)
+        return self._confirmed
+
+    def refute(self, best: Best) -> tuple[Best, jax.Array | None]:
+        """Asks at once about new claims, for attacks that end an image's search with the first.
+
+        An image's answer does not depend on when others in the batch are done, then.
+
+        Returns:
+            `best`, and where a claim did not hold, what was confirmed before; for which images,
+            bool (n,), this is so, or None if it is for none.
+        """
+        if not self._oracle.warm:
+            return best, None
+        claims = best.success & ~best.confirmed
+        if not bool(claims.any()):
+            return best, None
+        logits, _ = self._oracle.logits(best.images)
+        asked = bests.update(
+            self._confirmed, self._batch, best.images, logits, self._norm, confirmed=True
+        )
+        self._confirmed = choose(claims, asked, self._confirmed)
+        refuted = claims & ~self._batch.fooled(logits)
+        return choose(claims, self._confirmed, best), refuted if bool(refuted.any()) else None
+
+    def over(self, best: Best) -> bool:
+        """Whether all images are fooled, from scratch; to be asked between questions."""
+        holds = best.confirmed if self._oracle.warm else True
+        return bool((best.success & holds).all())
 
     def last(self, best: Best, images: jax.Array) -> Best:
         """What `now` says of `best`, and the images where a run of the attack ended.

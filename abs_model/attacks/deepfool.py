@@ -83,18 +83,17 @@ def deepfool(
         confirmations = Confirmations(oracle, batch, best, norm)
         for _ in range(num_steps):
             if bool(best.success.all()):
-                best = confirmations.now(best)
-                if bool(best.success.all()):
-                    break
-                jacobian, logits, state = oracle.jacobian(iterates)
+                break
             iterates, total = _step(
                 batch, iterates, total, jacobian, logits, best.success, overshoot,
                 norm=norm,
             )  # fmt: skip
             jacobian, logits, state = oracle.jacobian(iterates, state)
             best = bests.update(best, batch, iterates, logits, norm)
-        else:
-            best = confirmations.now(best)
+            best, refuted = confirmations.refute(best)
+            if refuted is not None:
+                answer = oracle.jacobian(iterates)
+                jacobian, logits, state = choose(refuted, answer, (jacobian, logits, state))
         return best
 
     return run(
@@ -120,6 +119,6 @@ def _step(
     away = jnp.abs(planes.values) / jnp.where(steepness > 0, steepness, 1.0)
     # Linearised far from any boundary, it may seem to be far outside of the range of images.
     away = jnp.clip(away, _SHORTEST_STEP, farthest(batch.images, norm))
-    total = total + per_image(away) * ascent_direction(planes.normals, norm)
-    moved = jnp.clip(batch.images + (1 + overshoot) * total, 0.0, 1.0)
-    return choose(done, iterates, moved), total
+    new = total + per_image(away) * ascent_direction(planes.normals, norm)
+    moved = jnp.clip(batch.images + (1 + overshoot) * new, 0.0, 1.0)
+    return choose(done, (iterates, total), (moved, new))

@@ -114,8 +114,8 @@ def fab(
                 logits, state = oracle.logits(moved, state)
                 iterates, best = _step_back(batch, moved, logits, best, beta, norm)
                 best, state = confirmations(best, state)
-        best = confirmations.now(best)
-        return _search(oracle, batch, original, best, norm)
+        best = confirmations.settled(best)
+        return confirmations.settled(_search(oracle, batch, original, best, norm))
 
     return run(
         attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), targets=targets,

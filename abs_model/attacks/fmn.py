@@ -106,7 +106,7 @@ def fmn(
             gradients, logits, state = oracle.gradients(iterates, batch, state)
             best = bests.update(best, batch, iterates, logits, norm)
             best, state = confirmations(best, state)
-        return confirmations.now(best)
+        return confirmations.settled(best)
 
     return run(
         attack, model, images, labels, key, norm=norm, norms=("l2", "linf", "l0"),

@@ -95,13 +95,16 @@ def search(
                     batch, pick, candidate, cost, before, images, logits, new_state, best, done,
                     space=space,
                 )  # fmt: skip
-            forms, state = pick.forms, pick.state
-            done = _done(batch, pick, best, space)
-            if oracle.warm and bool(done.all()):
-                best = confirmations.now(best)
-                logits, state = oracle.logits(_images(batch, forms, space))
-                pick = dataclasses.replace(pick, state=state, fooled=batch.fooled(logits))
-                done = _done(batch, pick, best, space)
+            forms, state = choose(done, (forms, state), (pick.forms, pick.state))
+            best, refuted = confirmations.refute(best)
+            if refuted is not None:
+                images = _images(batch, forms, space)
+                answer = oracle.logits(images)
+                found = bests.update(best, batch, images, answer[0], space.norm, confirmed=True)
+                best, state = choose(refuted, (found, answer[1]), (best, state))
+                fooled = jnp.where(refuted, batch.fooled(answer[0]), pick.fooled)
+                pick = dataclasses.replace(pick, fooled=fooled)
+            done = _done(batch, forms, pick.fooled, best, space)
         best = eliminate(oracle, batch, confirmations.now(best), space)
         best = confirmations.now(best)
     return best
@@ -122,10 +125,10 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames="space")
-def _done(batch: Batch, pick: _Pick, best: Best, space: Space) -> jax.Array:
+def _done(batch: Batch, forms: jax.Array, fooled: jax.Array, best: Best, space: Space) -> jax.Array:
     """Images that are fooled, or that can't come closer than the best any more, bool (n,)."""
-    reached = distances(space.images(pick.forms, batch.images), batch.images, space.norm)
-    return pick.fooled | (best.success & (reached >= best.distances))
+    reached = distances(space.images(forms, batch.images), batch.images, space.norm)
+    return fooled | (best.success & (reached >= best.distances))
 
 
 @functools.partial(jax.jit, static_argnames="space")

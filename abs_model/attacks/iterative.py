@@ -60,8 +60,9 @@ def bim(
     while it fails it grows by half, then the interval between the largest that fails and the
     distance of the closest adversarial image found is halved. Steps are epsilon / 6 long. These are
     the settings of Foolbox 1.x, where 20 searches come after the growth, and the interval ends at
-    the smallest epsilon that succeeds; here the 20 include the growth. Every iterate counts. Asks
-    the classifier `1 + num_searches * num_steps` times, of these
+    the smallest epsilon that succeeds; here the 20 include the growth. Fewer than 6 steps are
+    epsilon / num_steps long, so that they can reach epsilon. Every iterate counts. Asks the
+    classifier `1 + num_searches * num_steps` times, of these
     `1 + num_searches * (num_steps - 1)` times with gradient: that of the original image serves
     every search.
 
@@ -106,7 +107,8 @@ def mim(
 ) -> AttackResult:
     """Attacks with the momentum iterative method at the smallest epsilon that succeeds.
 
-    All is as in `bim` but that gradients add up, and that steps are epsilon / 5 long.
+    All is as in `bim` but that gradients add up, and that steps are epsilon / 5 long, fewer than 5
+    of them epsilon / num_steps.
 
     Args:
         model: The classifier.
@@ -149,6 +151,7 @@ def _attack(
 ) -> AttackResult:
     check_count("num_steps", num_steps)
     check_count("num_searches", num_searches)
+    relative_step = max(relative_step, 1 / num_steps)
     longest = 1.0 if norm == "linf" else math.sqrt(math.prod(model.image_shape))
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

@@ -75,15 +75,13 @@ def latent_descent(
         confirmations = Confirmations(oracle, batch, best, "l2")
         for _ in range(num_steps):
             if bool(best.success.all()):
-                best = confirmations.now(best)
-                if bool(best.success.all()):
-                    break
-                logits, state = oracle.logits(images)
+                break
             images = _step(batch, images, logits, state, best.success, step_size)
             logits, state = oracle.logits(images, state)
             best = bests.update(best, batch, images, logits, "l2")
-        else:
-            best = confirmations.now(best)
+            best, refuted = confirmations.refute(best)
+            if refuted is not None:
+                logits, state = choose(refuted, oracle.logits(images), (logits, state))
         return approach(oracle, batch, best.images, best, "l2", num_bisections)[1]
 
     return run(attack, model, images, labels, key, norm="l2", norms=("l2",), progress=progress)

@@ -13,7 +13,6 @@ from abs_model.attacks.base import (
     AttackResult,
     check_labels,
     check_norm,
-    distances,
     fold_in,
     image_keys,
     snap,
@@ -45,11 +44,12 @@ def run(
 
     What a warm-started classifier (ABS) said on the way is confirmed from scratch, at the end at
     the latest (`abs_model.attacks.confirmation`). So attacks ask such a classifier more often than
-    they say: up to 10 times more at the end, and once more after every 40 questions and after each
-    restart, ascent or search.
+    they say: up to 10 times more at the end, once or, where claims fail, up to 10 times more after
+    each restart, ascent or search, and once more after every 40 questions or, where a find ends the
+    search for an image, after each that seems to have found something.
 
     For a model on thresholded images (with a true attribute `binary`), changes that it does not see
-    are taken back (`snap`).
+    count nothing, and are taken back in the end (`snap`).
 
     Args:
         attack: The attack of one batch, on the classifier as the oracle answers for it.
@@ -80,13 +80,14 @@ def run(
         classes = goals
     keys = image_keys(key, len(images))
     model, rows = _split(model, len(images))
+    binary = getattr(model, "binary", False)
     parts = []
     for row in rows:
-        batch = _batch(images, classes, keys, row, targeted=targets is not None)
+        batch = _batch(images, classes, keys, row, targeted=targets is not None, binary=binary)
         oracle = Oracle(model, progress)
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
-        if getattr(model, "binary", False):
-            found = _snap(batch, found, norm)
+        if binary:
+            found = _snap(batch, found)
         parts.append(_result(oracle, found))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(images)], *parts)
 
@@ -108,19 +109,22 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
     return model.with_batch_size(size), list(rows.reshape(num_batches, size))
 
 
-@functools.partial(jax.jit, static_argnames="targeted")
+@functools.partial(jax.jit, static_argnames=("targeted", "binary"))
 def _batch(
-    images: jax.Array, classes: jax.Array, keys: jax.Array, rows: np.ndarray, *, targeted: bool
+    images: jax.Array,
+    classes: jax.Array,
+    keys: jax.Array,
+    rows: np.ndarray,
+    *,
+    targeted: bool,
+    binary: bool,
 ) -> Batch:
-    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted)
+    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted, binary=binary)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _snap(batch: Batch, found: Best, norm: str) -> Best:
-    images = snap(found.images, batch.images)
-    return dataclasses.replace(
-        found, images=images, distances=distances(images, batch.images, norm)
-    )
+@jax.jit
+def _snap(batch: Batch, found: Best) -> Best:
+    return dataclasses.replace(found, images=snap(found.images, batch.images))
 
 
 def _result(oracle: Oracle, best: Best) -> AttackResult:

@@ -94,12 +94,8 @@ def sparse_rs(
             walk, best = _begin(batch, starts, budgets, logits, state, best)
             for step in range(1, num_steps + 1):
                 budgets = _budgets(best, num_pixels, minimize)
-                if not bool(budgets.any()):
-                    best = confirmations.now(best)
-                    budgets = _budgets(best, num_pixels, minimize)
-                    if not bool(budgets.any()):
-                        break
-                    walk = walk.again(oracle, batch)
+                if not bool(budgets.any()) and confirmations.over(best):
+                    break
                 share = share_of_pixels(step, num_steps, alpha_init)
                 proposals = _propose(batch, walk.images, budgets, number + step, share, num_pixels)
                 logits, state = oracle.logits(proposals, walk.state, batch.classes)

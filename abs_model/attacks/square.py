@@ -91,18 +91,15 @@ def square(
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
+        confirmations = Confirmations(oracle, batch, best, norm, epsilon)
         for restart in range(num_restarts):
             number = restart * (num_steps + 1)
             starts = _start(batch, number, epsilon, norm)
             logits, state = oracle.logits(starts)
             walk, best = _begin(batch, starts, logits, state, best, norm)
             for step in range(num_steps):
-                if bool(best.success.all()):
-                    best = confirmations.now(best)
-                    if bool(best.success.all()):
-                        break
-                    walk = walk.again(oracle, batch)
+                if confirmations.over(best):
+                    break
                 share = share_of_image(step, num_steps, p_init)
                 side = side_of_square(share, model.image_shape, norm)
                 proposals = _propose(batch, walk.images, number + 1 + step, side, epsilon, norm)
@@ -112,7 +109,7 @@ def square(
                 best, state = confirmations(best, walk.state)
                 if state is not walk.state:
                     walk = walk.again(oracle, batch)
-            best = confirmations.now(best)
+            best = confirmations.settled(best)
         return best
 
     return run(

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+DIRTY = "-dirty"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
 _ROOT = pathlib.Path(__file__).parent.parent
 
@@ -49,7 +50,7 @@ def git_commit() -> str | None:
     try:
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
-        return commit + ("-dirty" if changes else "")
+        return commit + (DIRTY if changes else "")
     except (OSError, subprocess.CalledProcessError):
         return None
 

@@ -22,11 +22,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.errors import UserError
 from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
+from abs_model.evaluation.show import CURVES, find_pictures
 from abs_model.files import atomic_write_bytes
+from abs_model.provenance import DIRTY
 
 _ARCHIVE = "workdir.tar.xz"
 _TABLES = ("results.json", "results.md")
-_PICTURES = ("curves.png", "examples_*.png")
 
 
 def main() -> None:
@@ -51,24 +52,29 @@ def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
             shown = json.loads((workdir / "results.json").read_text("utf-8"))
         except (FileNotFoundError, ValueError):
             shown = None
-        if shown != json.loads(tables):
+        if shown != json.loads(tables) or not (workdir / f"{CURVES}.png").exists():
             raise UserError(
-                f"the tables in {workdir} are not those of its ledger; run evaluate.py there,"
-                " without --shard, which makes tables and pictures"
+                f"the tables in {workdir} are not those of its ledger, or lack their pictures; run"
+                " evaluate.py there, without --shard, which makes both"
             )
         archive = pack(workdir, results)
-        pictures = [path for pattern in _PICTURES for path in sorted(workdir.glob(pattern))]
-        files = {path.name: path.read_bytes() for path in pictures}
+        files = {path.name: path.read_bytes() for path in find_pictures(workdir)}
         files |= {name: (workdir / name).read_bytes() for name in _TABLES}
     folder.mkdir(parents=True, exist_ok=True)
-    for pattern in _PICTURES:
-        for path in folder.glob(pattern):
-            if path.name not in files:
-                path.unlink()
+    for path in find_pictures(folder):
+        if path.name not in files:
+            path.unlink()
     for name, content in (files | {_ARCHIVE: archive}).items():
         atomic_write_bytes(folder / name, content)
     for path in sorted(folder.iterdir()):
-        print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
+        if path.is_file():
+            print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
+    if dirty := [commit for commit in results.commits if commit.endswith(DIRTY)]:
+        print(
+            f"Note: some results are of code that no commit holds ({', '.join(dirty)}). To have"
+            " them found anew, delete their folders of the ledger and run evaluate.py",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

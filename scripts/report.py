@@ -8,7 +8,6 @@ of evaluate.py, which may still be at work.
 """
 
 import argparse
-import datetime
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -78,7 +77,6 @@ def _make_page(
         reconstructions,
         num_images=num_images,
         notes=sources.notes,
-        finished=_finished(workdir, results),
     )
     return to_html(content), sources.notes
 
@@ -106,18 +104,6 @@ def _reconstruct(
                 progress=lambda done, task=task: progress.advance(task, done),
             )
     return found
-
-
-def _finished(workdir: pathlib.Path, results: Results) -> str | None:
-    """When the ledgers were last written to, which is when the last result was found."""
-    folders = list(results.plan.clean_ledgers.values())
-    for attack in results.plan.attacks:
-        folders += attack.ledgers.values()
-    paths = [path for folder in folders for path in (workdir / folder).glob("*.jsonl")]
-    if not paths:
-        return None
-    newest = max(path.stat().st_mtime for path in paths)
-    return f"{datetime.datetime.fromtimestamp(newest, datetime.UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _positive(text: str) -> int:

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -98,6 +99,15 @@ def test_distances_are_measured_anew_and_clean_errors_are_zero(tmp_path):
     assert results.clean_accuracy("m") == 27 / 30
 
 
+def test_an_attack_of_ones_own_may_have_no_epsilon(tmp_path):
+    def attack(model, images, labels, key, *, norm, epsilon=None):
+        return towards_next_class(model, images, labels, key, norm=norm)
+
+    models, dataset = {"m": stripe_classifier()}, stripe_dataset()
+    results = evaluate(models, dataset, [spec(attack)], SETTINGS, tmp_path)
+    assert np.isfinite(results.distances("m", "step")).all()
+
+
 def test_what_is_adversarial_counts_even_unclaimed(tmp_path):
     def modest(model, images, labels, key, *, norm):
         found = towards_next_class(model, images, labels, key, norm=norm)
@@ -187,6 +197,7 @@ def test_times_are_summed_once_for_each_batch(tmp_path):
         file.write("".join(json.dumps(entry) + "\n" for entry in added) + '{"model": "m", "at')
     expected = total - entries[-1]["seconds"] + 1000
     results = collect(tmp_path)
+    assert results.finished == entries[-1]["finished"]
     assert results.seconds == {"m": pytest.approx(expected)}
     assert f"{expected / 60:.1f} min" in to_markdown(make_tables(results))
     path.unlink()
@@ -201,8 +212,13 @@ def test_commits_and_devices_are_those_that_found_the_results(tmp_path, monkeypa
         results = evaluate(models, dataset, [spec()], settings, tmp_path)
     # The third had nothing left to do.
     assert results.commits == ["first", "second"] and len(results.devices) == 1
+    # What is done again, its ledger deleted, is of the commit that did it again.
+    shutil.rmtree(next((tmp_path / "ledger" / "m").glob("step/*")))
+    monkeypatch.setattr("abs_model.evaluation.runner.git_commit", lambda: "fourth")
+    results = evaluate(models, dataset, [spec()], larger, tmp_path)
+    assert results.commits == ["first", "fourth"]
     content = to_json(make_tables(results), results)
-    assert content["commits"] == ["first", "second"] and content["devices"] == results.devices
+    assert content["commits"] == ["first", "fourth"] and content["devices"] == results.devices
     assert "git_commit" not in content and "device" not in content
 
 
@@ -324,6 +340,15 @@ def test_a_models_identity_is_that_of_its_arrays_and_settings():
     assert model_identity(model) == model_identity(same)
     others = [stripe_classifier(scale=0.3), stripe_classifier(cls=GenerativeClassifier)]
     assert len({model_identity(each) for each in (model, *others)}) == 3
+
+
+def test_a_class_of_ones_own_is_known_by_its_file(monkeypatch, tmp_path):
+    model = stripe_classifier()
+    before = model_identity(model)
+    (tmp_path / "edited.py").write_text("")
+    module = sys.modules[type(model).__module__]
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "edited.py"))
+    assert model_identity(model) != before
 
 
 def test_an_abs_models_identity_is_that_of_its_training_whatever_the_machine_rounds(abs_run):

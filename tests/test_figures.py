@@ -155,12 +155,14 @@ def test_show_writes_and_logs_tables_and_pictures(tmp_path):
     dataset, tracker = stripe_dataset(), Tracker()
     settings = Settings(num_clean=10, num_images=5, batch_size=5, seed=0)
     results = evaluate(models, dataset, [spec()], settings, tmp_path)
+    (tmp_path / "examples_gone_linf.png").touch()
     show(tmp_path, results, models, dataset, tracker)
     files = {path.name for path in tmp_path.iterdir() if path.suffix != ".lock"}
     assert files >= {"results.md", "results.json", "curves.png", "examples_m_linf.png"}
+    assert "examples_gone_linf.png" not in files
     (name, width, widths), *images, last = tracker.logged
     assert (name, widths, last) == ("results", {width}, "finished")
-    assert images == [("curves", True), ("examples_m_linf", True)]
+    assert images == [("examples_m_linf", True), ("curves", True)]
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from abs_model.evaluation import collect, evaluate, make_tables, pack
-from abs_model.evaluation.formats import write_tables
+from abs_model.evaluation import collect, evaluate, make_tables, pack, show
 from abs_model.evaluation.workdir import TIMES_FILE
 from tests.conftest import ROOT
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset
@@ -30,7 +29,7 @@ def published(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "examples_gone_l2.png").touch()
     results = evaluate({"m": stripe_classifier()}, stripe_dataset(), SUITE, SETTINGS, workdir)
-    write_tables(workdir, results)
+    show(workdir, results, {"m": stripe_classifier()}, stripe_dataset(), None)
     command = [sys.executable, "scripts/publish_results.py", str(workdir), str(tmp_path / "folder")]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
     with tarfile.open(tmp_path / "folder" / "workdir.tar.xz") as archive:
@@ -39,7 +38,8 @@ def published(tmp_path):
 
 
 def test_a_published_evaluation_has_the_same_tables_and_the_closest_images(published):
-    assert not list(published[0].parent.glob("folder/examples_*"))
+    folder = published[0].parent / "folder"
+    assert not (folder / "examples_gone_l2.png").exists() and (folder / "curves.png").exists()
     whole, part = (collect(workdir) for workdir in published)
     assert make_tables(part) == make_tables(whole)
     for norm in whole.norms:
@@ -76,8 +76,12 @@ def test_a_workdir_without_tables_or_with_older_ones_is_refused(published, tmp_p
     shutil.copytree(workdir, older)
     lines = next(older.glob("ledger/m/far/*/all.jsonl"))
     lines.write_bytes(b"\n".join(lines.read_bytes().split(b"\n")[:-2]) + b"\n")
+    bare = tmp_path / "bare"
+    shutil.copytree(workdir, bare)
+    (bare / "curves.png").unlink()
     for where, message in (
         (unpacked, "are not those of its ledger"),
+        (bare, "or lack their pictures"),
         (older, "are not those of its ledger"),
         (tmp_path, "holds no evaluation"),
         (tmp_path / "nowhere", "there is no directory"),

@@ -166,6 +166,14 @@ def own(function, **changes):
             AttackResult(jnp.zeros((2, 8, 8, 1)), jnp.ones(2, bool), jnp.zeros(2)),
             r"images are \(3, 8, 8, 1\).*got \(2, 8, 8, 1\)",
         ),
+        (
+            AttackResult(jnp.zeros((3, 8, 8, 1)), jnp.ones((3, 1), bool), jnp.zeros(3)),
+            r"success of the shape \(3,\), got \(3, 1\)",
+        ),
+        (
+            AttackResult(jnp.zeros((3, 8, 8, 1)), jnp.ones(3, bool), jnp.zeros(3), jnp.int32(20)),
+            r"num_queries of the shape \(3,\), got \(\)",
+        ),
     ],
 )
 def test_what_is_no_result_is_refused(returned, message):

@@ -11,7 +11,7 @@ import rich.console
 
 from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.results import LEFT_OUT, Plan, PlannedAttack, Results
+from abs_model.evaluation.results import Plan, PlannedAttack, Results
 from abs_model.evaluation.tables import ALL, ALL_PAPER, ALL_STRONGER, PUBLISHED
 
 INF = math.inf
@@ -86,8 +86,10 @@ def test_minima_are_per_image_and_over_the_right_attacks():
 def test_rows_print_their_budget():
     rows = rows_of(make_tables(example()))
     assert rows["A"].budget == "10 steps, 8 queries"
-    assert rows["B"].budget == "5 steps, 2 restarts, 8 to 1,010 queries"
+    assert rows["B"].budget == "5 steps, 2 restarts, 8 (mine) to 1,010 (abs) queries"
     assert rows["C"].budget == "8 queries"  # which end the steps
+    assert (rows[ALL_PAPER].budget, rows[ALL_STRONGER].budget) == ("2 attacks", "3 attacks")
+    assert rows[PUBLISHED].budget == ""
     assert rows_of(make_tables(example()), "l0")["D"].budget == "queries not counted"
 
 
@@ -124,7 +126,7 @@ def test_markdown_has_the_papers_layout():
     assert "| **All, as published** | **2.24 / 80%** | **\N{EN DASH}** |" in text
     assert re.search(r"\| D \| \N{EN DASH} \| 12.5 / 50% \|", text)
     assert "| accuracy | 100.00% | 75.00% |" in text
-    assert "isn't complete" not in text and "Not tried" not in text
+    assert not any(word in text for word in ("isn't complete", "Not tried", "Commits"))
     widths = {line.count("|") for line in text.splitlines() if line.startswith("|")}
     assert widths == {4, 5}  # three columns for clean accuracy, four for attacks
 
@@ -158,8 +160,12 @@ def test_files_hold_the_same_figures(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text())
     lines = list(csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text())))
     assert len(lines) == len(content["rows"]) and content["complete"] and content["seed"] == 0
+    assert {row["budget"] for row in content["rows"] if row["attack"] == "a"} == {
+        "10 steps, 8 queries"
+    }
     for line, row in zip(lines, content["rows"], strict=True):
-        assert (line["model"], line["row"]) == (row["model"], row["row"])
+        for key in ("model", "row", "budget"):
+            assert line[key] == row[key]
         median = float(line["median"])
         assert row["median"] == (None if math.isinf(median) else pytest.approx(median))
     assert content["clean_accuracy"] == {"abs": 1.0, "mine": 0.75}
@@ -184,7 +190,7 @@ def test_what_was_not_tried_comes_with_the_reasons():
     reasons = {
         "a": "it is for ABS models",
         "b": "it is for ABS models",
-        "c": f"{LEFT_OUT} abs only",
+        "c": "the configuration has it for abs only",
     }
     attacks = [
         dataclasses.replace(
@@ -199,5 +205,15 @@ def test_what_was_not_tried_comes_with_the_reasons():
         lines = text.splitlines()
         found = lines[lines.index("Not tried:") + 1 :]
         assert [line for line in found if line.startswith("- ")] == [
-            "- A, B on mine: it is for ABS models"
+            "- A, B on mine: it is for ABS models",
+            "- C on mine: the configuration has it for abs only",
         ]
+
+
+def test_what_has_not_begun_has_no_queries_and_commits_are_named():
+    results = make_results([planned("a", num_steps=3), planned("b")], {("abs", "b"): records([1])})
+    tables = make_tables(dataclasses.replace(results, commits=["abc", "def-dirty"]))
+    assert rows_of(tables)["A"].budget == "3 steps"
+    assert rows_of(tables)[ALL_PAPER].budget == ""
+    for text in (to_markdown(tables), on_terminal(tables)):
+        assert text.index("Commits of the code:") < text.index("- abc") < text.index("- def-dirty")

@@ -30,8 +30,8 @@ EXPLANATION = (
     " 0, images for which an attack found nothing as infinitely far. Every adversarial image was"
     " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
     " taken for each image. Attacks bound robustness from above only, and those with a small budget"
-    " less well. Queries are evaluations of the model for each image, until the last image of its"
-    " batch was done."
+    " less well; where budgets differ, the models with the least and the most are named. Queries"
+    " are evaluations of the model for each image, until the last image of its batch was done."
 )
 _FIGURES = (
     "num_images",
@@ -46,7 +46,7 @@ _FIGURES = (
     "num_queries",
     "num_gradients",
 )
-COLUMNS = ("norm", "threshold", "row", "attack", "group", "model", *_FIGURES)
+COLUMNS = ("norm", "threshold", "row", "attack", "group", "budget", "model", *_FIGURES)
 _NOTHING = "\N{EN DASH}"
 _INCOMPLETE = "This evaluation isn't complete."
 
@@ -176,6 +176,7 @@ def _entries(block: Block) -> list[dict[str, Any]]:
             "row": row.title,
             "attack": row.attack.name if row.attack else "",
             "group": row.attack.group if row.attack else "",
+            "budget": row.budget,
             "model": model,
             **_figures(cell),
         }
@@ -261,6 +262,7 @@ def _remarks(tables: Tables) -> list[tuple[str, Sequence[str]]]:
     remarks = [
         ("Claims refused by verification", _refusals(tables)),
         ("Not tried", tables.not_tried),
+        ("Commits of the code", tables.commits),
     ]
     return [(heading, lines) for heading, lines in remarks if lines]
 

@@ -16,8 +16,6 @@ from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
 GROUPS = ("paper", "stronger")
-# How the refusals begin that a configuration chose, not the model or the attack.
-LEFT_OUT = "the configuration has it for"
 
 
 class ResultsError(UserError):
@@ -111,6 +109,7 @@ class Results:
         seconds: By model, how long all of these took, as far as it is known.
         commits: That found them, as far as it is known.
         devices: On which they were found, likewise.
+        finished: When the last was found, in UTC as "2026-11-26 04:01"; None where not known.
     """
 
     plan: Plan
@@ -119,6 +118,7 @@ class Results:
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
     commits: Sequence[str] = ()
     devices: Sequence[str] = ()
+    finished: str | None = None
 
     @property
     def complete(self) -> bool:
@@ -217,6 +217,7 @@ def collect(workdir: pathlib.Path) -> Results:
         seconds={model: sum(one.seconds for one in each) for model, each in origins.items()},
         commits=list(dict.fromkeys(commit for origin in every for commit in origin.commits)),
         devices=list(dict.fromkeys(device for origin in every for device in origin.devices)),
+        finished=max((one.finished for one in every if one.finished), default=None),
     )
 
 

@@ -1,6 +1,7 @@
 """One batch after the other: attack, verification, ledger."""
 
 import dataclasses
+import datetime
 import math
 import pathlib
 import time
@@ -121,9 +122,14 @@ class Runner:
         keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
         found = self._launcher(task.spec, task.model, images, labels, keys, progress.questions)
         adversarial = np.asarray(found.images)
-        epsilon = task.spec.settings_on(task.model).get("epsilon", math.inf)
+        epsilon = task.spec.settings_on(task.model).get("epsilon")
         verification = verify(
-            task.model, images, labels, adversarial, norm=task.spec.norm, epsilon=epsilon
+            task.model,
+            images,
+            labels,
+            adversarial,
+            norm=task.spec.norm,
+            epsilon=math.inf if epsilon is None else epsilon,
         )
         clean = self._clean_predictions(task.model, batch, images)
         return _attack_records(batch, labels, clean, found, adversarial, verification)
@@ -149,6 +155,7 @@ class Runner:
                 "shard": self._shard.part,
                 "commit": self._commit,
                 "device": self._device,
+                "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
             },
         )
 

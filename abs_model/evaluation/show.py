@@ -20,6 +20,8 @@ from abs_model.evaluation.results import Results
 from abs_model.evaluation.tables import NORM_NAMES, Tables
 from abs_model.training.tracking import Tracker
 
+CURVES = "curves"
+
 
 class ShowError(UserError):
     """Tables or pictures can't be written."""
@@ -32,7 +34,7 @@ def show(
     dataset: Dataset,
     tracker: Tracker | None,
 ) -> Tables:
-    """Writes the files named above, and logs them.
+    """Writes the files named above in place of older ones, the curves last, and logs them.
 
     Args:
         workdir: Of the evaluation.
@@ -45,8 +47,11 @@ def show(
         ShowError: The disk does not allow it.
     """
     with _writing(workdir, "the tables"):
+        # Of a model that is no longer in the tables no picture may stay beside them.
+        for old in find_pictures(workdir):
+            old.unlink()
         tables = write_tables(workdir, results)
-    pictures = {"curves": figures.draw_curves(results)}
+    pictures = {}
     for model in results.plan.models:
         for norm in results.norms:
             examples = choose_examples(results.closest_records(model, norm), dataset.test.images)
@@ -58,6 +63,7 @@ def show(
                     title=f"{model}: adversarial images, {name}",
                     note=f"The closest of all attacks in {name}; the first images that have one",
                 )
+    pictures[CURVES] = figures.draw_curves(results)
     with _writing(workdir, "the pictures"):
         for name, figure in pictures.items():
             figures.save(figure, workdir / f"{name}.png")
@@ -69,6 +75,12 @@ def show(
             tracker.log_image(0, name, workdir / f"{name}.png")
         tracker.finish()
     return tables
+
+
+def find_pictures(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The pictures that `show` has left in a folder; with the curves, they are all there."""
+    found = [*folder.glob(f"{CURVES}.png"), *folder.glob("examples_*.png")]
+    return sorted(path for path in found if path.is_file())
 
 
 @contextlib.contextmanager

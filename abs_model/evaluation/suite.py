@@ -31,7 +31,7 @@ from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
-from abs_model.evaluation.results import GROUPS, LEFT_OUT
+from abs_model.evaluation.results import GROUPS
 from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, source_identity
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier
@@ -103,7 +103,7 @@ class AttackSpec:
     def refusal(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
         if not {kind_of(model), model.name} & set(self.only):
-            return f"{LEFT_OUT} {', '.join(self.only)} only"
+            return f"the configuration has it for {', '.join(self.only)} only"
         if self.estimate_gradients and self.entry.needs is Needs.GRADIENTS:
             return None
         return self.entry.refusal(model)
@@ -337,8 +337,15 @@ def _check_result(spec: AttackSpec, found: Any, images: np.ndarray) -> None:
             f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
             f" {type(found).__name__}"
         )
-    if np.shape(found.images) != images.shape or np.shape(found.success) != (len(images),):
+    if np.shape(found.images) != images.shape:
         raise SuiteError(
-            f"attack {spec.name!r} ({spec.reference}) must return {wanted} and success"
-            f" ({len(images)},), got {np.shape(found.images)} and {np.shape(found.success)}"
+            f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
+            f" {np.shape(found.images)}"
         )
+    for name in ("success", "num_queries", "num_gradients"):
+        value = getattr(found, name)
+        if np.shape(value) != (len(images),) and (name == "success" or value is not None):
+            raise SuiteError(
+                f"attack {spec.name!r} ({spec.reference}) must return {name} of the shape"
+                f" ({len(images)},), got {np.shape(value)}"
+            )

@@ -8,12 +8,11 @@ all. `abs_model.evaluation.formats` writes them.
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
 from abs_model.evaluation.published import published
-from abs_model.evaluation.results import GROUPS, LEFT_OUT, Plan, PlannedAttack, Results
+from abs_model.evaluation.results import GROUPS, Plan, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Summary, summarise
 
 NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
@@ -60,7 +59,7 @@ class Row:
         title: The attack, or which minimum.
         attack: Its plan; None for a minimum.
         cells: By model, for those that have one.
-        budget: Steps, restarts and questions per image; empty for a minimum.
+        budget: Steps, restarts and queries per image; of a minimum, over how many attacks.
     """
 
     title: str
@@ -98,6 +97,7 @@ class Tables:
         blocks: By norm.
         complete: Whether everything planned is done.
         not_tried: Which attacks on which models, and why, a line for each reason.
+        commits: Of the code that found the results, as far as it is known.
     """
 
     models: Sequence[str]
@@ -108,6 +108,7 @@ class Tables:
     blocks: Sequence[Block]
     complete: bool
     not_tried: Sequence[str]
+    commits: Sequence[str]
 
 
 def make_tables(results: Results) -> Tables:
@@ -122,21 +123,16 @@ def make_tables(results: Results) -> Tables:
         blocks=[_block(results, norm) for norm in results.norms],
         complete=results.complete,
         not_tried=_not_tried(plan),
+        commits=results.commits,
     )
 
 
 def _not_tried(plan: Plan) -> list[str]:
-    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models".
-
-    What the configuration itself leaves out is no news.
-    """
+    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models"."""
     titles: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for attack in plan.attacks:
-        reasons = {
-            model: why for model, why in attack.refusals.items() if not why.startswith(LEFT_OUT)
-        }
-        for reason in dict.fromkeys(reasons.values()):
-            models = tuple(model for model, why in reasons.items() if why == reason)
+        for reason in dict.fromkeys(attack.refusals.values()):
+            models = tuple(model for model, why in attack.refusals.items() if why == reason)
             titles.setdefault((reason, models), []).append(attack.title)
     return [
         f"{', '.join(dict.fromkeys(found))} on {', '.join(models)}: {reason}"
@@ -149,13 +145,13 @@ def _block(results: Results, norm: str) -> Block:
     paper, stronger = ([each for each in attacks if each.group == group] for group in GROUPS)
     rows = [_attack_row(results, attack) for attack in paper]
     if paper:
-        rows.append(Row(ALL_PAPER, None, _minimum_cells(results, norm, GROUPS[:1])))
+        rows.append(_minimum_row(results, norm, ALL_PAPER, GROUPS[:1]))
     if published_cells := _published_cells(results, norm):
         rows.append(Row(PUBLISHED, None, published_cells))
     rows += [_attack_row(results, attack) for attack in stronger]
     if stronger:
         title = ALL_STRONGER if paper else ALL
-        rows.append(Row(title, None, _minimum_cells(results, norm, GROUPS)))
+        rows.append(_minimum_row(results, norm, title, GROUPS))
     return Block(norm, THRESHOLDS[norm], rows)
 
 
@@ -187,14 +183,16 @@ def _attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | 
     )
 
 
-def _minimum_cells(results: Results, norm: str, groups: Sequence[str]) -> dict[str, Cell]:
-    cells = {}
+def _minimum_row(results: Results, norm: str, title: str, groups: Sequence[str]) -> Row:
+    cells: dict[str, Cell] = {}
+    numbers: dict[str, int] = {}
     for model in results.plan.models:
         distances = results.closest(model, norm, groups)
         done = distances[~np.isnan(distances)]
         if len(done):
             cells[model] = Cell(summarise(done, THRESHOLDS[norm]))
-    return cells
+            numbers[model] = len(results.attacks_on(model, norm, groups))
+    return Row(title, None, cells, _counted(numbers, "attack") if numbers else "")
 
 
 def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
@@ -212,21 +210,33 @@ def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
     Where a limit of queries ends the steps, their number says nothing.
     """
     parts = []
-    settings = attack.settings.values()
-    limited = any(each.get("max_queries") for each in settings)
+    limited = any(each.get("max_queries") for each in attack.settings.values())
     for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
         # One's own attack may have any value there, or none.
-        values = [each[setting] for each in settings if isinstance(each.get(setting), int)]
+        values = {
+            model: settings[setting]
+            for model, settings in attack.settings.items()
+            if isinstance(settings.get(setting), int)
+        }
         if values and not (limited and setting == "num_steps"):
             parts.append(_counted(values, unit))
-    queries = [cell.num_queries for cell in cells.values()]
-    known = [round(each) for each in queries if each is not None]
-    parts.append(_counted(known, "query") if known else "queries not counted")
+    known = {
+        model: round(cell.num_queries)
+        for model, cell in cells.items()
+        if cell.num_queries is not None
+    }
+    if known:
+        parts.append(_counted(known, "query"))
+    elif cells:
+        parts.append("queries not counted")
     return ", ".join(parts)
 
 
-def _counted(values: Sequence[Any], unit: str) -> str:
-    low, high = min(values), max(values)
-    shown = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+def _counted(values: Mapping[str, int], unit: str) -> str:
+    """E.g. "8 (abs) to 1,010 (cnn) queries": who has the least and the most."""
+    (least, low), (most, high) = (
+        choose(values.items(), key=lambda item: item[1]) for choose in (min, max)
+    )
+    shown = f"{low:,}" if low == high else f"{low:,} ({least}) to {high:,} ({most})"
     plural = unit.removesuffix("y") + "ies" if unit.endswith("y") else f"{unit}s"
     return f"{shown} {unit if high == 1 else plural}"

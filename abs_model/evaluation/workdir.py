@@ -6,7 +6,8 @@
     results.*          the tables
 
 Whatever decides over a result goes into the fingerprint of its ledger, so that results of other
-settings, models or seeds lie elsewhere and never mix.
+settings, models or seeds lie elsewhere and never mix. The exception is this package's own code:
+what is done stays done when it changes, and the tables name the commits that did it.
 """
 
 import contextlib
@@ -100,6 +101,9 @@ def model_identity(model: Classifier) -> str:
         # Functions of one factory look alike, whatever arrays they hold: what they do counts.
         changes["function"] = None
         texts = _function_identity(model.function, model.image_shape)
+    elif type(model).__module__.partition(".")[0] != __package__.partition(".")[0]:
+        # A class of one's own is at work on: what its file was counts.
+        texts = source_identity(type(model))
     model = dataclasses.replace(model, **changes)
     structure = _ADDRESS.sub("", repr(jax.tree.structure(model)))
     texts += [structure, *map(array_identity, jax.tree.leaves(model.given))]
@@ -202,37 +206,41 @@ class Origin:
         seconds: That its batches took.
         commits: That they were done by, in the order of time.
         devices: On which they were done, likewise.
+        finished: When the last one was, in UTC as "2026-11-26 04:01"; None where it isn't known.
     """
 
     seconds: float
     commits: Sequence[str]
     devices: Sequence[str]
+    finished: str | None
 
 
 def read_origins(workdir: pathlib.Path) -> dict[str, Origin]:
     """How each ledger came about, by its folder in the workdir.
 
-    Of a batch that was done more than once, after a kill, the last time counts. Entries that were
-    lost, or never written, are missing.
+    Of a batch that was done more than once, such as after a kill, the last time counts. Entries
+    that were lost, or never written, are missing.
     """
     try:
         lines = (workdir / TIMES_FILE).read_text("utf-8").splitlines()
     except OSError:
         return {}
-    folders: dict[str, list[dict[str, Any]]] = {}
+    folders: dict[str, dict[int, dict[str, Any]]] = {}
     for line in lines:
         with contextlib.suppress(ValueError, KeyError, TypeError):
             entry = json.loads(line)
             folder = _folder(entry["model"], entry["attack"], entry["fingerprint"])
-            entry["seconds"], entry["first"] = float(entry["seconds"]), int(entry["first"])
-            folders.setdefault(folder, []).append(entry)
-    return {folder: _origin(entries) for folder, entries in folders.items()}
+            entry["seconds"] = float(entry["seconds"])
+            batches = folders.setdefault(folder, {})
+            batches.pop(int(entry["first"]), None)
+            batches[int(entry["first"])] = entry
+    return {folder: _origin(list(batches.values())) for folder, batches in folders.items()}
 
 
 def _origin(entries: Sequence[Mapping[str, Any]]) -> Origin:
-    seconds = {entry["first"]: entry["seconds"] for entry in entries}
-    commits, devices = (
+    commits, devices, times = (
         list(dict.fromkeys(entry[key] for entry in entries if entry.get(key)))
-        for key in ("commit", "device")
+        for key in ("commit", "device", "finished")
     )
-    return Origin(sum(seconds.values()), commits, devices)
+    seconds = sum(entry["seconds"] for entry in entries)
+    return Origin(seconds, commits, devices, max(times, default=None))

@@ -41,7 +41,6 @@ def make_content(
     *,
     num_images: int | None = None,
     notes: Sequence[str] = (),
-    finished: str | None = None,
 ) -> Json:
     """All that the page shows.
 
@@ -51,7 +50,6 @@ def make_content(
         reconstructions: By model, from `reconstruct`, of the images in the gallery.
         num_images: In the gallery, the first ones; all that were attacked without it.
         notes: What the reader should know, such as models that could not be opened.
-        finished: When the last result was found, as the page shall say it.
     """
     plan, tables = results.plan, make_tables(results)
     shown = plan.num_images if num_images is None else min(num_images, plan.num_images)
@@ -60,7 +58,7 @@ def make_content(
         "title": f"{TITLE}: {data}" if data else TITLE,
         "explanation": EXPLANATION,
         "notes": list(notes),
-        "finished": finished,
+        "finished": results.finished,
         "complete": tables.complete,
         "num_clean": plan.num_clean,
         "num_images": plan.num_images,

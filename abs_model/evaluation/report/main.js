@@ -12,7 +12,7 @@ function drawHead() {
   ];
   byId("summary").textContent = `${parts.slice(0, 3).join(", ")} ${parts[3]}`;
   byId("origin").textContent = [
-    content.finished ? `Last result ${content.finished}` : null,
+    content.finished ? `Last result ${content.finished} UTC` : null,
     content.commits.length ? `${content.commits.length > 1 ? "commits" : "commit"} ${commits()}`
       : null,
     about.seed === undefined ? null : `seed ${about.seed}`,
@@ -39,7 +39,7 @@ function drawFacts() {
     ["Data set", `${about.dataset?.name ?? UNKNOWN}, test split, ${shape}`],
     ["Models", content.models.map((model) => model.name + whence(model.name)).join(", ")],
     ["Seed", about.seed ?? UNKNOWN],
-    ["Last result", content.finished ?? UNKNOWN],
+    ["Last result", content.finished ? `${content.finished} UTC` : UNKNOWN],
     ["Commits", content.commits.join(", ") || UNKNOWN],
     ["Hardware", content.devices.join(" and ") || UNKNOWN],
     ["Packages", packages

@@ -343,13 +343,13 @@ def subjects(mnist_sample):
     return model, images, labels, starts, jnp.asarray(np.stack(chosen))
 
 
-def check_against_foolbox(subjects, attack, result):
+def check_against_foolbox(subjects, attack, result, norm="l2"):
     model, images, labels, _, chosen = subjects
     _, (found,), (success,) = attack(
         abs_model.foolbox(model), images, labels, starting_points=chosen, epsilons=[None]
     )
     assert np.all(success)
-    theirs = np.median(distances(found, images, "l2"))
+    theirs = np.median(distances(found, images, norm))
     assert np.all(result.success)
     assert np.median(result.distances) <= 1.03 * theirs
 
@@ -360,14 +360,17 @@ def test_boundary_comes_as_close_as_foolbox_at_equal_steps(subjects):
     check_against_foolbox(subjects, foolbox.attacks.BoundaryAttack(steps=200), result)
 
 
-def test_hop_skip_jump_comes_as_close_as_foolbox_at_equal_steps(subjects):
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_hop_skip_jump_comes_as_close_as_foolbox_at_equal_steps(subjects, norm):
     model, images, labels, starts, _ = subjects
     result = run(
-        "hop_skip_jump-l2", model, images, labels, num_steps=3, initial_num_evals=40,
+        f"hop_skip_jump-{norm}", model, images, labels, num_steps=3, initial_num_evals=40,
         starts=starts,
     )  # fmt: skip
-    attack = foolbox.attacks.HopSkipJumpAttack(steps=3, initial_gradient_eval_steps=40)
-    check_against_foolbox(subjects, attack, result)
+    attack = foolbox.attacks.HopSkipJumpAttack(
+        steps=3, initial_gradient_eval_steps=40, constraint=norm
+    )
+    check_against_foolbox(subjects, attack, result, norm)
 
 
 @pytest.mark.parametrize(

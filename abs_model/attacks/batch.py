@@ -15,14 +15,12 @@ class Batch:
         classes: int32 (n,): the labels to lead away from, or the targets to lead to.
         keys: A `jax.random.key` for each image, (n,).
         targeted: Which of the two `classes` are.
-        binary: Whether the classifier sees thresholded images only.
     """
 
     images: jax.Array
     classes: jax.Array
     keys: jax.Array
     targeted: bool = dataclasses.field(metadata={"static": True})
-    binary: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def fooled(self, logits: jax.Array) -> jax.Array:
         """bool (n,): whether images of these logits (n, classes) are adversarial."""

@@ -6,7 +6,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import choose, distances, snap
+from abs_model.attacks.base import choose, distances
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.losses import margins
 
@@ -19,8 +19,7 @@ class Best:
     Attributes:
         images: float32 (n, height, width, channels).
         success: bool (n,): whether it is adversarial.
-        distances: float32 (n,): from the original; of what a classifier of thresholded images sees
-            of the image (`snap`).
+        distances: float32 (n,): from the original.
         margins: float32 (n,): see `losses.margins`.
         confirmed: bool (n,): whether an answer from scratch says so.
     """
@@ -37,11 +36,10 @@ def first(
     batch: Batch, images: jax.Array, logits: jax.Array, norm: str, confirmed: bool = False
 ) -> Best:
     """The given images, which have these logits (n, classes), are the first found."""
-    seen = snap(images, batch.images) if batch.binary else images
     return Best(
         images,
         batch.fooled(logits),
-        distances(seen, batch.images, norm),
+        distances(images, batch.images, norm),
         margins(logits, batch),
         jnp.full(len(images), confirmed),
     )

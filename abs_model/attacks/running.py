@@ -13,6 +13,7 @@ from abs_model.attacks.base import (
     AttackResult,
     check_labels,
     check_norm,
+    distances,
     fold_in,
     image_keys,
     snap,
@@ -49,7 +50,9 @@ def run(
     search for an image, after each that seems to have found something.
 
     For a model on thresholded images (with a true attribute `binary`), changes that it does not see
-    count nothing, and are taken back in the end (`snap`).
+    are taken back in the end (`snap`). Which image is the closest is decided before that, because
+    searches go by how far images are, seen or not; `flip_pixels` is the attack that counts only
+    what is seen.
 
     Args:
         attack: The attack of one batch, on the classifier as the oracle answers for it.
@@ -80,14 +83,13 @@ def run(
         classes = goals
     keys = image_keys(key, len(images))
     model, rows = _split(model, len(images))
-    binary = getattr(model, "binary", False)
     parts = []
     for row in rows:
-        batch = _batch(images, classes, keys, row, targeted=targets is not None, binary=binary)
+        batch = _batch(images, classes, keys, row, targeted=targets is not None)
         oracle = Oracle(model, progress)
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
-        if binary:
-            found = _snap(batch, found)
+        if getattr(model, "binary", False):
+            found = _snap(batch, found, norm)
         parts.append(_result(oracle, found))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(images)], *parts)
 
@@ -109,22 +111,19 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
     return model.with_batch_size(size), list(rows.reshape(num_batches, size))
 
 
-@functools.partial(jax.jit, static_argnames=("targeted", "binary"))
+@functools.partial(jax.jit, static_argnames="targeted")
 def _batch(
-    images: jax.Array,
-    classes: jax.Array,
-    keys: jax.Array,
-    rows: np.ndarray,
-    *,
-    targeted: bool,
-    binary: bool,
+    images: jax.Array, classes: jax.Array, keys: jax.Array, rows: np.ndarray, *, targeted: bool
 ) -> Batch:
-    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted, binary=binary)
+    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted)
 
 
-@jax.jit
-def _snap(batch: Batch, found: Best) -> Best:
-    return dataclasses.replace(found, images=snap(found.images, batch.images))
+@functools.partial(jax.jit, static_argnames="norm")
+def _snap(batch: Batch, found: Best, norm: str) -> Best:
+    images = snap(found.images, batch.images)
+    return dataclasses.replace(
+        found, images=images, distances=distances(images, batch.images, norm)
+    )
 
 
 def _result(oracle: Oracle, best: Best) -> AttackResult:

@@ -41,9 +41,9 @@ def latent_descent(
 
     until x_t is adversarial. The straight way from the original to that x_t is then bisected.
 
-    Asks the classifier at most `4 + num_steps + num_bisections` times, and twice more for each
-    time that what seemed adversarial does not hold from scratch; stops when all images of the batch
-    are adversarial.
+    Asks the classifier at most `4 + num_steps + num_bisections` times, and once more after each
+    step that seems to have made images of the batch adversarial, twice where that does not hold
+    from scratch; stops when all are adversarial.
 
     Args:
         model: An ABS or Binary ABS model.

@@ -225,16 +225,29 @@ def test_mim_follows_the_sum_of_normalised_gradients():
     model = function_classifier(
         lambda images: jnp.stack([jnp.full(len(images), 1000.0), losses(images)], 1), 2
     )
-    result = mim(model, images, np.zeros(3, int), KEY, norm="linf", num_steps=4, num_searches=1)
-    paths = [momentum_iterates(gradient, images, 0.3, 0.06, steps) for steps in range(5)]
+    result = mim(model, images, np.zeros(3, int), KEY, norm="linf", num_steps=5, num_searches=1)
+    paths = [momentum_iterates(gradient, images, 0.3, 0.06, steps) for steps in range(6)]
     highest = np.argmax([losses(path) for path in paths], axis=0)
     assert highest.min() > 1
     expected = np.stack([paths[best][i] for i, best in enumerate(highest)])
     np.testing.assert_allclose(result.images, expected, atol=1e-5)
     plain = mim(
-        model, images, np.zeros(3, int), KEY, norm="linf", decay=0.0, num_steps=4, num_searches=1
+        model, images, np.zeros(3, int), KEY, norm="linf", decay=0.0, num_steps=5, num_searches=1
     )
     assert np.abs(np.asarray(plain.images) - expected).max() > 0.05
+
+
+@pytest.mark.parametrize("attack", [bim, mim])
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_few_steps_reach_as_far_as_many(attack, num_steps):
+    """The first epsilon is 0.3, too little for these images, whose boundary is 0.4 away."""
+    model = linear_classifier(np.eye(2)[[1] * PIXELS], [0.6 * PIXELS, 0.0])
+    images = np.full_like(greys(2), 0.2)
+    result = attack(
+        model, images, np.zeros(2, int), KEY, norm="linf", num_steps=num_steps, num_searches=1
+    )
+    assert not np.any(result.success)
+    np.testing.assert_allclose(result.distances, 0.3, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")

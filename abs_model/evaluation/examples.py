@@ -127,12 +127,7 @@ def _draw_triple(page: Page, top: float, example: Example, confidences: np.ndarr
     record = example.record
     perturbation = _strongest_channel(example.adversarial.astype(np.float64) - example.clean)
     scale = float(np.max(np.abs(perturbation)))
-    notes = (
-        f"label {record.label}",
-        f"{example.attack.title}, distance {record.distance:.3g}",
-        # The drawn perturbation sets its own scale: most are faint.
-        f"scale \N{PLUS-MINUS SIGN}{scale:.2g}",
-    )
+    notes = (f"label {record.label}", f"{example.attack.title}, distance {record.distance:.3g}")
     lefts = [_MARGIN + column * _PANEL_PITCH for column in range(3)]
     shown = (example.clean, example.adversarial)
     for which, predicted in enumerate(_predictions(example)):
@@ -143,7 +138,11 @@ def _draw_triple(page: Page, top: float, example: Example, confidences: np.ndarr
     page.panel(lefts[2], top + _TEXT, _PANEL).imshow(
         perturbation, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
     )
-    for left, text in zip(lefts, notes, strict=True):
+    # The drawn perturbation sets its own scale: most are faint. It stands a line higher, because
+    # the attack beside it may be too long for its column.
+    text = f"scale \N{PLUS-MINUS SIGN}{scale:.2g}"
+    page.text(lefts[2], top + 0.02, text, color=FAINT, fontsize=SMALL)
+    for left, text in zip(lefts[:2], notes, strict=True):
         page.text(left, top + 0.18, text, color=FAINT, fontsize=SMALL)
 
 

@@ -85,10 +85,7 @@ class Confirmations:
         claims = best.success & ~best.confirmed
         if not bool(claims.any()):
             return best, None
-        logits, _ = self._oracle.logits(best.images)
-        asked = bests.update(
-            self._confirmed, self._batch, best.images, logits, self._norm, confirmed=True
-        )
+        asked, logits, _ = self._look(best)
         self._confirmed = choose(claims, asked, self._confirmed)
         refuted = claims & ~self._batch.fooled(logits)
         return choose(claims, self._confirmed, best), refuted if bool(refuted.any()) else None
@@ -110,11 +107,16 @@ class Confirmations:
         return best
 
     def _ask(self, best: Best) -> tuple[Best, State]:
+        self._confirmed, _, state = self._look(best)
+        return self._confirmed, state
+
+    def _look(self, best: Best) -> tuple[Best, jax.Array, State]:
+        """What was confirmed, with what holds of `best`; the logits and the state of its images."""
         logits, state = self._oracle.logits(best.images)
-        self._confirmed = bests.update(
+        found = bests.update(
             self._confirmed, self._batch, best.images, logits, self._norm, confirmed=True
         )
-        return self._confirmed, state
+        return found, logits, state
 
 
 def settle(oracle: Oracle, batch: Batch, found: Best, norm: str, epsilon: float | None) -> Best:

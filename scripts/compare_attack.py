@@ -1,0 +1,137 @@
+"""Compares an attack on a model with all others in its norm.
+
+python scripts/compare_attack.py runs/table1 abs cutting_planes_l2
+python scripts/compare_attack.py runs/table1 abs cutting_planes_l2 --thorough
+
+On how many images is it as close as the closest other attack, exactly and but for a little, and
+which others are closer elsewhere? WORKDIR is that of evaluate.py. --thorough, for ABS models, asks
+about the closer images with a search of the latents that is far more thorough than the model's own:
+what is adversarial by the model's search only goes by what that search leaves.
+"""
+
+import argparse
+import collections
+import dataclasses
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model.classifiers import ABSClassifier
+from abs_model.errors import UserError
+from abs_model.evaluation import Results, collect
+from abs_model.evaluation.ledger import Record
+from abs_model.evaluation.report import open_sources
+from abs_model.evaluation.results import GROUPS, PlannedAttack
+from abs_model.solvers import QuasiNewton
+
+_TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
+_THOROUGH = {
+    "num_starts": 32,
+    "num_minima": 32,
+    "num_on_the_way": 16,
+    "max_evaluations": 200,
+    "tolerance": 1e-4,
+}
+
+Closer = tuple[PlannedAttack, Record]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Prints the comparison; what the user can mend ends as one message and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
+    parser.add_argument("model", metavar="MODEL", help="its name in the tables")
+    parser.add_argument("attack", metavar="ATTACK", help="its name in the configuration")
+    parser.add_argument("--thorough", action="store_true", help="ask a thorough search, too")
+    options = parser.parse_args(arguments)
+    try:
+        results = collect(options.workdir)
+        closer = _compare(results, options.model, options.attack)
+        if options.thorough:
+            _ask_thoroughly(options.workdir, results, options.model, closer)
+    except UserError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+
+
+def _compare(results: Results, model: str, name: str) -> list[Closer]:
+    """Prints how the attack compares; returns by image what is closer than it."""
+    attack, others = _attacks(results, model, name)
+    ours = results.distances(model, attack.name)
+    theirs = np.array([results.distances(model, other.name) for other in others])
+    if np.isnan(ours).any() or np.isnan(theirs).any():
+        raise UserError(
+            f"not all attacks on {model} in {attack.norm} are done; go on with evaluate.py"
+        )
+    closest = theirs.min(axis=0)
+    print(f"{attack.title} on {model}, {attack.norm}, {len(ours)} images, {len(others)} others")
+    for tolerance in _TOLERANCES:
+        count = int((ours <= closest * (1 + tolerance)).sum())
+        print(f"no other closer{f' by more than {tolerance:.2%}' if tolerance else ''}: {count}")
+    closer = []
+    for index in np.flatnonzero(ours > closest):
+        other = others[int(theirs[:, index].argmin())]
+        closer.append((other, results.found[model, other.name][int(index)]))
+    for title, count in collections.Counter(other.title for other, _ in closer).most_common():
+        print(f"closest there: {title}, {count}")
+    return closer
+
+
+def _attacks(
+    results: Results, model: str, name: str
+) -> tuple[PlannedAttack, Sequence[PlannedAttack]]:
+    if model not in results.plan.models:
+        raise UserError(f"no model {model!r}; there are {', '.join(results.plan.models)}")
+    taken = [attack for norm in results.norms for attack in results.attacks_on(model, norm, GROUPS)]
+    attack = next((each for each in taken if each.name == name), None)
+    if attack is None:
+        raise UserError(
+            f"no attack {name!r} on {model}; there are {', '.join(each.name for each in taken)}"
+        )
+    others = [each for each in taken if each.norm == attack.norm and each is not attack]
+    if not others:
+        raise UserError(f"{name} is the only attack on {model} in {attack.norm}")
+    return attack, others
+
+
+def _ask_thoroughly(
+    workdir: pathlib.Path, results: Results, name: str, closer: Sequence[Closer]
+) -> None:
+    """Prints the margins of the closer images by the model's own search and a thorough one."""
+    sources = open_sources(workdir, results.plan)
+    model = sources.models.get(name)
+    if not isinstance(model, ABSClassifier) or not isinstance(model.solver, QuasiNewton):
+        message = f"--thorough needs an ABS model with the solver quasi_newton, which {name} is not"
+        raise UserError("\n".join([message, *sources.notes]))
+    images = {r.index: r.adversarial for _, r in closer if r.adversarial is not None}
+    if not images:
+        return
+    settings = dataclasses.replace(model.solver.settings, **_THOROUGH)
+    solver = dataclasses.replace(model.solver, settings=settings)
+    thorough = dataclasses.replace(model, solver=solver)
+    labels = sources.test.labels[list(images)].astype(int)
+    print("Searching again, which takes a minute or so", file=sys.stderr)
+    own, deep = (
+        _margins(each, np.stack(list(images.values())), labels) for each in (model, thorough)
+    )
+    print("energy of the label above the lowest other, in nats (adversarial: above 0):")
+    for index, by_own, by_thorough in zip(images, own, deep, strict=True):
+        print(f"image {index}: {by_own:.4f} by its own search, {by_thorough:.4f} by a thorough one")
+    print(f"adversarial: {(own > 0).sum()} by its own search, {(deep > 0).sum()} by a thorough one")
+
+
+def _margins(model: ABSClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """By how many nats the label's weighted energy is above the lowest other, (N,)."""
+    model = model.with_batch_size(len(images))
+    energies = np.array(model.weighted_energies(model.infer(images)))
+    rows = np.arange(len(labels))
+    own = energies[rows, labels]
+    energies[rows, labels] = np.inf
+    return own - energies.min(axis=1)
+
+
+if __name__ == "__main__":
+    main()

@@ -217,9 +217,27 @@ def test_black_boxes_refuse_attacks_that_need_gradients():
 def test_every_attack_of_the_catalogue_says_what_it_needs():
     model = stripe_classifier()
     for name, entry in ATTACKS.items():
-        refusal = entry.refusal(model)
+        refusal = entry.refusal(model, {"loss": "ce"})
         special = entry.needs in (Needs.BINARY, Needs.ABS)
         assert (refusal is not None) == special, name
+
+
+@pytest.mark.parametrize(("num_classes", "tried"), [(2, {"ce"}), (3, {"ce", "dlr"}), (4, None)])
+def test_losses_that_need_more_classes_are_not_tried_but_do_not_end_a_run(num_classes, tried):
+    model = abs_model.wrap(
+        lambda images: images.reshape(len(images), -1)[:, :num_classes],
+        num_classes=num_classes, image_shape=(8, 8, 1),
+    )  # fmt: skip
+    images, labels = np.full((2, 8, 8, 1), 0.4, np.float32), np.zeros(2, int)
+    for loss in ("ce", "dlr", "targeted_dlr"):
+        settings = {"epsilon": 0.1, "num_steps": 2, "loss": loss}
+        (spec,) = suite(row=ENTRY | {"attack": "apgd", "settings": settings})
+        refusal = spec.refusal(model)
+        assert (refusal is None) == (tried is None or loss in tried)
+        if refusal is None:
+            spec.entry.function(model, images, labels, jax.random.key(0), norm="l2", **settings)
+        else:
+            assert refusal.endswith(f"and the model has {num_classes}")
 
 
 def claim(spec, kind):

@@ -111,7 +111,7 @@ def apgd(
     check_count("num_restarts", num_restarts)
     check_count("num_targets", num_targets)
     in_turn = loss == "targeted_dlr" and targets is None
-    _check_loss(loss, model.num_classes, in_turn or targets is not None)
+    _check_loss(loss, model.num_classes, targets is not None)
     num_targets = min(num_targets, model.num_classes - 1)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
@@ -134,11 +134,17 @@ def apgd(
     )  # fmt: skip
 
 
+def fewest_classes(loss: str, *, targeted: bool = False) -> int:
+    """How many classes a model must have for a loss: those of the DLR divide by third logits."""
+    if loss == "ce":
+        return 2
+    return 4 if targeted or loss == "targeted_dlr" else 3
+
+
 def _check_loss(loss: str, num_classes: int, targeted: bool) -> None:
     if loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    fewest = 2 if loss == "ce" else 4 if targeted else 3
-    if num_classes < fewest:
+    if num_classes < (fewest := fewest_classes(loss, targeted=targeted)):
         raise ValueError(
             f"num_classes of the model must be at least {fewest} for the loss {loss!r}, got"
             f" {num_classes}; 'ce' will do with 2"

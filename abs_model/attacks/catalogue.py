@@ -2,9 +2,10 @@
 
 import dataclasses
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from abs_model.attacks.apgd import apgd
+from abs_model.attacks.apgd import apgd, fewest_classes
 from abs_model.attacks.base import NORMS, AttackResult
 from abs_model.attacks.binary import flip_pixels
 from abs_model.attacks.boundary import boundary
@@ -45,28 +46,34 @@ class Entry:
         function: The attack.
         norms: That it attacks in.
         needs: Of the classifier.
+        fewest_classes: From the attack's settings, how many classes the classifier must have.
     """
 
     title: str
     function: Callable[..., AttackResult]
     norms: tuple[str, ...]
     needs: Needs
+    fewest_classes: Callable[[Mapping[str, Any]], int] = lambda settings: 2
 
-    def refusal(self, model: Classifier) -> str | None:
-        """Why a classifier can't be attacked with it; None where it can."""
+    def refusal(self, model: Classifier, settings: Mapping[str, Any]) -> str | None:
+        """Why a classifier can't be attacked with it and all its settings; None where it can."""
         if self.needs is Needs.GRADIENTS and not model.differentiable:
             return "it needs gradients, and the model is a black box"
         if self.needs is Needs.BINARY and not getattr(model, "binary", False):
             return "it is for models on thresholded images"
         if self.needs is Needs.ABS and not isinstance(model, ABSClassifier):
             return "it is for ABS models"
+        if model.num_classes < (fewest := self.fewest_classes(settings)):
+            return f"it needs {fewest} classes, and the model has {model.num_classes}"
         return None
 
 
 _DENSE = ("l2", "linf")
 
 ATTACKS = {
-    "apgd": Entry("APGD", apgd, _DENSE, Needs.GRADIENTS),
+    "apgd": Entry(
+        "APGD", apgd, _DENSE, Needs.GRADIENTS, lambda settings: fewest_classes(settings["loss"])
+    ),
     "bim": Entry("BIM", bim, _DENSE, Needs.GRADIENTS),
     "boundary": Entry("Boundary", boundary, ("l2",), Needs.LOGITS),
     "carlini_wagner": Entry("Carlini-Wagner", carlini_wagner, ("l2",), Needs.GRADIENTS),

@@ -35,6 +35,7 @@ def pointwise(
     num_restarts: int = 10,
     max_queries: int | None = None,
     starts: Any = None,
+    targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Attacks a classifier with the pointwise attack, which sees only decisions.
@@ -65,6 +66,8 @@ def pointwise(
             and restarts that were not reached leave the noise as it was. No limit by default.
         starts: Float32 (M, height, width, channels) in [0, 1]: images to begin at, such as training
             images; the first restart begins at the closest one that is adversarial.
+        targets: Integers (N,): classes to lead to; by default any but the label will do. As noise
+            hardly ever leads to one of them, give `starts` of these classes.
         progress: Called with the number of questions asked about each image of a batch so far.
 
     Returns:
@@ -104,7 +107,10 @@ def pointwise(
         keys = [split_keys(batch, 2 * restart + 1) for restart in range(num_restarts)]
         return reset_values(oracle, batch, beginnings, keys, best, norm, limit)
 
-    return run(attack, model, images, labels, key, norm=norm, norms=("l2", "l0"), progress=progress)
+    return run(
+        attack, model, images, labels, key, norm=norm, norms=("l2", "l0"), targets=targets,
+        progress=progress,
+    )  # fmt: skip
 
 
 def _questions_for_resetting(

@@ -104,9 +104,8 @@ class AttackSpec:
         """Why a model is not attacked with it; None where it is."""
         if not {kind_of(model), model.name} & set(self.only):
             return f"the configuration has it for {', '.join(self.only)} only"
-        if self.estimate_gradients and self.entry.needs is Needs.GRADIENTS:
-            return None
-        return self.entry.refusal(model)
+        target = estimate_gradients(model) if self.estimate_gradients else model
+        return self.entry.refusal(target, self.settings_on(model))
 
     def settings_on(self, model: Classifier) -> dict[str, Any]:
         """All settings for a model, the attack's defaults among them."""

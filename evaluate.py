@@ -89,6 +89,7 @@ def main(argv: list[str]) -> None:
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},
         "models_from": [dataclasses.asdict(spec) for spec in specs],
+        "attacks_left_out": [spec.name for spec in known if spec not in suite],
     }
     results = evaluate(models, dataset, suite, settings, workdir, shard=shard, about=about)
     if shard != WHOLE:

@@ -18,10 +18,7 @@ def environment() -> dict[str, Any]:
     """{"packages": versions by name, "device": what JAX runs on}."""
     devices = jax.devices()
     return {
-        "packages": {
-            "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
-        },
+        "packages": package_versions(),
         "device": {
             "platform": devices[0].platform,
             "kind": devices[0].device_kind,
@@ -30,6 +27,12 @@ def environment() -> dict[str, Any]:
             "cpu_cores": os.cpu_count(),
         },
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Of Python and the packages that decide over results."""
+    versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
+    return {"python": platform.python_version(), **versions}
 
 
 def device_name() -> str:

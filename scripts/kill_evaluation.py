@@ -3,8 +3,9 @@
 python scripts/kill_evaluation.py runs/killed -- --config=configs/table1.py:smoke --models=cnn
 
 Runs evaluate.py with the arguments after -- twice: undisturbed in WORKDIR/whole, and in
-WORKDIR/killed with SIGKILL at random moments after its ledger has begun to grow. Ends with status 1
-where a byte of the two ledgers differs, an evaluation fails, or a kill came too late.
+WORKDIR/killed with SIGKILL at random moments, in turns after its ledger has begun to grow and after
+the process has started. Ends with status 1 where a byte of the two ledgers differs, an evaluation
+fails, or a kill came too late.
 """
 
 import argparse
@@ -25,7 +26,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="must not exist")
     parser.add_argument("--kills", type=int, default=10, help="how many (%(default)s)")
-    parser.add_argument("--longest", type=float, default=4.0, help="seconds to a kill, at most")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=4.0,
+        help="seconds to a kill, at most (%(default)s); three times as many from a start",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("arguments", nargs="+", help="for evaluate.py, behind --")
     options = parser.parse_args()
@@ -36,12 +42,13 @@ def main() -> None:
     moments = random.Random(options.seed)
     survived = 0
     for number in range(1, options.kills + 1):
-        seconds = moments.uniform(0.0, options.longest)
-        finished = _kill_after(killed, options.arguments, seconds)
+        grown = number % 2 == 1
+        seconds = moments.uniform(0.0, options.longest if grown else 3 * options.longest)
+        finished = _kill_after(killed, options.arguments, seconds, grown=grown)
         survived += finished
-        lines = sum(1 for _ in _lines(killed))
-        print(f"kill {number}: {'too late' if finished else f'{seconds:.1f} s after it began'},"
-              f" {lines} records", file=sys.stderr)  # fmt: skip
+        since = "its ledger grew" if grown else "it started"
+        when = "too late" if finished else f"{seconds:.1f} s after {since}"
+        print(f"kill {number}: {when}, {sum(1 for _ in _lines(killed))} records", file=sys.stderr)
     for workdir in (killed, whole):
         process = _evaluate(workdir, options.arguments)
         process.wait()
@@ -56,11 +63,16 @@ def main() -> None:
     sys.exit(0 if same and not survived else 1)
 
 
-def _kill_after(workdir: pathlib.Path, arguments: Sequence[str], seconds: float) -> bool:
-    """Starts an evaluation and kills it so long after its ledger grew; whether it was too late."""
+def _kill_after(
+    workdir: pathlib.Path, arguments: Sequence[str], seconds: float, *, grown: bool
+) -> bool:
+    """Starts an evaluation and kills it so long after that, or after its ledger has `grown`.
+
+    Returns whether it was too late.
+    """
     before = sum(1 for _ in _lines(workdir))
     process = _evaluate(workdir, arguments)
-    while sum(1 for _ in _lines(workdir)) == before and process.poll() is None:
+    while grown and sum(1 for _ in _lines(workdir)) == before and process.poll() is None:
         time.sleep(0.05)
     try:
         process.wait(seconds)

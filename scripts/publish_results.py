@@ -22,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.errors import UserError
 from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
+from abs_model.evaluation.publication import lost_images
 from abs_model.evaluation.show import CURVES, find_pictures
 from abs_model.files import atomic_write_bytes
 from abs_model.provenance import DIRTY
@@ -73,6 +74,12 @@ def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
         print(
             f"Note: some results are of code that no commit holds ({', '.join(dirty)}). To have"
             " them found anew, delete their folders of the ledger and run evaluate.py",
+            file=sys.stderr,
+        )
+    if lost := lost_images(results):
+        print(
+            f"Note: some of the closest adversarial images were not kept ({'; '.join(lost)}). To"
+            " have them found anew, delete the ledgers of these attacks and run evaluate.py",
             file=sys.stderr,
         )
 

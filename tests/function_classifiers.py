@@ -6,31 +6,14 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from abs_model.classifiers import Classifier
+import abs_model
+from abs_model.classifiers import FunctionClassifier
 from tests.linear_classifiers import SHAPE
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class FunctionClassifier(Classifier):
-    """Logits function(images)."""
-
-    function: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata={"static": True})
-
-    def batch_logits(self, images):
-        return self.function(images)
-
-    def logits_to_confidences(self, logits):
-        return jax.nn.softmax(logits)
-
-
 def function_classifier(function, num_classes, batch_size=4):
-    return FunctionClassifier(
-        name="function",
-        image_shape=SHAPE,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        function=function,
+    return abs_model.wrap(
+        function, num_classes=num_classes, image_shape=SHAPE, batch_size=batch_size
     )
 
 
@@ -58,6 +41,7 @@ def tracking_classifier(function, num_classes, batch_size=4):
         num_classes=num_classes,
         batch_size=batch_size,
         function=function,
+        black_box=False,
         report=lambda images, state: asked.append((np.array(images), np.array(state))),
     )
     return model, asked

@@ -31,6 +31,7 @@ from abs_model.evaluation import (
     to_markdown,
 )
 from abs_model.evaluation.formats import to_json
+from abs_model.evaluation.origins import note_batch
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.runner import derive_keys
 from abs_model.evaluation.workdir import WHOLE, locked, model_identity
@@ -200,8 +201,17 @@ def test_times_are_summed_once_for_each_batch(tmp_path):
     assert results.finished == entries[-1]["finished"]
     assert results.seconds == {"m": pytest.approx(expected)}
     assert f"{expected / 60:.1f} min" in to_markdown(make_tables(results))
+    # What comes after the line that was cut off is whole.
+    note_batch(tmp_path, entries[-1] | {"seconds": 2000.0, "commit": "last"})
+    results = collect(tmp_path)
+    assert results.seconds == {"m": pytest.approx(expected + 1000)}
+    assert results.commits[-1] == "last" and results.num_unknown == 0
     path.unlink()
-    assert "min |" not in to_markdown(make_tables(collect(tmp_path)))
+    results = collect(tmp_path)
+    unknown = SETTINGS.num_clean + SETTINGS.num_images
+    assert results.num_unknown == unknown
+    markdown = to_markdown(make_tables(results))
+    assert "min |" not in markdown and f"not known of {unknown} results" in markdown
 
 
 def test_commits_and_devices_are_those_that_found_the_results(tmp_path, monkeypatch):
@@ -219,6 +229,7 @@ def test_commits_and_devices_are_those_that_found_the_results(tmp_path, monkeypa
     assert results.commits == ["first", "fourth"]
     content = to_json(make_tables(results), results)
     assert content["commits"] == ["first", "fourth"] and content["devices"] == results.devices
+    assert content["attacks"]["step"]["commits"] == {"m": ["fourth"]}
     assert "git_commit" not in content and "device" not in content
 
 
@@ -475,7 +486,9 @@ def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):
     done = run_script(*arguments)
     assert done.returncode == 0, done.stderr
     content = json.loads((tmp_path / "results.json").read_text())
-    assert content["complete"] and content["packages"].keys() >= {"python", "jax", "flax"}
+    assert content["complete"] and content["attacks_left_out"] == []
+    (packages,) = content["packages"]
+    assert f"jax {jax.__version__}" in packages and "flax" in packages and "python" in packages
     assert str(tmp_path) not in (tmp_path / "results.md").read_text()
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     for suffix in ("md", "tex", "csv"):

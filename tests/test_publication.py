@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from abs_model.evaluation import collect, evaluate, make_tables, pack, show
-from abs_model.evaluation.workdir import TIMES_FILE
-from tests.conftest import ROOT
+from abs_model.evaluation.origins import TIMES_FILE
+from abs_model.evaluation.publication import lost_images
+from tests.conftest import ROOT, run_script
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset
 from tests.test_evaluation import SETTINGS, spec
 
@@ -61,6 +62,40 @@ def test_going_on_from_a_published_evaluation_attacks_only_what_is_new(published
     done = (unpacked / TIMES_FILE).read_text().splitlines()
     assert done[: len(before)] == before
     assert {json.loads(line)["model"] for line in done[len(before) :]} == {"new"}
+
+
+def test_a_closest_image_that_was_not_kept_is_told(published):
+    workdir, unpacked = published
+    assert lost_images(collect(workdir)) == lost_images(collect(unpacked)) == []
+    models = {"m": stripe_classifier()}
+    part = evaluate(models, stripe_dataset(), SUITE[1:], SETTINGS, unpacked)
+    (line,) = lost_images(part)
+    expected = [
+        record.index
+        for attack, record in collect(workdir).closest_records("m", "l2")
+        if attack.name == "near" and record.holds
+    ]
+    assert line == f"m l2, far: images {', '.join(map(str, expected))}"
+
+
+def test_an_attack_is_compared_with_the_others(published):
+    workdir, _ = published
+    results = collect(workdir)
+    near, far = (results.distances("m", name) for name in ("near", "far"))
+    done = run_script("scripts/compare_attack.py", str(workdir), "m", "far")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert f"no other closer: {(far <= near).sum()}" in lines
+    assert f"no other closer by more than 1.00%: {(far <= 1.01 * near).sum()}" in lines
+    assert f"closest there: near, {(near < far).sum()}" in lines
+    for arguments, message in (
+        (("m", "nothing"), "no attack 'nothing' on m; there are near, far, other"),
+        (("n", "far"), "no model 'n'; there are m"),
+        (("m", "other"), "other is the only attack on m in linf"),
+        (("m", "far", "--thorough"), "does not name its data set"),
+    ):
+        done = run_script("scripts/compare_attack.py", str(workdir), *arguments)
+        assert done.returncode == 2 and message in done.stderr
 
 
 def test_the_archive_of_an_evaluation_is_always_the_same(published, monkeypatch):

@@ -11,8 +11,10 @@ import rich.console
 
 from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import Record
+from abs_model.evaluation.origins import Origin
 from abs_model.evaluation.results import Plan, PlannedAttack, Results
 from abs_model.evaluation.tables import ALL, ALL_PAPER, ALL_STRONGER, PUBLISHED
+from abs_model.evaluation.workdir import CLEAN
 
 INF = math.inf
 
@@ -46,7 +48,12 @@ def make_results(attacks, found, num_images=4, models=("abs", "mine")):
         "abs": records([INF] * 4),
         "mine": records([0, INF, INF, INF], clean_prediction=3) | records([0], clean_prediction=4),
     }
-    return Results(plan, clean, found)
+    keys = [*found, *((model, CLEAN) for model in clean)]
+    return Results(plan, clean, found, dict.fromkeys(keys, origin()))
+
+
+def origin(commits=()):
+    return Origin(0.0, commits, [], [], None, frozenset(range(9)))
 
 
 def example():
@@ -199,7 +206,8 @@ def test_what_was_not_tried_comes_with_the_reasons():
         for attack in results.plan.attacks
     ]
     attacks.append(dataclasses.replace(planned("a", norm="linf"), refusals=attacks[0].refusals))
-    plan = dataclasses.replace(results.plan, attacks=attacks)
+    about = {"attacks_left_out": ["e_l2", "f"]}
+    plan = dataclasses.replace(results.plan, attacks=attacks, about=about)
     tables = make_tables(dataclasses.replace(results, plan=plan))
     for text in (to_markdown(tables), on_terminal(tables)):
         lines = text.splitlines()
@@ -207,13 +215,17 @@ def test_what_was_not_tried_comes_with_the_reasons():
         assert [line for line in found if line.startswith("- ")] == [
             "- A, B on mine: it is for ABS models",
             "- C on mine: the configuration has it for abs only",
+            "- e_l2, f: --attacks left them out",
         ]
 
 
 def test_what_has_not_begun_has_no_queries_and_commits_are_named():
     results = make_results([planned("a", num_steps=3), planned("b")], {("abs", "b"): records([1])})
-    tables = make_tables(dataclasses.replace(results, commits=["abc", "def-dirty"]))
+    origins = {("abs", CLEAN): origin(["abc"]), ("abs", "b"): origin(["abc", "def-dirty"])}
+    tables = make_tables(dataclasses.replace(results, origins=origins))
     assert rows_of(tables)["A"].budget == "3 steps"
     assert rows_of(tables)[ALL_PAPER].budget == ""
     for text in (to_markdown(tables), on_terminal(tables)):
-        assert text.index("Commits of the code:") < text.index("- abc") < text.index("- def-dirty")
+        lines = ("Commits of the code:", "- abc", "- def-dirty", "- not known of 4 results")
+        places = [text.index(line) for line in lines]
+        assert places == sorted(places)

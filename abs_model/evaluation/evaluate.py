@@ -27,7 +27,6 @@ from abs_model.evaluation.workdir import (
     locked,
     model_identity,
 )
-from abs_model.provenance import environment
 
 
 class EvaluationError(UserError):
@@ -167,8 +166,6 @@ def _plan(
             **about,
             "seed": settings.seed,
             "batch_size": settings.batch_size,
-            # Commit and device are noted with each batch: these may be older than this command.
-            "packages": environment()["packages"],
         },
     )
 

@@ -137,6 +137,8 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
         **plan.about,
         "commits": list(results.commits),
         "devices": list(results.devices),
+        "packages": list(results.packages),
+        "num_unknown": results.num_unknown,
         "num_clean": plan.num_clean,
         "num_images": plan.num_images,
         "clean_accuracy": {
@@ -150,6 +152,11 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
                 "group": attack.group,
                 "settings": attack.settings,
                 "refusals": attack.refusals,
+                "commits": {
+                    model: origin.commits
+                    for model in attack.ledgers
+                    if (origin := results.origins.get((model, attack.name))) is not None
+                },
             }
             for attack in plan.attacks
         },

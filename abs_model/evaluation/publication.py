@@ -13,8 +13,9 @@ import pathlib
 import tarfile
 
 from abs_model.evaluation.ledger import SETTINGS_FILE, Record, to_line
+from abs_model.evaluation.origins import TIMES_FILE
 from abs_model.evaluation.results import PLAN_FILE, Results
-from abs_model.evaluation.workdir import TIMES_FILE, WHOLE
+from abs_model.evaluation.workdir import WHOLE
 
 
 def pack(workdir: pathlib.Path, results: Results) -> bytes:
@@ -49,6 +50,22 @@ def pack(workdir: pathlib.Path, results: Results) -> bytes:
             ]
             files |= _ledger(workdir, folder, records)
     return _archive(files)
+
+
+def lost_images(results: Results) -> list[str]:
+    """Closest adversarial images that a workdir lacks, e.g. "madry l2, fab_l2: images 24, 27".
+
+    An archive keeps the closest only. Where one of its attacks is left out or done again, what is
+    the closest then may have no image.
+    """
+    lost: dict[str, list[str]] = {}
+    for model in results.plan.models:
+        for norm in results.norms:
+            for attack, record in results.closest_records(model, norm):
+                if record.holds and record.image is None:
+                    name = f"{model} {norm}, {attack.name}"
+                    lost.setdefault(name, []).append(str(record.index))
+    return [f"{name}: images {', '.join(indices)}" for name, indices in lost.items()]
 
 
 def _ledger(workdir: pathlib.Path, folder: str, records: list[Record]) -> dict[str, bytes]:

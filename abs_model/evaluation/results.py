@@ -11,7 +11,8 @@ import numpy as np
 from abs_model.attacks.base import NORMS
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import GO_ON, Record, read_records
-from abs_model.evaluation.workdir import read_origins
+from abs_model.evaluation.origins import Origin, read_origins
+from abs_model.evaluation.workdir import CLEAN
 from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
@@ -106,19 +107,56 @@ class Results:
         plan: What was to be done.
         clean: By model, the records of the clean images.
         found: By model and attack's name, those of the attacked ones.
-        seconds: By model, how long all of these took, as far as it is known.
-        commits: That found them, as far as it is known.
-        devices: On which they were found, likewise.
-        finished: When the last was found, in UTC as "2026-11-26 04:01"; None where not known.
+        origins: By model and attack's name, or `CLEAN`, how these records came about, as far as it
+            is known.
     """
 
     plan: Plan
     clean: Mapping[str, Mapping[int, Record]]
     found: Mapping[tuple[str, str], Mapping[int, Record]]
-    seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    commits: Sequence[str] = ()
-    devices: Sequence[str] = ()
-    finished: str | None = None
+    origins: Mapping[tuple[str, str], Origin] = dataclasses.field(default_factory=dict)
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By model, how long all its records took, as far as it is known."""
+        seconds = dict.fromkeys(self.plan.models, 0.0)
+        for (model, _), origin in self.origins.items():
+            seconds[model] += origin.seconds
+        return seconds
+
+    @property
+    def commits(self) -> list[str]:
+        """Of the code that found the records, as far as it is known."""
+        return self._all_origins("commits")
+
+    @property
+    def devices(self) -> list[str]:
+        """On which they were found, likewise."""
+        return self._all_origins("devices")
+
+    @property
+    def packages(self) -> list[str]:
+        """With which versions of Python and packages, a text for each combination, likewise."""
+        return self._all_origins("packages")
+
+    def _all_origins(self, key: str) -> list[str]:
+        values = (value for origin in self.origins.values() for value in getattr(origin, key))
+        return list(dict.fromkeys(values))
+
+    @property
+    def finished(self) -> str | None:
+        """When the last was found, in UTC as "2026-11-26 04:01"; None where not known."""
+        times = (origin.finished for origin in self.origins.values() if origin.finished)
+        return max(times, default=None)
+
+    @property
+    def num_unknown(self) -> int:
+        """How many records there are of which it isn't known how they came about."""
+        everything = {(model, CLEAN): records for model, records in self.clean.items()}
+        return sum(
+            len(records.keys() - (self.origins[key].images if key in self.origins else ()))
+            for key, records in {**everything, **self.found}.items()
+        )
 
     @property
     def complete(self) -> bool:
@@ -204,24 +242,11 @@ def collect(workdir: pathlib.Path) -> Results:
         for attack in plan.attacks
         for model, folder in attack.ledgers.items()
     }
-    known = read_origins(workdir)
-    origins = {
-        model: [known[folder] for folder in _folders(plan, model) if folder in known]
-        for model in plan.models
+    folders = {(model, CLEAN): folder for model, folder in plan.clean_ledgers.items()} | {
+        (model, attack.name): folder
+        for attack in plan.attacks
+        for model, folder in attack.ledgers.items()
     }
-    every = [origin for each in origins.values() for origin in each]
-    return Results(
-        plan,
-        clean,
-        found,
-        seconds={model: sum(one.seconds for one in each) for model, each in origins.items()},
-        commits=list(dict.fromkeys(commit for origin in every for commit in origin.commits)),
-        devices=list(dict.fromkeys(device for origin in every for device in origin.devices)),
-        finished=max((one.finished for one in every if one.finished), default=None),
-    )
-
-
-def _folders(plan: Plan, model: str) -> list[str]:
-    """Of all ledgers of a model."""
-    attacks = [attack.ledgers[model] for attack in plan.attacks if model in attack.ledgers]
-    return [plan.clean_ledgers[model], *attacks]
+    known = read_origins(workdir)
+    origins = {key: known[folder] for key, folder in folders.items() if folder in known}
+    return Results(plan, clean, found, origins)

@@ -18,12 +18,13 @@ from abs_model.classifiers import Classifier
 from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
 from abs_model.evaluation.ledger import Part, Record, read_records
+from abs_model.evaluation.origins import note_batch
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec, Launcher
 from abs_model.evaluation.verification import Verification, verify
-from abs_model.evaluation.workdir import CLEAN, Shard, note_time
-from abs_model.provenance import device_name, git_commit
+from abs_model.evaluation.workdir import CLEAN, Shard
+from abs_model.provenance import device_name, git_commit, package_versions
 
 Array = np.ndarray
 
@@ -85,6 +86,7 @@ class Runner:
         self._launcher = launcher
         self._commit = git_commit()
         self._device = device_name()
+        self._packages = ", ".join(f"{name} {each}" for name, each in package_versions().items())
         self._clean: dict[str, dict[int, Record]] = {}
 
     def run(self, task: Task, progress: Progress) -> None:
@@ -143,7 +145,7 @@ class Runner:
         return model.predict(images).tolist()
 
     def _note(self, task: Task, batch: Sequence[int], seconds: float) -> None:
-        note_time(
+        note_batch(
             self._workdir,
             {
                 "model": task.model.name,
@@ -155,6 +157,7 @@ class Runner:
                 "shard": self._shard.part,
                 "commit": self._commit,
                 "device": self._device,
+                "packages": self._packages,
                 "finished": f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d %H:%M}",
             },
         )

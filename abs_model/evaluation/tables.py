@@ -97,7 +97,8 @@ class Tables:
         blocks: By norm.
         complete: Whether everything planned is done.
         not_tried: Which attacks on which models, and why, a line for each reason.
-        commits: Of the code that found the results, as far as it is known.
+        commits: Of the code that found the results; a last line says of how many results that is
+            not known, if there are any.
     """
 
     models: Sequence[str]
@@ -123,21 +124,31 @@ def make_tables(results: Results) -> Tables:
         blocks=[_block(results, norm) for norm in results.norms],
         complete=results.complete,
         not_tried=_not_tried(plan),
-        commits=results.commits,
+        commits=_commits(results),
     )
 
 
 def _not_tried(plan: Plan) -> list[str]:
-    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models"."""
+    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models".
+
+    Last what the command line left out.
+    """
     titles: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for attack in plan.attacks:
         for reason in dict.fromkeys(attack.refusals.values()):
             models = tuple(model for model, why in attack.refusals.items() if why == reason)
             titles.setdefault((reason, models), []).append(attack.title)
-    return [
+    lines = [
         f"{', '.join(dict.fromkeys(found))} on {', '.join(models)}: {reason}"
         for (reason, models), found in titles.items()
     ]
+    left = plan.about.get("attacks_left_out", ())
+    return [*lines, *([f"{', '.join(left)}: --attacks left them out"] if left else [])]
+
+
+def _commits(results: Results) -> list[str]:
+    unknown = results.num_unknown
+    return [*results.commits, *([f"not known of {unknown:,} results"] if unknown else [])]
 
 
 def _block(results: Results, norm: str) -> Block:

@@ -2,12 +2,13 @@
 
     evaluation.json    the plan: models, attacks, images; rewritten by each command
     ledger/            see `abs_model.evaluation.ledger`
-    timings.jsonl      how long each batch took, on which device, by which commit
+    timings.jsonl      how long each batch took, on which device, by which commit and packages
     results.*          the tables
 
 Whatever decides over a result goes into the fingerprint of its ledger, so that results of other
-settings, models or seeds lie elsewhere and never mix. The exception is this package's own code:
-what is done stays done when it changes, and the tables name the commits that did it.
+settings, models or seeds lie elsewhere and never mix. The exception is the code of this package and
+those it stands on: what is done stays done when it changes, and the tables name the commits, and
+results.json the packages' versions, that did it (`abs_model.evaluation.origins`).
 """
 
 import contextlib
@@ -20,7 +21,7 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -32,7 +33,6 @@ from abs_model.classifiers import Classifier, FunctionClassifier
 from abs_model.errors import UserError
 
 CLEAN = "clean"
-TIMES_FILE = "timings.jsonl"
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _OPAQUE = re.compile("callback|custom_[jv][jv]p")  # what a traced function does not show
 
@@ -86,11 +86,7 @@ def ledger_folder(
     """
     text = json.dumps(identity, sort_keys=True)
     fingerprint = hashlib.sha256(text.encode()).hexdigest()[:12]
-    return workdir / _folder(model_name, attack_name, fingerprint)
-
-
-def _folder(model_name: str, attack_name: str, fingerprint: str) -> str:
-    return f"ledger/{model_name}/{attack_name}/{fingerprint}"
+    return workdir / "ledger" / model_name / attack_name / fingerprint
 
 
 def model_identity(model: Classifier) -> str:
@@ -188,59 +184,3 @@ def locked(workdir: pathlib.Path, shard: Shard) -> Iterator[None]:
         except OSError as error:
             raise WorkdirError(f"can't use --workdir={workdir}: {error}") from error
         yield
-
-
-def note_time(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
-    """Appends an entry to `TIMES_FILE`: of interest, but of no consequence for any result."""
-    line = json.dumps(dict(entry)) + "\n"
-    with contextlib.suppress(OSError):
-        with open(workdir / TIMES_FILE, "a") as file:
-            file.write(line)
-
-
-@dataclasses.dataclass(frozen=True)
-class Origin:
-    """How a ledger came about, as far as it was noted.
-
-    Attributes:
-        seconds: That its batches took.
-        commits: That they were done by, in the order of time.
-        devices: On which they were done, likewise.
-        finished: When the last one was, in UTC as "2026-11-26 04:01"; None where it isn't known.
-    """
-
-    seconds: float
-    commits: Sequence[str]
-    devices: Sequence[str]
-    finished: str | None
-
-
-def read_origins(workdir: pathlib.Path) -> dict[str, Origin]:
-    """How each ledger came about, by its folder in the workdir.
-
-    Of a batch that was done more than once, such as after a kill, the last time counts. Entries
-    that were lost, or never written, are missing.
-    """
-    try:
-        lines = (workdir / TIMES_FILE).read_text("utf-8").splitlines()
-    except OSError:
-        return {}
-    folders: dict[str, dict[int, dict[str, Any]]] = {}
-    for line in lines:
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(line)
-            folder = _folder(entry["model"], entry["attack"], entry["fingerprint"])
-            entry["seconds"] = float(entry["seconds"])
-            batches = folders.setdefault(folder, {})
-            batches.pop(int(entry["first"]), None)
-            batches[int(entry["first"])] = entry
-    return {folder: _origin(list(batches.values())) for folder, batches in folders.items()}
-
-
-def _origin(entries: Sequence[Mapping[str, Any]]) -> Origin:
-    commits, devices, times = (
-        list(dict.fromkeys(entry[key] for entry in entries if entry.get(key)))
-        for key in ("commit", "device", "finished")
-    )
-    seconds = sum(entry["seconds"] for entry in entries)
-    return Origin(seconds, commits, devices, max(times, default=None))

@@ -65,6 +65,7 @@ def make_content(
         "about": dict(plan.about),
         "commits": list(results.commits),
         "devices": list(results.devices),
+        "packages": list(results.packages),
         "rounding": [RELATIVE_ROUNDING, ABSOLUTE_ROUNDING],
         "norms": [
             {

@@ -33,7 +33,7 @@ function drawHead() {
 }
 
 function drawFacts() {
-  const { about } = content, { packages } = about;
+  const { about } = content;
   const shape = (about.dataset?.image_shape ?? gallery.shape).join("×");
   const facts = [
     ["Data set", `${about.dataset?.name ?? UNKNOWN}, test split, ${shape}`],
@@ -42,8 +42,7 @@ function drawFacts() {
     ["Last result", content.finished ? `${content.finished} UTC` : UNKNOWN],
     ["Commits", content.commits.join(", ") || UNKNOWN],
     ["Hardware", content.devices.join(" and ") || UNKNOWN],
-    ["Packages", packages
-      ? Object.entries(packages).map((each) => each.join(" ")).join(", ") : UNKNOWN],
+    ["Packages", content.packages.join(" and ") || UNKNOWN],
   ];
   byId("facts").append(...facts.flatMap(([term, text]) =>
     [element("dt", {}, term), element("dd", {}, String(text))]));

@@ -209,7 +209,7 @@ class ABSClassifier(Classifier):
 
     def batch_begin(self, images: jax.Array) -> tuple[jax.Array, Inference]:
         inference = self.batch_inference(images)
-        return self._logits(inference), inference
+        return self.inferred_logits(inference), inference
 
     def batch_follow(
         self, images: jax.Array, state: Inference, asked: jax.Array | None = None
@@ -219,9 +219,10 @@ class ABSClassifier(Classifier):
         wanted = jax.nn.one_hot(leaders, self.num_classes, dtype=bool).any(axis=1)
         wanted = wanted if asked is None else wanted | asked
         inference = self.batch_refinement(images, state, wanted)
-        return self._logits(inference), inference
+        return self.inferred_logits(inference), inference
 
-    def _logits(self, inference: Inference) -> jax.Array:
+    def inferred_logits(self, inference: Inference) -> jax.Array:
+        """The logits of images that have been inferred, (N, classes)."""
         return -self.weighted_energies(inference) / np.prod(self.image_shape)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:

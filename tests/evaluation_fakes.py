@@ -38,6 +38,9 @@ class GenerativeClassifier(StripeClassifier):
     def weighted_energies(self, inference):
         return self.class_weights * inference.energies
 
+    def inferred_logits(self, inference):
+        return (100 - self.weighted_energies(inference)) / 10
+
     def infer(self, images):
         dims = jnp.linspace(0.2, 1.2, self.num_classes)
         return types.SimpleNamespace(

@@ -71,14 +71,16 @@ def draw_examples(model: Any, examples: Sequence[Example], *, title: str, note: 
     lowest.
 
     Args:
-        model: The classifier that was attacked; with `infer` it also has `weighted_energies`.
+        model: The classifier that was attacked; with `infer` it also has `weighted_energies` and
+            `inferred_logits`.
         examples: At least one.
         title: Of the picture.
         note: Below the title.
     """
     images = np.stack([each.clean for each in examples] + [each.adversarial for each in examples])
-    confidences = np.asarray(model.confidences(images)).reshape(2, len(examples), -1)
     inference = model.infer(images) if hasattr(model, "infer") else None
+    logits = model.logits(images) if inference is None else model.inferred_logits(inference)
+    confidences = np.asarray(model.logits_to_confidences(logits)).reshape(2, len(examples), -1)
     width = 2 * _MARGIN + 3 * _PANEL_PITCH
     if inference is not None:
         width += _SIDE_LABEL + min(confidences.shape[-1], MAX_CLASSES) * _SMALL_PITCH

@@ -286,7 +286,7 @@ class FunctionClassifier(Classifier):
     """
 
     function: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata=_STATIC)
-    black_box: bool = dataclasses.field(metadata=_STATIC)
+    black_box: bool = dataclasses.field(default=False, metadata=_STATIC)
 
     @property
     def differentiable(self) -> bool:

@@ -47,7 +47,7 @@ _CPU: dict[str, Any] = {
     },
     "salt_and_pepper": {"slow": {"num_restarts": 3, "num_epsilons": 20}},
     "deepfool": {"all": {"num_steps": 50}},
-    "deepfool_ge": {"all": {"num_steps": 15}},
+    "deepfool_ge": {"all": {"num_steps": 5}},
     "fast_gradient": {"slow": {"num_epsilons": 20}},
     "bim": {"slow": {"num_searches": 10}},
     "bim_ge": {"all": {"num_steps": 2, "num_searches": 2}},

@@ -41,7 +41,6 @@ def tracking_classifier(function, num_classes, batch_size=4):
         num_classes=num_classes,
         batch_size=batch_size,
         function=function,
-        black_box=False,
         report=lambda images, state: asked.append((np.array(images), np.array(state))),
     )
     return model, asked

@@ -67,10 +67,11 @@ def _compare(results: Results, model: str, name: str) -> list[Closer]:
             f"not all attacks on {model} in {attack.norm} are done; go on with evaluate.py"
         )
     closest = theirs.min(axis=0)
-    print(f"{attack.title} on {model}, {attack.norm}, {len(ours)} images, {len(others)} others")
+    print(f"{attack.title} on {model}, {attack.norm}: {len(ours)} images, others: {len(others)}")
     for tolerance in _TOLERANCES:
         count = int((ours <= closest * (1 + tolerance)).sum())
-        print(f"no other closer{f' by more than {tolerance:.2%}' if tolerance else ''}: {count}")
+        beyond = f" by more than {tolerance:.2%}" if tolerance else ""
+        print(f"images with no other closer{beyond}: {count}")
     closer = []
     for index in np.flatnonzero(ours > closest):
         other = others[int(theirs[:, index].argmin())]

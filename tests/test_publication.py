@@ -85,8 +85,8 @@ def test_an_attack_is_compared_with_the_others(published):
     done = run_script("scripts/compare_attack.py", str(workdir), "m", "far")
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert f"no other closer: {(far <= near).sum()}" in lines
-    assert f"no other closer by more than 1.00%: {(far <= 1.01 * near).sum()}" in lines
+    assert f"images with no other closer: {(far <= near).sum()}" in lines
+    assert f"images with no other closer by more than 1.00%: {(far <= 1.01 * near).sum()}" in lines
     assert f"closest there: near, {(near < far).sum()}" in lines
     for arguments, message in (
         (("m", "nothing"), "no attack 'nothing' on m; there are near, far, other"),

@@ -244,7 +244,8 @@ def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[
         else:
             raise SuiteError(
                 f"--attacks: the configuration has no attack {name!r}"
-                f"{suggestion(name, list(known))}; it has {', '.join(known)}. One of your own is"
+                f"{suggestion(name, list(known))}; it has {', '.join(known)}. Another"
+                " configuration, such as configs/table1.py, has others; one of your own is"
                 " NAME=package.module:function"
             )
         chosen |= {spec.name: spec for spec in specs}

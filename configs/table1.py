@@ -27,6 +27,7 @@ from typing import Any
 
 import ml_collections
 
+from abs_model.attacks.catalogue import ATTACKS, Needs
 from abs_model.training.configuration import choose_variant
 
 _EPSILONS = {"l2": 1.5, "linf": 0.3}
@@ -93,16 +94,6 @@ _SMOKE: dict[str, Any] = {
     "square": {"all": {"num_steps": 10}},
     "hop_skip_jump": {"all": {"max_queries": 100, "starts": 8}},
 }
-_WITHOUT_GRADIENTS = (
-    "transfer",
-    "gaussian_noise",
-    "boundary",
-    "pointwise",
-    "salt_and_pepper",
-    "sparse_rs",
-    "square",
-    "hop_skip_jump",
-)
 _TINY = ("fast_gradient_l2", "mim_linf", "salt_and_pepper")
 
 # num_clean, num_images, batch_size
@@ -135,7 +126,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         attacks = _one_of_each(attacks)
     if variant == "smoke":
         for row in attacks.values():
-            if row["attack"] in _WITHOUT_GRADIENTS:
+            if ATTACKS[row["attack"]].needs is Needs.LOGITS:
                 row["only"] = ("network", "nearest_neighbor", "binary_abs")
     elif variant == "tiny":
         attacks = {name: attacks[name] for name in _TINY}

@@ -11,7 +11,6 @@ what is adversarial by the model's search only goes by what that search leaves.
 
 import argparse
 import collections
-import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -27,6 +26,7 @@ from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.report import open_sources
 from abs_model.evaluation.results import GROUPS, PlannedAttack
 from abs_model.solvers import QuasiNewton
+from scripts.inference_benchmark import with_settings
 
 _TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
 _THOROUGH = {
@@ -110,9 +110,7 @@ def _ask_thoroughly(
     images = {r.index: r.adversarial for _, r in closer if r.adversarial is not None}
     if not images:
         return
-    settings = dataclasses.replace(model.solver.settings, **_THOROUGH)
-    solver = dataclasses.replace(model.solver, settings=settings)
-    thorough = dataclasses.replace(model, solver=solver)
+    thorough = with_settings(model, _THOROUGH)
     labels = sources.test.labels[list(images)].astype(int)
     print("Searching again, which takes a minute or so", file=sys.stderr)
     own, deep = (

@@ -60,7 +60,7 @@ def measure(
         against_torch: Whether PyTorch versions of the paper's algorithm are timed too.
     """
     ours = abs_model.load(workdir, solver="quasi_newton")
-    fast = _with_settings(ours, _FAST)
+    fast = with_settings(ours, _FAST)
     adam = abs_model.load(workdir, solver="adam")
     models = {"adam": adam, "quasi_newton": ours, "quasi_newton_fast": fast}
     test = abs_model.load_dataset("mnist").test
@@ -88,7 +88,7 @@ def _compare_energies(
 ) -> dict[str, Any]:
     """Gaps of the solvers' energies to the best known and to each other's."""
     ours = models["quasi_newton"]
-    models = models | {"thorough": _with_settings(ours, _THOROUGH)}
+    models = models | {"thorough": with_settings(ours, _THOROUGH)}
     energies = {
         name: _in_batches(model.infer, f"energies of {name}", images).energies
         for name, model in models.items()
@@ -112,7 +112,8 @@ def _compare_energies(
     return result | {"refinement": _compare_refinement(ours, images)}
 
 
-def _with_settings(model: ABSClassifier, changes: dict[str, Any]) -> ABSClassifier:
+def with_settings(model: ABSClassifier, changes: dict[str, Any]) -> ABSClassifier:
+    """The model with other settings of its solver."""
     settings = dataclasses.replace(model.solver.settings, **changes)
     return dataclasses.replace(model, solver=dataclasses.replace(model.solver, settings=settings))
 

@@ -237,16 +237,13 @@ def collect(workdir: pathlib.Path) -> Results:
         }
         for model, folder in plan.clean_ledgers.items()
     }
-    found = {
-        (model, attack.name): read_records(workdir / folder)
-        for attack in plan.attacks
-        for model, folder in attack.ledgers.items()
-    }
-    folders = {(model, CLEAN): folder for model, folder in plan.clean_ledgers.items()} | {
+    attacked = {
         (model, attack.name): folder
         for attack in plan.attacks
         for model, folder in attack.ledgers.items()
     }
+    found = {key: read_records(workdir / folder) for key, folder in attacked.items()}
+    folders = {(model, CLEAN): folder for model, folder in plan.clean_ledgers.items()} | attacked
     known = read_origins(workdir)
     origins = {key: known[folder] for key, folder in folders.items() if folder in known}
     return Results(plan, clean, found, origins)

@@ -1,9 +1,11 @@
 """Shared fixtures: the committed sample as arrays, prepared data folders, a small trained ABS."""
 
+import fcntl
 import os
 import pathlib
 import subprocess
 import sys
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,10 +15,14 @@ ROOT = pathlib.Path(__file__).parent.parent
 # Programs that several tests, and the scripts they start, compile are compiled once.
 _CACHE = ROOT / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+# Tests compile far more than they compute: the older code generator for CPUs takes two thirds of
+# the time, though its programs for ABS run a third longer.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from abs_model.compilation import unload_programs  # noqa: E402, which reads the environment
+from abs_model.data import load_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,8 +40,15 @@ def mnist_sample() -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory) -> pathlib.Path:
-    """A TFDS folder in which tests/tiny_datasets.py's data sets are prepared when first used."""
-    return tmp_path_factory.mktemp("tfds")
+    """A TFDS folder in which tests/tiny_datasets.py's data sets are prepared; not to be changed."""
+
+    def prepare(folder: pathlib.Path) -> None:
+        for name in ("mnist_sample", "tiny_rgb"):
+            load_dataset(
+                name, data_dir=str(folder), validation_size=50, module="tests.tiny_datasets"
+            )
+
+    return _made_once(tmp_path_factory, "tfds", prepare)
 
 
 def run_script(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -63,8 +76,26 @@ def train_arguments(
 
 @pytest.fixture(scope="session")
 def abs_run(tmp_path_factory, data_dir) -> pathlib.Path:
-    """The workdir of a finished `tiny` ABS run on the MNIST sample."""
-    workdir = tmp_path_factory.mktemp("runs") / "abs"
-    done = run_script(*train_arguments("abs", workdir, data_dir, "mnist_sample"))
-    assert done.returncode == 0, done.stderr
-    return workdir
+    """The workdir of a finished `tiny` ABS run on the MNIST sample; not to be changed."""
+
+    def train(workdir: pathlib.Path) -> None:
+        done = run_script(*train_arguments("abs", workdir, data_dir, "mnist_sample"))
+        assert done.returncode == 0, done.stderr
+
+    return _made_once(tmp_path_factory, "abs", train)
+
+
+def _made_once(
+    tmp_path_factory: pytest.TempPathFactory, name: str, make: Callable[[pathlib.Path], None]
+) -> pathlib.Path:
+    """A folder that one of the processes that run tests makes, while the others wait for it."""
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        base = base.parent  # of this run of all processes
+    with open(base / f"{name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not os.fstat(lock.fileno()).st_size:
+            make(base / name)
+            lock.write("made")
+            lock.flush()
+    return base / name

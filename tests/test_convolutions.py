@@ -18,6 +18,11 @@ from abs_model.convolutions import (
 _DIMENSIONS = ("CHWN", "HWIO", "CHWN")
 
 
+def compiled(function):
+    """As one program of arrays and a stride: far faster than its operations one by one."""
+    return jax.jit(function, static_argnums=2)
+
+
 def direct(images, kernel, stride):
     return lax.conv_general_dilated(
         images, kernel, (stride, stride), "VALID", dimension_numbers=_DIMENSIONS
@@ -52,15 +57,16 @@ def problems(draw):
 @settings(max_examples=8, deadline=None)
 @given(problems())
 def test_convolve_equals_the_direct_definition(problem):
-    np.testing.assert_allclose(convolve(*problem), direct(*problem), rtol=1e-4, atol=1e-4)
+    ours, expected = (compiled(function)(*problem) for function in (convolve, direct))
+    np.testing.assert_allclose(ours, expected, rtol=1e-4, atol=1e-4)
 
 
 @settings(max_examples=8, deadline=None)
 @given(problems())
 def test_both_forms_of_the_transpose_equal_the_direct_definition(problem):
-    expected = direct_transposed(*problem)
+    expected = compiled(direct_transposed)(*problem)
     for form in (transposed_convolution, _multiply_then_add, _gather_then_multiply):
-        np.testing.assert_allclose(form(*problem), expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(compiled(form)(*problem), expected, rtol=1e-4, atol=1e-4)
 
 
 # Every layer of the paper's VAE at 28x28, and one that is neither square nor divides evenly.
@@ -78,14 +84,17 @@ LAYERS = [
 
 @pytest.mark.parametrize(("ours", "reference", "size", "kernel", "stride"), LAYERS)
 def test_gradients_equal_those_of_the_direct_definition(ours, reference, size, kernel, stride):
-    keys = jax.random.split(jax.random.key(0), 3)
-    images = jax.random.normal(keys[0], (*size, 3))
-    weights = jax.random.normal(keys[1], kernel)
-    expected = reference(images, weights, stride)
-    cotangent = jax.random.normal(keys[2], expected.shape)
+    random = np.random.default_rng(0)
+    images = random.normal(size=(*size, 3)).astype(np.float32)
+    weights = random.normal(size=kernel).astype(np.float32)
+    expected = jax.eval_shape(lambda x, w: reference(x, w, stride), images, weights)
+    cotangent = random.normal(size=expected.shape).astype(np.float32)
 
     def gradients(function):
-        return jax.vjp(lambda x, w: function(x, w, stride), images, weights)[1](cotangent)
+        def pull(images, weights, stride):
+            return jax.vjp(lambda x, w: function(x, w, stride), images, weights)[1](cotangent)
+
+        return compiled(pull)(images, weights, stride)
 
     for got, want in zip(gradients(ours), gradients(reference), strict=True):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)

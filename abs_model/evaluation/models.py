@@ -72,8 +72,8 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
             name = pathlib.Path(os.path.abspath(path)).name
         if not path or not _NAME.fullmatch(name):
             raise ModelsError(
-                f"--models: {entry!r} must be NAME=PATH, the name of letters, digits and . _ + -"
-                " (it becomes part of file names)"
+                f"--models: {entry!r} must be NAME=PATH or NAME=package.module:function, the name"
+                " of letters, digits and . _ + - (it becomes part of file names)"
             )
         if name in {spec.name for spec in specs}:
             raise ModelsError(

@@ -17,7 +17,7 @@ _CACHE = ROOT / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 # Tests compile far more than they compute: with the older code generator for CPUs and little of
-# LLVM's optimization that takes half of the time, though programs for ABS run half as long again.
+# LLVM's optimization that takes half of the time, though programs for ABS run 1.7 times as long.
 os.environ.setdefault(
     "XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
 )

@@ -24,7 +24,7 @@ os.environ.setdefault(
 os.environ.setdefault("WANDB_MODE", "offline")
 
 from abs_model.compilation import unload_programs  # noqa: E402, which reads the environment
-from abs_model.data import load_dataset  # noqa: E402
+from abs_model.data import Dataset, load_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,11 +46,16 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
     def prepare(folder: pathlib.Path) -> None:
         for name in ("mnist_sample", "tiny_rgb"):
-            load_dataset(
-                name, data_dir=str(folder), validation_size=50, module="tests.tiny_datasets"
-            )
+            load_tiny(name, folder)
 
     return _made_once(tmp_path_factory, "tfds", prepare)
+
+
+def load_tiny(name: str, data_dir: pathlib.Path) -> Dataset:
+    """One of tests/tiny_datasets.py's data sets, split as `train_arguments` has it."""
+    return load_dataset(
+        name, data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
+    )
 
 
 def run_script(*arguments: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -99,5 +104,4 @@ def _made_once(
         if not os.fstat(lock.fileno()).st_size:
             make(base / name)
             lock.write("made")
-            lock.flush()
     return base / name

@@ -12,11 +12,16 @@ from abs_model.vae import derive_shape, stacked_vaes
 SHAPES = [(32, 32, 3), (17, 20, 1)]  # even, odd and mixed sizes
 
 
+def make_vaes(image_shape):
+    """Two classes' VAEs, by one compiled program."""
+    shape = derive_shape(image_shape, decoder_features=(6, 4, 3))
+    return nnx.jit(lambda: stacked_vaes(shape, 2, nnx.Rngs(0)))()
+
+
 @pytest.fixture(scope="module", params=SHAPES)
 def pair(request):
     """Image shape, second class's VAE with statistics unlike fresh ones, and its decoder."""
-    shape = derive_shape(request.param, decoder_features=(6, 4, 3))
-    vaes = nnx.jit(lambda: stacked_vaes(shape, 2, nnx.Rngs(0)))()
+    vaes = make_vaes(request.param)
     random = np.random.default_rng(0)
 
     def disturb(leaf):
@@ -73,8 +78,7 @@ def test_pixels_and_images_convert_both_ways(pair):
 
 
 def test_the_origin_is_that_of_every_trained_number():
-    shape = derive_shape((17, 20, 1), decoder_features=(6, 4, 3))
-    vaes = nnx.jit(lambda: stacked_vaes(shape, 2, nnx.Rngs(0)))()
+    vaes = make_vaes((17, 20, 1))
     kinds = (nnx.Param, nnx.BatchStat)
     state = tuple(nnx.to_pure_dict(nnx.state(vaes, kind)) for kind in kinds)
 

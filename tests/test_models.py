@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 import abs_model.evaluation.models as evaluation_models
-from abs_model.data import load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation import ModelSpec, load_models, parse_models
 from abs_model.training.workdir import open_workdir
+from tests.conftest import load_tiny
 from tests.evaluation_fakes import stripe_classifier
 
 
@@ -78,9 +78,7 @@ def test_a_model_of_other_images_is_refused(model, message, tmp_path, monkeypatc
 def test_pretrained_models_and_the_nearest_neighbor_are_loaded_by_name(data_dir, monkeypatch):
     def load_sample(name, **options):
         assert name == "mnist" and options["data_dir"] == "here"
-        return load_dataset(
-            "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
-        )
+        return load_tiny("mnist_sample", data_dir)
 
     monkeypatch.setattr(evaluation_models, "load_dataset", load_sample)
     specs = parse_models(["cnn", "bin=cnn:binary", "nn=nearest_neighbor"])
@@ -103,9 +101,7 @@ def make_nothing():
 
 
 def test_a_model_of_ones_own_is_made_by_its_function(data_dir, monkeypatch):
-    sample = load_dataset(
-        "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
-    )
+    sample = load_tiny("mnist_sample", data_dir)
     monkeypatch.setattr(evaluation_models, "load_dataset", lambda *_, **__: sample)
     models, _ = load_models(parse_models(["mine=tests.test_models:make_stripes"]))
     assert models["mine"].name == "mine"

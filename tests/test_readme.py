@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.data import load_dataset
 from abs_model.evaluation import (
     Settings,
     choose_attacks,
@@ -20,7 +19,7 @@ from abs_model.evaluation import (
 )
 from abs_model.evaluation import models as evaluation_models
 from configs import pgd
-from tests.conftest import ROOT
+from tests.conftest import ROOT, load_tiny
 
 
 @pytest.fixture
@@ -29,9 +28,7 @@ def my_lab(tmp_path, data_dir, monkeypatch):
     text = (ROOT / "README.md").read_text()
     (code,) = re.findall(r"```python\n# my_lab\.py\n(.*?)```", text, re.S)
     (tmp_path / "my_lab.py").write_text(code)
-    sample = load_dataset(
-        "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
-    )
+    sample = load_tiny("mnist_sample", data_dir)
     for module in (abs_model, evaluation_models):
         monkeypatch.setattr(module, "load_dataset", lambda *_, **__: sample)
     monkeypatch.chdir(tmp_path)

@@ -16,7 +16,7 @@ import abs_model
 from abs_model.data import Dataset, Split
 from abs_model.training import abs_task
 from abs_model.training.metrics import read_metrics
-from tests.conftest import ROOT, run_script, train_arguments
+from tests.conftest import ROOT, load_tiny, run_script, train_arguments
 
 sys.path.insert(0, str(ROOT))
 from configs.abs import get_config
@@ -182,9 +182,7 @@ def test_another_image_shape_trains_loads_classifies_and_is_attacked(tmp_path, d
     workdir = tmp_path / "rgb"
     done = run_script(*train_arguments("abs", workdir, data_dir, "tiny_rgb"))
     assert done.returncode == 0, done.stderr
-    dataset = abs_model.load_dataset(
-        "tiny_rgb", data_dir=str(data_dir), module="tests.tiny_datasets", validation_size=50
-    )
+    dataset = load_tiny("tiny_rgb", data_dir)
     model = abs_model.load(workdir, batch_size=6)
     images, labels = dataset.test.images[:6].astype(np.float32) / 255, dataset.test.labels[:6]
     assert model.confidences(images).shape == (6, 3)

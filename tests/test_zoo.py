@@ -11,7 +11,7 @@ import abs_model
 from abs_model import loading, zoo
 from abs_model.loading import find_trained, load_arrays
 from scripts import export_pretrained
-from tests.conftest import ROOT, run_script, train_arguments
+from tests.conftest import ROOT, load_tiny, run_script, train_arguments
 
 SHIPPED = (
     "abs",
@@ -184,9 +184,7 @@ def test_a_name_goes_before_a_folder(tiny_zoo, tmp_path, monkeypatch):
 def test_the_nearest_neighbor_is_made_of_mnist(data_dir, monkeypatch):
     def load_sample(name):
         assert name == "mnist"
-        return abs_model.load_dataset(
-            "mnist_sample", data_dir=str(data_dir), validation_size=50, module="tests.tiny_datasets"
-        )
+        return load_tiny("mnist_sample", data_dir)
 
     monkeypatch.setattr(loading, "load_dataset", load_sample)
     model, dataset = abs_model.load("nearest_neighbor"), load_sample("mnist")

@@ -60,6 +60,11 @@ class Classifier(abc.ABC):
         return True
 
     @property
+    def logit_tolerance(self) -> float | jax.Array:
+        """By how much a margin of logits may be off besides rounding (`abs_model.decisions`)."""
+        return 0.0
+
+    @property
     def evaluations_per_gradient(self) -> int:
         """How often it is evaluated for the logits and a gradient of an image."""
         return 1
@@ -187,6 +192,12 @@ class ABSClassifier(Classifier):
     @property
     def given(self) -> PyTree:
         return self.class_weights, self.eta, self.solver.given
+
+    @property
+    def logit_tolerance(self) -> jax.Array:
+        # Either of the two energies may be above its minimum by as much as the search leaves.
+        tolerance = 2 * self.solver.settings.tolerance
+        return tolerance * jnp.max(self.class_weights) / np.prod(self.image_shape)
 
     def batch_inference(self, images: jax.Array) -> Inference:
         """Inference of images that have been checked; pure, energies are differentiable."""

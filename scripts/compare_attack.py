@@ -25,17 +25,9 @@ from abs_model.evaluation import Results, collect
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.report import open_sources
 from abs_model.evaluation.results import GROUPS, PlannedAttack
-from abs_model.solvers import QuasiNewton
-from scripts.inference_benchmark import with_settings
+from abs_model.evaluation.thorough_search import has_thorough_search, more_thorough
 
 _TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
-_THOROUGH = {
-    "num_starts": 32,
-    "num_minima": 32,
-    "num_on_the_way": 16,
-    "max_evaluations": 200,
-    "tolerance": 1e-4,
-}
 
 Closer = tuple[PlannedAttack, Record]
 
@@ -104,13 +96,13 @@ def _ask_thoroughly(
     """Prints the margins of the closer images by the model's own search and a thorough one."""
     sources = open_sources(workdir, results.plan)
     model = sources.models.get(name)
-    if not isinstance(model, ABSClassifier) or not isinstance(model.solver, QuasiNewton):
+    if not isinstance(model, ABSClassifier) or not has_thorough_search(model):
         message = f"--thorough needs an ABS model with the solver quasi_newton, which {name} is not"
         raise UserError("\n".join([message, *sources.notes]))
     images = {r.index: r.adversarial for _, r in closer if r.adversarial is not None}
     if not images:
         return
-    thorough = with_settings(model, _THOROUGH)
+    thorough = more_thorough(model)
     labels = sources.test.labels[list(images)].astype(int)
     print("Searching again, which takes a minute or so", file=sys.stderr)
     own, deep = (

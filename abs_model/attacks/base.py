@@ -28,13 +28,18 @@ class AttackResult:
     Attributes:
         images: float32 (N, height, width, channels) in [0, 1]: the adversarial images; where the
             attack failed, the image that came closest to fooling the classifier.
-        success: bool (N,): whether the classifier gets `images` wrong.
+        success: bool (N,): whether the classifier gets `images` wrong, beyond doubt (see
+            `abs_model.decisions`).
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
         num_queries: int32 (N,): how often the classifier was asked, with gradient or without, about
             each image of its batch, until the last of them was done; None where the attack does not
             count.
         num_gradients: int32 (N,): how often of these with gradient.
+        num_zero_gradients: int32 (N,): how many of the image's gradients were zero, which tells an
+            attack nothing; None where the attack does not count.
+        num_nonfinite_gradients: int32 (N,): how many had an entry that was NaN or infinite, which
+            attacks take for zero.
     """
 
     images: jax.Array
@@ -42,6 +47,8 @@ class AttackResult:
     distances: jax.Array
     num_queries: jax.Array | None = None
     num_gradients: jax.Array | None = None
+    num_zero_gradients: jax.Array | None = None
+    num_nonfinite_gradients: jax.Array | None = None
 
 
 def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:

@@ -3,6 +3,9 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
+
+from abs_model.decisions import ATTACK_FACTOR, uncertainty
 
 
 @jax.tree_util.register_dataclass
@@ -15,17 +18,26 @@ class Batch:
         classes: int32 (n,): the labels to lead away from, or the targets to lead to.
         keys: A `jax.random.key` for each image, (n,).
         targeted: Which of the two `classes` are.
+        logit_tolerance: Of the classifier; see `abs_model.decisions`.
     """
 
     images: jax.Array
     classes: jax.Array
     keys: jax.Array
     targeted: bool = dataclasses.field(metadata={"static": True})
+    logit_tolerance: float | jax.Array = 0.0
 
     def fooled(self, logits: jax.Array) -> jax.Array:
-        """bool (n,): whether images of these logits (n, classes) are adversarial."""
-        predictions = logits.argmax(1)
-        return predictions == self.classes if self.targeted else predictions != self.classes
+        """bool (n,): whether images of these logits (n, classes) are adversarial beyond doubt."""
+        is_class = jnp.arange(logits.shape[1]) == self.classes[:, None]
+        own = jnp.where(is_class, logits, -jnp.inf).max(1)
+        lead = self.signed(jnp.where(is_class, -jnp.inf, logits).max(1) - own)
+        # False where a logit is NaN.
+        return lead > self.required_margins(logits)
+
+    def required_margins(self, logits: jax.Array) -> jax.Array:
+        """float32 (n,): by how much images of these logits must be ahead; see `decisions`."""
+        return ATTACK_FACTOR * uncertainty(logits, self.logit_tolerance)
 
     def signed(self, values: jax.Array) -> jax.Array:
         """`values`, which an untargeted attack makes large, so that this attack does, too."""

@@ -18,7 +18,7 @@ class Best:
 
     Attributes:
         images: float32 (n, height, width, channels).
-        success: bool (n,): whether it is adversarial.
+        success: bool (n,): whether it is adversarial, and all its values are finite.
         distances: float32 (n,): from the original.
         margins: float32 (n,): see `losses.margins`.
         confirmed: bool (n,): whether an answer from scratch says so.
@@ -36,11 +36,12 @@ def first(
     batch: Batch, images: jax.Array, logits: jax.Array, norm: str, confirmed: bool = False
 ) -> Best:
     """The given images, which have these logits (n, classes), are the first found."""
+    finite = jnp.isfinite(images).all((1, 2, 3))
     return Best(
         images,
-        batch.fooled(logits),
+        batch.fooled(logits) & finite,
         distances(images, batch.images, norm),
-        margins(logits, batch),
+        jnp.where(finite, margins(logits, batch), -jnp.inf),
         jnp.full(len(images), confirmed),
     )
 

@@ -74,10 +74,11 @@ def nearest_boundaries(
         norm: "l2" or "linf", of the distances.
 
     Returns:
-        Hyperplanes; normals are zero where no class has a gradient that differs from the label's.
+        Hyperplanes, where f_k is ahead of f_label by `Batch.required_margins`; normals are zero
+        where no class has a gradient that differs from the label's.
     """
     is_label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
-    values = logits - of_class(logits, batch.classes)[:, None]
+    values = logits - (of_class(logits, batch.classes) + batch.required_margins(logits))[:, None]
     normals = jacobian - of_class(jacobian, batch.classes)[:, None]
     steepness = dual_lengths(normals, norm)
     possible = ~is_label & (steepness > 0)

@@ -82,6 +82,10 @@ class EstimatedGradients(Classifier):
         return getattr(self.model, "binary", False)
 
     @property
+    def logit_tolerance(self) -> float | jax.Array:
+        return self.model.logit_tolerance
+
+    @property
     def evaluations_per_gradient(self) -> int:
         """How often `model` is evaluated for the logits and the gradients of an image."""
         height, width, channels = self.image_shape

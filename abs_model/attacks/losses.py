@@ -14,7 +14,10 @@ Loss = Callable[[jax.Array, Batch], jax.Array]
 
 
 def margins(logits: jax.Array, batch: Batch) -> jax.Array:
-    """The largest other logit minus the class's, (n,): above 0 is adversarial.
+    """The largest other logit minus the class's, less what rounding can undo, (n,).
+
+    Above 0 is adversarial beyond doubt (`Batch.required_margins`). Logits with a NaN give minus
+    infinity.
 
     The loss of Carlini and Wagner (2017). Unlike cross-entropy and `log_odds` it does not depend on
     the scale of the logits: those of ABS differ by hundredths, at which a softmax is nearly uniform
@@ -22,7 +25,9 @@ def margins(logits: jax.Array, batch: Batch) -> jax.Array:
     its logit minus the largest other.
     """
     own, others = _split(logits, batch)
-    return batch.signed(others.max(axis=1) - own)
+    ahead = batch.signed(others.max(axis=1) - own)
+    found = ahead - jax.lax.stop_gradient(batch.required_margins(logits))
+    return jnp.where(jnp.isnan(found), -jnp.inf, found)
 
 
 def log_odds(logits: jax.Array, batch: Batch) -> jax.Array:

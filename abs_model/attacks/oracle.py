@@ -4,6 +4,7 @@ Attacks loop in Python: their own arithmetic is small and compiled by itself, an
 programs, which take long to compile, serve them all.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,9 @@ class Oracle:
         model: The classifier.
         num_queries: Evaluations of the model so far, for each image of the batch.
         num_gradients: Those with gradient among them.
+        num_zero_gradients: How many gradients of each image were zero, int32 (n,), or 0.
+        num_nonfinite_gradients: How many had entries that were not finite, int32 (n,), or 0. These
+            entries are zero in what attacks get, so that they go by the others.
         warm: Whether answers have come with states that are of use.
     """
 
@@ -38,6 +42,8 @@ class Oracle:
         self.model = model
         self.num_queries = 0
         self.num_gradients = 0
+        self.num_zero_gradients: int | jax.Array = 0
+        self.num_nonfinite_gradients: int | jax.Array = 0
         self.warm = False
         self._progress = progress
 
@@ -59,7 +65,8 @@ class Oracle:
     ) -> tuple[jax.Array, jax.Array, State]:
         """The gradients of the losses, shaped like the images; logits (n, classes); the state."""
         self._count(gradient=True)
-        gradients, logits, following = _gradients(self.model, images, batch, state, loss)
+        gradients, logits, following, flaws = _gradients(self.model, images, batch, state, loss)
+        self._count_flaws(flaws)
         self.warm = bool(jax.tree.leaves(following))
         return gradients, logits, following
 
@@ -71,7 +78,8 @@ class Oracle:
         All logits are exact, which makes it dearer than `gradients` for a warm-started classifier.
         """
         self._count(gradient=True)
-        jacobian, logits, following = _jacobian(self.model, images, state)
+        jacobian, logits, following, flaws = _jacobian(self.model, images, state)
+        self._count_flaws(flaws)
         self.warm = bool(jax.tree.leaves(following))
         return jacobian, logits, following
 
@@ -85,6 +93,10 @@ class Oracle:
         self.num_gradients += gradient
         if self._progress is not None:
             self._progress(self.num_queries)
+
+    def _count_flaws(self, flaws: "_Flaws") -> None:
+        self.num_zero_gradients += flaws.zero
+        self.num_nonfinite_gradients += flaws.nonfinite
 
 
 def _answer(
@@ -103,10 +115,28 @@ def _logits(
     return _answer(model, images, state, asked)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Flaws:
+    """Which images have a gradient that is zero, or not finite, int32 (n,): 0 or 1."""
+
+    zero: jax.Array
+    nonfinite: jax.Array
+
+
+def _usable(gradients: jax.Array) -> tuple[jax.Array, _Flaws]:
+    """Gradients (n, ...) with zero for what is not finite, and what was wrong with them."""
+    finite = jnp.isfinite(gradients)
+    axes = tuple(range(1, gradients.ndim))
+    usable = jnp.where(finite, gradients, 0.0)
+    zero, nonfinite = ~(usable != 0).any(axes), ~finite.all(axes)
+    return usable, _Flaws((zero & ~nonfinite).astype(jnp.int32), nonfinite.astype(jnp.int32))
+
+
 @functools.partial(jax.jit, static_argnames="loss")
 def _gradients(
     model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
-) -> tuple[jax.Array, jax.Array, State]:
+) -> tuple[jax.Array, jax.Array, State, _Flaws]:
     # A margin is of the class and the largest other; other losses may be of all.
     asked = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool) | (loss is not margins)
 
@@ -115,13 +145,14 @@ def _gradients(
         return loss(logits, batch).sum(), (logits, following)
 
     gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
-    return gradients, logits, following
+    gradients, flaws = _usable(gradients)
+    return gradients, logits, following, flaws
 
 
 @jax.jit
 def _jacobian(
     model: Classifier, images: jax.Array, state: State
-) -> tuple[jax.Array, jax.Array, State]:
+) -> tuple[jax.Array, jax.Array, State, _Flaws]:
     asked = jnp.ones((len(images), model.num_classes), bool)
     logits, pull_back, following = jax.vjp(
         lambda images: _answer(model, images, state, asked), images, has_aux=True
@@ -131,4 +162,5 @@ def _jacobian(
         return pull_back(jnp.broadcast_to(which, logits.shape))[0]
 
     rows = map_classes(of_class, jnp.eye(model.num_classes, dtype=logits.dtype))
-    return rows.transpose(1, 0, 2, 3, 4), logits, following
+    jacobian, flaws = _usable(rows.transpose(1, 0, 2, 3, 4))
+    return jacobian, logits, following, flaws

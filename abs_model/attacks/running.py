@@ -85,7 +85,9 @@ def run(
     model, rows = _split(model, len(images))
     parts = []
     for row in rows:
-        batch = _batch(images, classes, keys, row, targeted=targets is not None)
+        batch = _batch(
+            images, classes, keys, row, model.logit_tolerance, targeted=targets is not None
+        )
         oracle = Oracle(model, progress)
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
         if getattr(model, "binary", False):
@@ -113,9 +115,15 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
 
 @functools.partial(jax.jit, static_argnames="targeted")
 def _batch(
-    images: jax.Array, classes: jax.Array, keys: jax.Array, rows: np.ndarray, *, targeted: bool
+    images: jax.Array,
+    classes: jax.Array,
+    keys: jax.Array,
+    rows: np.ndarray,
+    logit_tolerance: float | jax.Array,
+    *,
+    targeted: bool,
 ) -> Batch:
-    return Batch(images[rows], classes[rows], keys[rows], targeted=targeted)
+    return Batch(images[rows], classes[rows], keys[rows], targeted, logit_tolerance)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
@@ -128,6 +136,12 @@ def _snap(batch: Batch, found: Best, norm: str) -> Best:
 
 def _result(oracle: Oracle, best: Best) -> AttackResult:
     counts = (
-        np.full(len(best.success), count) for count in (oracle.num_queries, oracle.num_gradients)
+        jnp.broadcast_to(jnp.asarray(count, jnp.int32), best.success.shape)
+        for count in (
+            oracle.num_queries,
+            oracle.num_gradients,
+            oracle.num_zero_gradients,
+            oracle.num_nonfinite_gradients,
+        )
     )
-    return AttackResult(best.images, best.success, best.distances, *map(jnp.asarray, counts))
+    return AttackResult(best.images, best.success, best.distances, *counts)

@@ -38,7 +38,8 @@ class Record:
     Attributes:
         index: Of the image in the test split.
         label: Its class.
-        clean_prediction: What the model calls the clean image.
+        clean_prediction: What the model calls the clean image: its label unless it misclassifies
+            that beyond doubt (`abs_model.decisions`); `NO_DECISION` where a logit is NaN.
         claimed: Whether the attack reported an adversarial image.
         reasons: Why verification refused it, of `verification.REASONS`; empty if it did not.
         prediction: What the model calls the attack's image, asked from scratch.
@@ -49,6 +50,12 @@ class Record:
         num_gradients: Those with gradient.
         image: What the attack claimed, or did not claim though it is adversarial, float32 (height,
             width, channels); None without either, and where the clean image is misclassified.
+        num_zero_gradients: How many of the gradients were zero; None where the attack does not
+            count, and in ledgers from before this was noted, as all that follows.
+        num_nonfinite_gradients: How many had an entry that was not finite.
+        margin: Of the attack's image, as `verification.Verification.margins` has it.
+        clean_margin: Of the clean image, likewise.
+        by_search: See `verification.Verification`.
     """
 
     index: int
@@ -61,6 +68,11 @@ class Record:
     num_queries: int | None
     num_gradients: int | None
     image: np.ndarray | None
+    num_zero_gradients: int | None = None
+    num_nonfinite_gradients: int | None = None
+    margin: float | None = None
+    clean_margin: float | None = None
+    by_search: bool | None = None
 
     @property
     def clean_error(self) -> bool:

@@ -17,16 +17,23 @@ from abs_model.attacks.base import AttackResult, fold_in
 from abs_model.classifiers import Classifier
 from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
+from abs_model.decisions import decide, margins
 from abs_model.evaluation.ledger import Part, Record, read_records
 from abs_model.evaluation.origins import note_batch
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec, Launcher
-from abs_model.evaluation.verification import Verification, verify
+from abs_model.evaluation.verification import (
+    Verification,
+    cold_logits,
+    uncertain_margins,
+    verify,
+)
 from abs_model.evaluation.workdir import CLEAN, Shard
 from abs_model.provenance import device_name, git_commit, package_versions
 
 Array = np.ndarray
+_COUNTS = ("num_queries", "num_gradients", "num_zero_gradients", "num_nonfinite_gradients")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +95,7 @@ class Runner:
         self._device = device_name()
         self._packages = ", ".join(f"{name} {each}" for name, each in package_versions().items())
         self._clean: dict[str, dict[int, Record]] = {}
+        self._answers: dict[tuple[Any, ...], tuple[Array, Array]] = {}
 
     def run(self, task: Task, progress: Progress) -> None:
         """Runs a task's batches; each is in the ledger before the next one starts."""
@@ -120,7 +128,7 @@ class Runner:
         images = self._dataset.test.images[rows].astype(np.float32) / 255
         labels = self._dataset.test.labels[rows]
         if task.spec is None:
-            return _clean_records(batch, labels, task.model.predict(images))
+            return _clean_records(batch, labels, _clean_answer(task.model, images, labels)[0])
         keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
         found = self._launcher(task.spec, task.model, images, labels, keys, progress.questions)
         adversarial = np.asarray(found.images)
@@ -133,16 +141,22 @@ class Runner:
             norm=task.spec.norm,
             epsilon=math.inf if epsilon is None else epsilon,
         )
-        clean = self._clean_predictions(task.model, batch, images)
+        clean = self._clean_answers(task.model, batch, images, labels)
         return _attack_records(batch, labels, clean, found, adversarial, verification)
 
-    def _clean_predictions(
-        self, model: Classifier, batch: Sequence[int], images: Array
-    ) -> Sequence[int]:
+    def _clean_answers(
+        self, model: Classifier, batch: Sequence[int], images: Array, labels: Array
+    ) -> tuple[Array, Array]:
+        """Predictions and margins; the predictions of the ledger where it has them."""
+        key = model.name, *batch
+        if key not in self._answers:
+            # Every attack asks about the same batches.
+            self._answers[key] = _clean_answer(model, images, labels)
+        predictions, margins = self._answers[key]
         known = self._clean[model.name]
         if all(index in known for index in batch):
-            return [known[index].clean_prediction for index in batch]
-        return model.predict(images).tolist()
+            predictions = np.array([known[index].clean_prediction for index in batch])
+        return predictions, margins
 
     def _note(self, task: Task, batch: Sequence[int], seconds: float) -> None:
         note_batch(
@@ -185,6 +199,13 @@ def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) ->
     return fold_in(jnp.broadcast_to(key, indices.shape), jnp.asarray(indices))
 
 
+def _clean_answer(model: Classifier, images: Array, labels: Array) -> tuple[Array, Array]:
+    """What a model calls clean images, as `Record.clean_prediction` has it, and their margins."""
+    logits = cold_logits(model, images)
+    predictions = decide(logits, labels, uncertain_margins(model, logits))
+    return predictions, margins(logits, labels)
+
+
 def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> list[Record]:
     return [
         Record(
@@ -206,34 +227,39 @@ def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> l
 def _attack_records(
     batch: Sequence[int],
     labels: Array,
-    clean: Sequence[int],
+    clean: tuple[Array, Array],
     found: AttackResult,
     adversarial: Array,
     verification: Verification,
 ) -> list[Record]:
     claimed, verified = np.asarray(found.success), verification.verified
-    counts = [
-        None if each is None else np.asarray(each)
-        for each in (found.num_queries, found.num_gradients)
-    ]
+    by_search = verification.by_search
+    counts = {name: getattr(found, name) for name in _COUNTS}
+    predictions, clean_margins = clean
     records = []
     for row, index in enumerate(batch):
-        wrong = clean[row] != labels[row]
+        wrong = predictions[row] != labels[row]
         distance = 0.0 if wrong else verification.adversarial_distances[row]
-        queries, gradients = (None if each is None else int(each[row]) for each in counts)
         records.append(
             Record(
                 index=index,
                 label=int(labels[row]),
-                clean_prediction=int(clean[row]),
+                clean_prediction=int(predictions[row]),
                 claimed=bool(claimed[row]),
                 reasons=verification.reasons(row) if claimed[row] else (),
                 prediction=int(verification.predictions[row]),
                 distance=float(distance),
-                num_queries=queries,
-                num_gradients=gradients,
                 # What failed is no one's business, and a clean error needs no second copy.
                 image=adversarial[row] if not wrong and (claimed[row] or verified[row]) else None,
+                margin=_finite(verification.margins[row]),
+                clean_margin=_finite(clean_margins[row]),
+                by_search=None if by_search is None else bool(by_search[row]),
+                **{name: None if n is None else int(n[row]) for name, n in counts.items()},
             )
         )
     return records
+
+
+def _finite(value: float) -> float | None:
+    """What JSON can hold."""
+    return float(value) if math.isfinite(value) else None

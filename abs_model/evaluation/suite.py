@@ -342,7 +342,8 @@ def _check_result(spec: AttackSpec, found: Any, images: np.ndarray) -> None:
             f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
             f" {np.shape(found.images)}"
         )
-    for name in ("success", "num_queries", "num_gradients"):
+    counts = ("num_queries", "num_gradients", "num_zero_gradients", "num_nonfinite_gradients")
+    for name in ("success", *counts):
         value = getattr(found, name)
         if np.shape(value) != (len(images),) and (name == "success" or value is not None):
             raise SuiteError(

@@ -1,42 +1,59 @@
-"""Checks what an attack claims, with none of the attack's own code.
+"""Checks what an attack reports, with none of the attack's own code.
 
 An image counts as adversarial when it is an image (finite, in [0, 1]), lies within epsilon of the
-clean one by a distance measured anew in float64, and the model, asked from scratch, calls it
-something else than its label.
+clean one by a distance measured again in float64, and the model, queried from a cold start and in
+batches of another size than the attack's, misclassifies it beyond doubt (`abs_model.decisions`).
 """
 
 import dataclasses
 import math
-from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
+
+from abs_model import decisions
+from abs_model.attacks.base import check_count, check_labels
+from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.evaluation.thorough_search import found_right, has_thorough_search
+from abs_model.images import check_images
 
 # Attacks project in float32, whose rounding may leave an image this far beyond epsilon.
 RELATIVE_ROUNDING = 1e-5
 ABSOLUTE_ROUNDING = 1e-6
 
-REASONS = ("out_of_bounds", "beyond_epsilon", "not_adversarial")
+REASONS = ("out_of_bounds", "beyond_epsilon", "no_decision", "within_rounding", "not_adversarial")
 NOT_CLASSIFIED = -1
+# Of a random model's mean margin: beyond these it is above 0 with more than 99.8% confidence.
+_STANDARD_ERRORS = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Verification:
-    """What holds of each of N images, whether or not an attack claimed it.
+    """What is true of each of N images, whether or not an attack reported it.
 
     Attributes:
         in_bounds: bool (N,): all pixels are finite and in [0, 1].
         distances: float64 (N,): distance to the clean image; NaN or infinite where a pixel is.
         within_epsilon: bool (N,): the distance is at most epsilon, up to float32 rounding.
         predictions: int32 (N,): the model's classes; `NOT_CLASSIFIED` for what is out of bounds,
-            and so no image that a model owes an answer for.
-        adversarial: bool (N,): there is a prediction and it differs from the label.
+            and so no image that a model owes an answer for, and where a logit is NaN.
+        margins: float64 (N,): by how much the largest other logit is above the label's, or a
+            target's logit above the largest other; NaN where there is no prediction.
+        uncertain: float64 (N,): the margin that rounding, or the search for latents, may undo.
+        adversarial: bool (N,): the margin is above that.
+        by_search: bool (N,): adversarial only because the model's search for latents misses the
+            label's best explanation, which a thorough search finds. None for other models than ABS
+            with the solver "quasi_newton".
     """
 
     in_bounds: np.ndarray
     distances: np.ndarray
     within_epsilon: np.ndarray
     predictions: np.ndarray
+    margins: np.ndarray
+    uncertain: np.ndarray
     adversarial: np.ndarray
+    by_search: np.ndarray | None
 
     @property
     def verified(self) -> np.ndarray:
@@ -50,60 +67,132 @@ class Verification:
 
     def reasons(self, row: int) -> tuple[str, ...]:
         """Why the image in a row can't count as adversarial, of `REASONS`; empty if it can."""
-        classified = self.predictions[row] != NOT_CLASSIFIED
+        undecided = self.in_bounds[row] and self.predictions[row] == NOT_CLASSIFIED
         fails = (
             not self.in_bounds[row],
             not self.within_epsilon[row],
-            classified and not self.adversarial[row],
+            undecided,
+            0 < self.margins[row] <= self.uncertain[row],
+            self.margins[row] <= 0,
         )
         return tuple(reason for reason, failed in zip(REASONS, fails, strict=True) if failed)
 
 
 def verify(
-    model: Any,
+    model: Classifier,
     clean: np.ndarray,
     labels: np.ndarray,
     adversarial: np.ndarray,
     *,
     norm: str,
     epsilon: float = math.inf,
+    targets: np.ndarray | None = None,
+    num_samples: int = 1,
 ) -> Verification:
     """Checks the images of an attack against their clean images and the model.
 
     Args:
-        model: A classifier with `predict(images) -> int32 (N,)`.
-        clean: float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,).
-        adversarial: As `clean`, but nothing is taken for granted about its values. What is judged
-            is its float32 form, which is what a model sees.
+        model: The classifier.
+        clean: Images, float32 (N, height, width, channels) in [0, 1].
+        labels: Their classes, integers (N,).
+        adversarial: Images as `clean`, but with any values. What is judged is their float32 form,
+            which is what a model sees.
         norm: "l2", "linf" or "l0".
         epsilon: The largest distance allowed: for L2 and L-infinity in units of the pixel range,
             for L0 in pixels. An image without a finite distance is never within it.
+        targets: Integers (N,): the classes that count as success; by default any but the label.
+        num_samples: For a model whose answers are random: how many to average the logits over. The
+            mean margin must then be above three standard errors, too.
 
     Raises:
-        ValueError: The shapes don't fit together, or the norm is unknown.
+        ValueError: An argument is not as described; the message says what came.
     """
-    clean, labels = np.asarray(clean), np.asarray(labels)
+    clean = np.asarray(check_images(clean, model.image_shape))
+    classes = np.asarray(check_labels(labels, len(clean), model.num_classes))
+    if targets is not None:
+        goals = np.asarray(check_labels(targets, len(clean), model.num_classes, name="targets"))
+        if (goals == classes).any():
+            raise ValueError("targets must differ from labels: an image is of its label already")
+        classes = goals
+    check_count("num_samples", num_samples)
+    if math.isnan(epsilon) or epsilon < 0:
+        raise ValueError(f"epsilon must be a number of at least 0, got {epsilon!r}")
     adversarial = np.asarray(adversarial, np.float32)
-    if adversarial.shape != clean.shape or labels.shape != clean.shape[:1]:
+    if adversarial.shape != clean.shape:
         raise ValueError(
-            "adversarial must have the shape of clean, and labels its length: got"
-            f" {adversarial.shape}, {clean.shape} and {labels.shape}"
+            f"adversarial must have the shape of clean, {clean.shape}, got {adversarial.shape}"
         )
     # False for NaN too.
     in_bounds = np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
     distances = _distances(clean, adversarial, norm)
     limit = epsilon * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
-    predictions = np.full(len(labels), NOT_CLASSIFIED, np.int32)
+    predictions = np.full(len(clean), NOT_CLASSIFIED, np.int32)
+    margins, uncertain = np.full((2, len(clean)), np.nan)
     if in_bounds.any():
-        predictions[in_bounds] = model.predict(adversarial[in_bounds])
+        answer = _answer(model, adversarial[in_bounds], classes[in_bounds], num_samples)
+        predictions[in_bounds], margins[in_bounds], uncertain[in_bounds] = answer
+    if targets is not None:
+        margins = -margins
+    fooled = margins > uncertain
     return Verification(
         in_bounds=in_bounds,
         distances=distances,
         within_epsilon=np.isfinite(distances) & (distances <= limit),
         predictions=predictions,
-        adversarial=in_bounds & (predictions != labels),
+        margins=margins,
+        uncertain=uncertain,
+        adversarial=fooled,
+        by_search=_by_search(model, adversarial, np.asarray(labels), fooled),
     )
+
+
+def verification_batch_size(model: Classifier, num_images: int) -> int:
+    """A batch size at which no attack on so many images queries the model.
+
+    Kernels add up in another order then, as they do on another machine.
+    """
+    size = model.batch_size // 2 + 1
+    # Attacks split images into batches as equal as can be (`attacks.running`).
+    attacked = -(-num_images // -(-num_images // model.batch_size))
+    return size + (size in (model.batch_size, attacked))
+
+
+def cold_logits(model: Classifier, images: np.ndarray) -> np.ndarray:
+    """The logits that verification goes by, float32 (N, classes); see `verification_batch_size`."""
+    size = verification_batch_size(model, len(images))
+    return np.asarray(model.with_batch_size(size).logits(images))
+
+
+def uncertain_margins(model: Classifier, logits: np.ndarray) -> np.ndarray:
+    """The margin up to which the model's decision is in doubt, float64 (N,)."""
+    tolerance = float(model.logit_tolerance)
+    return np.asarray(decisions.uncertainty(jnp.asarray(logits), tolerance), np.float64)
+
+
+def _answer(
+    model: Classifier, images: np.ndarray, classes: np.ndarray, num_samples: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Predictions; margins against the classes; and how far these are in doubt; (n,) each."""
+    samples = np.stack([cold_logits(model, images) for _ in range(num_samples)]).astype(np.float64)
+    logits = samples.mean(axis=0)
+    margins = decisions.margins(logits, classes)
+    uncertain = uncertain_margins(model, logits)
+    if num_samples > 1:
+        each = np.stack([decisions.margins(sample, classes) for sample in samples])
+        uncertain += _STANDARD_ERRORS * each.std(axis=0, ddof=1) / math.sqrt(num_samples)
+    predictions = np.where(np.isnan(margins), NOT_CLASSIFIED, logits.argmax(axis=1))
+    return predictions, margins, uncertain
+
+
+def _by_search(
+    model: Classifier, images: np.ndarray, labels: np.ndarray, fooled: np.ndarray
+) -> np.ndarray | None:
+    if not isinstance(model, ABSClassifier) or not has_thorough_search(model):
+        return None
+    by_search = np.zeros(len(fooled), bool)
+    if fooled.any():
+        by_search[fooled] = found_right(model, images[fooled], labels[fooled])
+    return by_search
 
 
 def _distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:

@@ -30,7 +30,9 @@ class SearchSettings:
             and then start BFGS on the decoder, at most.
         num_on_the_way: quasi_newton: how many points on the way to them do, too, at most.
         max_evaluations: quasi_newton: of the decoder and its gradient, from each of these.
-        tolerance: quasi_newton: BFGS goes on while the energy is expected to fall by more, in nats.
+        tolerance: In nats: how far above its minimum the search may leave an energy, which
+            decisions allow for (`abs_model.decisions`); BFGS goes on while it expects the energy
+            to fall by more.
 
     Raises:
         ValueError: There is no such solver, or a number is below 1.

@@ -20,6 +20,7 @@ from abs_model.attacks import (
     random_start,
 )
 from abs_model.attacks.base import image_keys
+from abs_model.decisions import ATTACK_FACTOR, RELATIVE_ROUNDING
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
@@ -240,7 +241,8 @@ def test_margins_lead_from_the_label_or_to_the_target_at_any_scale(scale, target
     keys = jax.random.split(KEY, 2)
     batch = Batch(jnp.zeros((2, 1, 1, 1)), jnp.array([0, 2]), keys, targeted)
     sign = -1 if targeted else 1
-    expected = sign * scale * np.array([-0.1, 1.0])
+    required = ATTACK_FACTOR * RELATIVE_ROUNDING * scale * np.array([5.0, 4.0])
+    expected = sign * scale * np.array([-0.1, 1.0]) - required
     np.testing.assert_allclose(margins(logits, batch), expected, rtol=1e-5)
     gradient = jax.grad(lambda logits: margins(logits, batch).sum())(logits)
     np.testing.assert_array_equal(gradient, sign * np.array([[-1, 1, 0], [0, 1, -1]]))

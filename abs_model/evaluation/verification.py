@@ -151,10 +151,12 @@ def verification_batch_size(model: Classifier, num_images: int) -> int:
 
     Kernels add up in another order then, as they do on another machine.
     """
-    size = model.batch_size // 2 + 1
     # Attacks split images into batches as equal as can be (`attacks.running`).
     attacked = -(-num_images // -(-num_images // model.batch_size))
-    return size + (size in (model.batch_size, attacked))
+    size = model.batch_size // 2 + 1
+    while size in (attacked, model.batch_size):
+        size += 1
+    return size
 
 
 def cold_logits(model: Classifier, images: np.ndarray) -> np.ndarray:

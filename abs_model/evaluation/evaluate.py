@@ -150,6 +150,7 @@ def _plan(
             ledgers={
                 name: folders[spec.name, name] for name in models if (spec.name, name) in folders
             },
+            access=spec.access,
             refusals={
                 name: reason for name, model in models.items() if (reason := spec.refusal(model))
             },

@@ -12,6 +12,7 @@ from abs_model.attacks.base import NORMS
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import GO_ON, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins
+from abs_model.evaluation.probe import Probe, read_probe
 from abs_model.evaluation.workdir import CLEAN
 from abs_model.files import write_json
 
@@ -36,6 +37,8 @@ class PlannedAttack:
         settings: By model, all settings, defaults among them.
         ledgers: By model, the folder of its ledger, relative to the workdir.
         refusals: By model that it does not take, why.
+        access: What it requires of a model, of `catalogue.Needs`; empty where that is not known, as
+            of user-defined attacks, and in plans from before it was noted.
     """
 
     name: str
@@ -46,6 +49,7 @@ class PlannedAttack:
     settings: Mapping[str, Mapping[str, Any]]
     ledgers: Mapping[str, str]
     refusals: Mapping[str, str]
+    access: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,12 +113,14 @@ class Results:
         found: By model and attack's name, those of the attacked ones.
         origins: By model and attack's name, or `CLEAN`, how these records came about, as far as it
             is known.
+        probes: By model that has been probed, what that found (`abs_model.evaluation.probe`).
     """
 
     plan: Plan
     clean: Mapping[str, Mapping[int, Record]]
     found: Mapping[tuple[str, str], Mapping[int, Record]]
     origins: Mapping[tuple[str, str], Origin] = dataclasses.field(default_factory=dict)
+    probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -227,6 +233,7 @@ def collect(workdir: pathlib.Path) -> Results:
     Raises:
         ResultsError: There is no evaluation.
         LedgerError: A ledger is damaged.
+        ProbeError: A probe is damaged.
     """
     plan = Plan.read(workdir)
     clean = {
@@ -246,4 +253,9 @@ def collect(workdir: pathlib.Path) -> Results:
     folders = {(model, CLEAN): folder for model, folder in plan.clean_ledgers.items()} | attacked
     known = read_origins(workdir)
     origins = {key: known[folder] for key, folder in folders.items() if folder in known}
-    return Results(plan, clean, found, origins)
+    probes = {
+        model: found_probe
+        for model, folder in plan.clean_ledgers.items()
+        if (found_probe := read_probe(workdir / folder)) is not None
+    }
+    return Results(plan, clean, found, origins, probes)

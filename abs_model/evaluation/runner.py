@@ -20,6 +20,7 @@ from abs_model.data import Dataset
 from abs_model.decisions import decide, margins
 from abs_model.evaluation.ledger import Part, Record, read_records
 from abs_model.evaluation.origins import note_batch
+from abs_model.evaluation.probe import probe, read_probe, write_probe
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec, Launcher
@@ -102,6 +103,7 @@ class Runner:
         if task.spec is None:
             # Read anew, because other shards may have added to it.
             self._clean[task.model.name] = read_records(task.folder)
+            self._probe(task, progress)
         if not task.batches:
             return
         unload_programs()
@@ -120,6 +122,18 @@ class Runner:
         if task.spec is None:
             self._clean[task.model.name] = read_records(task.folder)
         progress.finish(_outcome(task, found))
+
+    def _probe(self, task: Task, progress: Progress) -> None:
+        """Probes a model that has not been yet."""
+        if read_probe(task.folder) is not None:
+            return
+        progress.start(f"{task.model.name}: probe", self._settings.batch_size, attacked=False)
+        first = slice(min(self._settings.batch_size, self._settings.num_images))
+        images = self._dataset.test.images[first].astype(np.float32) / 255
+        found = probe(task.model, images, self._dataset.test.labels[first])
+        task.folder.mkdir(parents=True, exist_ok=True)
+        write_probe(task.folder, found)
+        progress.finish(found.summary)
 
     def _records(self, task: Task, batch: Sequence[int], progress: Progress) -> list[Record]:
         # Padded with the last image: one shape, and no result depends on the split.

@@ -100,6 +100,13 @@ class AttackSpec:
         title = self.title or self.entry.title
         return f"{title}, GE" if self.estimate_gradients else title
 
+    @property
+    def access(self) -> str:
+        """What it requires, of `Needs`; empty for a user-defined attack, which does not tell."""
+        if self.reference not in ATTACKS:
+            return ""
+        return (Needs.LOGITS if self.estimate_gradients else self.entry.needs).value
+
     def refusal(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
         if not {kind_of(model), model.name} & set(self.only):

@@ -1,0 +1,41 @@
+"""Models that are random: which answer differently each time they are given the same images.
+
+A function that JAX can trace gives the same answer each time. Python code that it calls back may
+not, such as a defense that adds noise to the image. An adversarial example of one draw need not be
+one of the next.
+"""
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from abs_model.classifiers import Classifier
+from abs_model.decisions import uncertainty
+
+
+def is_random(model: Classifier, images: jax.Array | np.ndarray) -> bool:
+    """Whether two queries of the same images give different logits.
+
+    Differences that rounding makes (`abs_model.decisions`) do not count. Randomness that leaves
+    most answers as they are may take many images to be seen.
+
+    Args:
+        model: Any classifier.
+        images: Float32 (N, height, width, channels) in [0, 1].
+
+    Raises:
+        ValueError: The images are not as described.
+    """
+    first, second = (model.logits(images) for _ in range(2))
+    tolerance = np.asarray(uncertainty(first, model.logit_tolerance))[:, None]
+    return bool(np.any(_differences(first, second) > tolerance))
+
+
+def _differences(first: Any, second: Any) -> np.ndarray:
+    """Absolute differences, 0 of two infinities or NaN that are the same, else infinite."""
+    first, second = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    same = (first == second) | (np.isnan(first) & np.isnan(second))
+    with np.errstate(invalid="ignore"):
+        differences = np.where(same, 0.0, np.abs(first - second))
+    return np.where(np.isnan(differences), np.inf, differences)

@@ -16,6 +16,7 @@ from flax import nnx
 
 from abs_model.images import check_images
 from abs_model.inference import Inference, infer, refine
+from abs_model.precision import single_precision
 from abs_model.solvers import Solver
 
 PyTree = Any
@@ -120,6 +121,7 @@ class Classifier(abc.ABC):
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         return dataclasses.replace(self, batch_size=batch_size)
 
+    @single_precision
     def _in_batches(
         self, function: Callable[..., PyTree], images: jax.Array | np.ndarray, *others: PyTree
     ) -> PyTree:

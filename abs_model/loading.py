@@ -18,6 +18,7 @@ from abs_model.decoders import Decoder
 from abs_model.errors import UserError
 from abs_model.nearest_neighbor import nearest_neighbor
 from abs_model.networks import create_network
+from abs_model.precision import single_precision
 from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.runs import FinishedRun
 
@@ -52,6 +53,7 @@ class Trained(Protocol):
         """The surrogates of an ABS model's decoders."""
 
 
+@single_precision
 def load(
     model: str | os.PathLike[str],
     *,
@@ -99,6 +101,7 @@ def load(
     return classifier if batch_size is None else classifier.with_batch_size(batch_size)
 
 
+@single_precision
 def build_classifier(
     trained: Trained, *, binary: bool = False, name: str | None = None, solver: str | None = None
 ) -> Classifier:
@@ -155,6 +158,7 @@ def find_trained(model: str | os.PathLike[str]) -> Trained:
     )
 
 
+@single_precision
 def load_arrays(trained: Trained) -> tuple[nnx.GraphDef, PyTree]:
     """The structure and the arrays of a trained model, for `nnx.merge`.
 

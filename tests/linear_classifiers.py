@@ -10,6 +10,8 @@ from abs_model.classifiers import Classifier
 
 SHAPE = (6, 5, 2)
 PIXELS = 60
+# The distance of black and white.
+FARTHEST = {"linf": 1.0, "l2": PIXELS**0.5}
 
 
 @jax.tree_util.register_dataclass

@@ -238,7 +238,7 @@ def test_other_models_are_refused(attack):
 def test_faulty_settings_are_refused():
     model, _ = flat_model()
     images, labels = greys(1), np.zeros(1, int)
-    with pytest.raises(ValueError, match="step_size must be at most 1"):
+    with pytest.raises(ValueError, match=r"step_size must be .* and at most 1"):
         latent_descent(model, images, labels, KEY, step_size=1.5)
     with pytest.raises(ValueError, match="step_size must be a finite number above"):
         latent_descent(model, images, labels, KEY, step_size=0)

@@ -15,6 +15,7 @@ from abs_model.attacks.base import fold_in, image_keys
 from abs_model.decisions import ATTACK_FACTOR, RELATIVE_ROUNDING
 from tests.function_classifiers import function_classifier, tracking_classifier
 from tests.linear_classifiers import (
+    FARTHEST,
     PIXELS,
     SHAPE,
     boundary_distances,
@@ -70,10 +71,11 @@ def test_success_starts_at_the_distance_of_the_boundary(norm, loss):
 @hypothesis.given(
     seed=st.integers(0, 1000),
     norm=st.sampled_from(["l2", "linf"]),
-    epsilon=st.floats(0.0, 3.0, width=32),
+    share=st.floats(0.0, 1.0, width=32),
     loss=st.sampled_from(LOSSES),
 )
-def test_results_keep_to_the_bounds(seed, norm, epsilon, loss):
+def test_results_keep_to_the_bounds(seed, norm, share, loss):
+    epsilon = share * FARTHEST[norm]
     model, _, _ = four_classes()
     random = np.random.default_rng(seed)
     # Many pixels at the ends of the range, as in MNIST.

@@ -46,12 +46,14 @@ def test_confidence_leads_beyond_the_boundary():
     np.testing.assert_allclose(result.distances, needed + 0.2, rtol=0.05)
 
 
-def test_confidence_out_of_reach_leaves_the_closest_success():
+def test_confidence_out_of_reach_is_no_success_but_leaves_the_closest_image_that_fools():
     model, w, bias = two_classes()
     images = greys(6)
     settings = {"num_searches": 1, "num_steps": 100, "step_size": 0.002, "initial_constant": 10.0}
-    result = carlini_wagner(model, images, model.predict(images), KEY, confidence=50.0, **settings)
-    assert np.all(result.success)
+    labels = model.predict(images)
+    result = carlini_wagner(model, images, labels, KEY, confidence=7.7, **settings)
+    assert not np.any(result.success)
+    assert np.all(model.predict(result.images) != labels)
     # Adam moves all pixels by the same amount at first, far beyond the boundary; the first step
     # over it is what counts.
     needed = np.sqrt(PIXELS) * boundary_distances(images, w, bias, "linf")
@@ -129,7 +131,7 @@ def test_no_worse_than_foolbox(mnist_sample):
         ({"num_searches": 0}, "num_searches must be an integer of at least 1, got 0"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be a finite number above 0.0, got 0.0"),
-        ({"confidence": -1.0}, "confidence must be a finite number of at least 0.0, got -1.0"),
+        ({"confidence": -1.0}, r"confidence must be .* 0.0 and at most 7.7\d*, got -1.0"),
         ({"initial_constant": 0}, "initial_constant must be a finite number above 0.0, got 0"),
     ],
 )

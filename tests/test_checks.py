@@ -159,7 +159,7 @@ def test_a_number_that_is_being_traced_is_refused():
 def test_epsilon_is_at_most_the_largest_distance_of_images(norm):
     farthest = {"linf": 1.0, "l2": 60**0.5, "l0": 20.0}[norm]
     assert check_epsilon(farthest, norm, COLOR) == farthest
-    hint = {"linf": "such as 8 / 255", "l2": "such as 8 / 255", "l0": "has 20 pixels"}[norm]
+    hint = {"linf": "such as 8 / 255", "l2": "such as 8 / 255", "l0": "has no more pixels"}[norm]
     for value in (farthest * 1.001, 255):
         with pytest.raises(ValueError, match=rf"at most .*, got {value}; .*{hint}"):
             check_epsilon(value, norm, COLOR)

@@ -98,8 +98,8 @@ def test_no_worse_than_foolbox(mnist_sample, norm, attack):
         ({"norm": "l1"}, "norm must be one of l2, linf, l0, got 'l1'"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"step_size": 0.0}, "step_size must be a finite number above 0.0, got 0.0"),
-        ({"gamma": 0.0}, "gamma must be a finite number of at least 0.001, got 0.0"),
-        ({"gamma": 1.5}, "gamma must be at most 1, got 1.5"),
+        ({"gamma": 0.0}, "gamma must be a finite number of at least 0.001 and at most 1, got 0.0"),
+        ({"gamma": 1.5}, "gamma must be .* and at most 1, got 1.5"),
     ],
 )
 def test_faulty_arguments_are_named(changes, message):

@@ -372,7 +372,7 @@ def test_needs_no_more_pixels_than_salt_and_pepper(mnist_sample):
         ({"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         ({"max_queries": 0.5}, "max_queries must be an integer of at least 1"),
         ({"max_queries": 87}, "max_queries must be at least 88 for 2 restarts, got 87"),
-        ({"starts": greys(2)[:, :5]}, r"starts: images must be .*\(N, 6, 5, 2\)"),
+        ({"starts": greys(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
     ],
 )
 def test_faulty_arguments_are_named(changes, message):

@@ -329,10 +329,10 @@ def test_random_search_finds_fewer_pixels_than_noise_of_foolbox(mnist_sample):
     ("attack", "settings", "message"),
     [
         (sparse_rs, {"num_pixels": 0}, "num_pixels must be an integer of at least 1, got 0"),
-        (sparse_rs, {"num_pixels": 31}, "num_pixels must be at most all 30, got 31"),
+        (sparse_rs, {"num_pixels": 31}, "num_pixels must be .* at most 30, got 31; an image"),
         (sparse_rs, {"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         (sparse_rs, {"alpha_init": 0.0}, "alpha_init must be a finite number above 0.0, got 0.0"),
-        (sparse_rs, {"alpha_init": 2.0}, "alpha_init must be at most 1"),
+        (sparse_rs, {"alpha_init": 2.0}, "alpha_init must be .* at most 1, got 2.0"),
         (sparse_rs, {"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         (greedy_pixels, {"max_pixels": 0}, "max_pixels must be an integer of at least 1, got 0"),
         (greedy_pixels, {"num_candidates": 0}, "num_candidates must be an integer of at least 1"),

@@ -20,6 +20,7 @@ from abs_model.attacks.square import (
     square,
 )
 from tests.linear_classifiers import (
+    FARTHEST,
     boundary_distances,
     check_bounds,
     greys,
@@ -165,10 +166,11 @@ def test_more_steps_come_near_the_highest_margin_of_the_ball(norm):
 @hypothesis.given(
     seed=st.integers(0, 1000),
     norm=st.sampled_from(["l2", "linf"]),
-    epsilon=st.floats(0.0, 3.0, width=32),
+    share=st.floats(0.0, 1.0, width=32),
     p_init=st.floats(0.125, 1.0, width=32),
 )
-def test_results_keep_to_the_bounds(seed, norm, epsilon, p_init):
+def test_results_keep_to_the_bounds(seed, norm, share, p_init):
+    epsilon = share * FARTHEST[norm]
     model, images = three_classes(), walled(6, seed)
     labels = np.random.default_rng(seed).integers(0, 3, 6)
     result = attack(
@@ -278,10 +280,10 @@ def test_the_cnn_is_about_as_easy_for_it_as_for_pgd(mnist_sample):
     ("changes", "message"),
     [
         ({"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
-        ({"epsilon": -0.1}, "epsilon must be a finite number of at least 0.0, got -0.1"),
+        ({"epsilon": -0.1}, r"epsilon must be a finite number .* 0.0 and at most 1, got -0.1"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
-        ({"p_init": 0.0}, "p_init must be a finite number above 0.0, got 0.0"),
-        ({"p_init": 1.5}, "p_init must be at most 1, a share of the image, got 1.5"),
+        ({"p_init": 0.0}, "p_init must be a finite number above 0.0 and at most 1, got 0.0"),
+        ({"p_init": 1.5}, "p_init must be .* and at most 1, got 1.5"),
         ({"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
     ],
 )

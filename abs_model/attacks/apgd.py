@@ -24,7 +24,8 @@ from abs_model.attacks.base import (
     AttackResult,
     ascent_direction,
     check_count,
-    check_number,
+    check_epsilon,
+    check_norm,
     choose,
     per_image,
     project,
@@ -86,7 +87,8 @@ def apgd(
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
-        epsilon: Largest distance in that norm; pixels are in [0, 1]. At least 0.
+        epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
+            white, 1 in L-infinity.
         loss: "dlr", the difference of logits ratio, whatever the scale of the logits;
             "targeted_dlr", the same for each of several other classes in turn; or "ce", the
             cross-entropy, by way of the log-odds, which point in the same direction and don't
@@ -106,10 +108,11 @@ def apgd(
         ValueError: An argument isn't as described, or the model has too few classes for the loss:
             less than 3 for "dlr", or than 4 where that is for targets.
     """
-    check_number("epsilon", epsilon, minimum=0.0)
-    check_count("num_steps", num_steps)
-    check_count("num_restarts", num_restarts)
-    check_count("num_targets", num_targets)
+    check_norm(norm, ("l2", "linf"))
+    epsilon = check_epsilon(epsilon, norm, model.image_shape)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
+    num_targets = check_count("num_targets", num_targets)
     in_turn = loss == "targeted_dlr" and targets is None
     _check_loss(loss, model.num_classes, targets is not None)
     num_targets = min(num_targets, model.num_classes - 1)

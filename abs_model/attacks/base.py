@@ -135,13 +135,13 @@ def random_start(
     shape = images.shape[1:]
 
     def draw_linf(key: jax.Array) -> jax.Array:
-        return jax.random.uniform(key, shape, minval=-1.0, maxval=1.0)
+        return jax.random.uniform(key, shape, images.dtype, minval=-1.0, maxval=1.0)
 
     def draw_l2(key: jax.Array) -> jax.Array:
         direction_key, radius_key = jax.random.split(key)
-        direction = jax.random.normal(direction_key, shape)
+        direction = jax.random.normal(direction_key, shape, images.dtype)
         # The volume within radius r grows as r^d, so its d-th root turns uniform into uniform.
-        radius = jax.random.uniform(radius_key) ** (1.0 / math.prod(shape))
+        radius = jax.random.uniform(radius_key, (), images.dtype) ** (1.0 / math.prod(shape))
         return radius * direction / jnp.linalg.norm(direction)
 
     noise = jax.vmap(draw_linf if norm == "linf" else draw_l2)(keys)
@@ -253,28 +253,41 @@ def check_count(
     raise ValueError(f"{name} must be an integer {bound}, got {_shown(value)}{remedy}")
 
 
-def check_epsilon(epsilon: Any, norm: str, image_shape: tuple[int, int, int]) -> float:
-    """The epsilon as a Python float, after checking that images in [0, 1] can be that far apart.
+def check_epsilon(
+    epsilon: Any,
+    norm: str,
+    image_shape: tuple[int, int, int],
+    *,
+    name: str = "epsilon",
+    exclusive: bool = False,
+) -> float:
+    """The distance as a Python float, after checking that images in [0, 1] can be that far apart.
 
     Args:
-        epsilon: The largest distance in `norm`.
+        epsilon: A distance in `norm`.
         norm: One of NORMS.
         image_shape: (height, width, channels).
+        name: Of the argument, for the message.
+        exclusive: Whether 0 is too small.
 
     Raises:
-        ValueError: It is no finite number of at least 0, or it is larger than any distance.
+        ValueError: It is no finite number of at least (or above) 0, or it is larger than any
+            distance: 1 in L-infinity, the root of the number of values in L2, the number of pixels
+            in L0.
     """
     check_norm(norm)
     height, width, channels = image_shape
     if norm == "l0":
-        hint = f"; an image has {height * width} pixels"
-        return check_number("epsilon", epsilon, minimum=0.0, maximum=height * width, hint=hint)
-    farthest = 1.0 if norm == "linf" else math.sqrt(height * width * channels)
-    hint = (
-        f"; no images in [0, 1] are farther apart in {norm}. Divide an epsilon for pixels from 0 to"
-        " 255 by 255, such as 8 / 255"
+        farthest, hint = float(height * width), "; an image has no more pixels"
+    else:
+        farthest = 1.0 if norm == "linf" else math.sqrt(height * width * channels)
+        hint = (
+            f"; no images in [0, 1] are farther apart in {norm}. Divide by 255 what is meant for"
+            " pixels from 0 to 255, such as 8 / 255"
+        )
+    return check_number(
+        name, epsilon, minimum=0.0, maximum=farthest, exclusive=exclusive, hint=hint
     )
-    return check_number("epsilon", epsilon, minimum=0.0, maximum=farthest, hint=hint)
 
 
 def _scalar(value: Any) -> int | float | None:

@@ -93,11 +93,11 @@ def flip_pixels(
             " which flip_pixels is for; greedy_pixels is its like for others"
         )
     check_norm(norm, _NORMS)
-    for name, value in {
-        "max_flips": max_flips, "num_candidates": num_candidates, "num_rounds": num_rounds,
-        "num_steps": num_steps, "num_restarts": num_restarts,
-    }.items():  # fmt: skip
-        check_count(name, value)
+    max_flips = check_count("max_flips", max_flips)
+    num_candidates = check_count("num_candidates", num_candidates)
+    num_rounds = check_count("num_rounds", num_rounds)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)

@@ -101,11 +101,13 @@ def boundary(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_steps", num_steps)
-    check_number("spherical_step", spherical_step, minimum=0.0, exclusive=True)
-    check_number("source_step", source_step, minimum=0.0, exclusive=True)
-    check_number("source_step_convergence", source_step_convergence, minimum=0.0)
-    check_number("step_adaptation", step_adaptation, minimum=1.0, exclusive=True)
+    num_steps = check_count("num_steps", num_steps)
+    spherical_step = check_number("spherical_step", spherical_step, minimum=0.0, exclusive=True)
+    source_step = check_number("source_step", source_step, minimum=0.0, exclusive=True)
+    source_step_convergence = check_number(
+        "source_step_convergence", source_step_convergence, minimum=0.0
+    )
+    step_adaptation = check_number("step_adaptation", step_adaptation, minimum=1.0, exclusive=True)
     pool = make_starts(starts, model.image_shape)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

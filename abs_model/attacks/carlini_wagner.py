@@ -16,6 +16,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import (
     AttackResult,
     check_count,
+    check_epsilon,
     check_number,
     choose,
     lengths,
@@ -139,25 +140,29 @@ def carlini_wagner(
         step_size: Of Adam, in tanh space; above 0. 0.01 as in the paper and Foolbox. From black or
             white, a pixel has about 6 to go before it is visibly grey, so `num_steps * step_size`
             should be above that for MNIST.
-        confidence: By how much margin / s has to exceed 0, so in units of distance; at least 0.
-            Where no image does, the closest adversarial one is returned. A clean error is a success
-            at distance 0 all the same.
+        confidence: By how much margin / s has to exceed 0, so in units of distance; at least 0, at
+            most the distance of black and white. Where no image does, there is no success, and the
+            closest image that fools at all is returned, which `verify` finds adversarial. A clean
+            error is a success at distance 0 all the same.
         initial_constant: The first c, in units of distance; above 0. To first order it takes twice
             the distance to the boundary. (0.001 in the paper, where it has another unit.)
         targets: Integers (N,): classes to lead to; by default any but the label will do.
         progress: Called with the number of questions asked about each image of a batch so far.
 
     Returns:
-        Per image the closest adversarial one; where there is none, that of the highest margin.
+        Per image the closest adversarial one of that confidence; where there is none, without
+        success, the closest of any; where there is none either, that of the highest margin.
 
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_searches", num_searches)
-    check_count("num_steps", num_steps)
-    check_number("step_size", step_size, minimum=0.0, exclusive=True)
-    check_number("confidence", confidence, minimum=0.0)
-    check_number("initial_constant", initial_constant, minimum=0.0, exclusive=True)
+    num_searches = check_count("num_searches", num_searches)
+    num_steps = check_count("num_steps", num_steps)
+    step_size = check_number("step_size", step_size, minimum=0.0, exclusive=True)
+    confidence = check_epsilon(confidence, "l2", model.image_shape, name="confidence")
+    initial_constant = check_number(
+        "initial_constant", initial_constant, minimum=0.0, exclusive=True
+    )
     interval = max(_PATIENCE, math.ceil(num_steps / 10))
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
@@ -182,7 +187,9 @@ def carlini_wagner(
             confident = confirmations[0].now(finds[0]) if confidence > 0 else closest
             finds = confident, closest
             constants = constants.next(descent.found & confident.success)
-        return choose(confident.success, confident, closest)
+        # An image that fools by less than was asked for is there to be looked at, no success.
+        found = choose(confident.success, confident, closest)
+        return dataclasses.replace(found, success=confident.success)
 
     return run(
         attack, model, images, labels, key, norm="l2", norms=("l2",), targets=targets,

@@ -118,10 +118,9 @@ def cutting_planes(
     """
     check_abs(model, "cutting_planes")
     bisects = norm != "l0" and not getattr(model, "binary", False)
-    check_count("num_classes", num_classes)
-    check_count("num_steps", num_steps)
-    if num_restarts != 0:
-        check_count("num_restarts", num_restarts)
+    num_classes = check_count("num_classes", num_classes)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts, minimum=0)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, state = oracle.logits(batch.images)

@@ -73,8 +73,8 @@ def deepfool(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_steps", num_steps)
-    check_number("overshoot", overshoot, minimum=0.0)
+    num_steps = check_count("num_steps", num_steps)
+    overshoot = check_number("overshoot", overshoot, minimum=0.0)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         iterates, total = batch.images, jnp.zeros_like(batch.images)

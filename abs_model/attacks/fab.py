@@ -94,11 +94,11 @@ def fab(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_steps", num_steps)
-    check_count("num_restarts", num_restarts)
-    check_number("eta", eta, minimum=1.0)
-    _check_fraction("alpha_max", alpha_max)
-    _check_fraction("beta", beta)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
+    eta = check_number("eta", eta, minimum=1.0)
+    alpha_max = check_number("alpha_max", alpha_max, minimum=0.0, maximum=1.0)
+    beta = check_number("beta", beta, minimum=0.0, maximum=1.0)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, beginning = oracle.logits(batch.images)
@@ -121,12 +121,6 @@ def fab(
         attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), targets=targets,
         progress=progress,
     )  # fmt: skip
-
-
-def _check_fraction(name: str, value: Any) -> None:
-    check_number(name, value, minimum=0.0)
-    if value > 1:
-        raise ValueError(f"{name} must be at most 1, got {value}")
 
 
 @functools.partial(jax.jit, static_argnames="norm")

@@ -76,8 +76,8 @@ def fast_gradient(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_epsilons", num_epsilons)
-    check_count("num_bisections", num_bisections)
+    num_epsilons = check_count("num_epsilons", num_epsilons)
+    num_bisections = check_count("num_bisections", num_bisections)
     longest = 1.0 if norm == "linf" else float(np.sqrt(np.prod(model.image_shape)))
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

@@ -84,11 +84,9 @@ def fmn(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_steps", num_steps)
-    check_number("step_size", step_size, minimum=0.0, exclusive=True)
-    check_number("gamma", gamma, minimum=_LAST_GAMMA)
-    if gamma > 1:
-        raise ValueError(f"gamma must be at most 1, got {gamma}")
+    num_steps = check_count("num_steps", num_steps)
+    step_size = check_number("step_size", step_size, minimum=0.0, exclusive=True)
+    gamma = check_number("gamma", gamma, minimum=_LAST_GAMMA, maximum=1.0)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         iterates, epsilon = batch.images, _first_epsilon(batch, norm)

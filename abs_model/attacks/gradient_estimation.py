@@ -46,16 +46,14 @@ def estimate_gradients(model: Classifier, *, step: float | None = None) -> "Esti
     """
     if step is None:
         step = _BINARY_STEP if getattr(model, "binary", False) else _STEP
-    check_number("step", step, minimum=0.001)
-    if step > 1:
-        raise ValueError(f"step must be at most 1, got {step!r}")
+    step = check_number("step", step, minimum=0.001, maximum=1.0)
     return EstimatedGradients(
         name=f"{model.name}, GE",
         image_shape=model.image_shape,
         num_classes=model.num_classes,
         batch_size=model.batch_size,
         model=model,
-        step=float(step),
+        step=step,
     )
 
 

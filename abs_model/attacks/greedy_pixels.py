@@ -57,9 +57,9 @@ def greedy_pixels(
     Raises:
         ValueError: An argument isn't as described, or the model is a black box.
     """
-    check_count("max_pixels", max_pixels)
-    check_count("num_candidates", num_candidates)
-    check_count("num_rounds", num_rounds)
+    max_pixels = check_count("max_pixels", max_pixels)
+    num_candidates = check_count("num_candidates", num_candidates)
+    num_rounds = check_count("num_rounds", num_rounds)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")

@@ -101,10 +101,10 @@ def hop_skip_jump(
     Raises:
         ValueError: An argument isn't as described, or `max_queries` is too few for the start.
     """
-    check_count("num_steps", num_steps)
-    check_count("initial_num_evals", initial_num_evals)
-    check_count("max_num_evals", max_num_evals)
-    check_number("gamma", gamma, minimum=0.0, exclusive=True)
+    num_steps = check_count("num_steps", num_steps)
+    initial_num_evals = check_count("initial_num_evals", initial_num_evals)
+    max_num_evals = check_count("max_num_evals", max_num_evals)
+    gamma = check_number("gamma", gamma, minimum=0.0, exclusive=True)
     check_norm(norm, ("l2", "linf"))
     pool = make_starts(starts, model.image_shape)
     num_values = math.prod(model.image_shape)
@@ -114,7 +114,7 @@ def hop_skip_jump(
         for step in range(num_steps)
     ]
     if max_queries is not None:
-        check_count("max_queries", max_queries)
+        max_queries = check_count("max_queries", max_queries)
         sizes = _affordable(sizes, max_queries, max_questions(pool), num_bisections + 2)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

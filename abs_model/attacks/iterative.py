@@ -128,7 +128,7 @@ def mim(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_number("decay", decay, minimum=0.0)
+    decay = check_number("decay", decay, minimum=0.0)
     return _attack(
         model, images, labels, key, norm=norm, relative_step=1 / 5, decay=decay,
         num_steps=num_steps, num_searches=num_searches, targets=targets, progress=progress,
@@ -149,8 +149,8 @@ def _attack(
     targets: Any,
     progress: Progress | None,
 ) -> AttackResult:
-    check_count("num_steps", num_steps)
-    check_count("num_searches", num_searches)
+    num_steps = check_count("num_steps", num_steps)
+    num_searches = check_count("num_searches", num_searches)
     relative_step = max(relative_step, 1 / num_steps)
     longest = 1.0 if norm == "linf" else math.sqrt(math.prod(model.image_shape))
 

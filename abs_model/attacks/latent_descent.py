@@ -62,11 +62,9 @@ def latent_descent(
         ValueError: An argument isn't as described; the model is no ABS model.
     """
     check_abs(model, "latent_descent")
-    check_count("num_steps", num_steps)
-    check_count("num_bisections", num_bisections)
-    check_number("step_size", step_size, minimum=0.0, exclusive=True)
-    if step_size > 1:
-        raise ValueError(f"step_size must be at most 1, which is all the way, got {step_size!r}")
+    num_steps = check_count("num_steps", num_steps)
+    num_bisections = check_count("num_bisections", num_bisections)
+    step_size = check_number("step_size", step_size, minimum=0.0, maximum=1.0, exclusive=True)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         images = batch.images

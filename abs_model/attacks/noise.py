@@ -59,8 +59,8 @@ def gaussian_noise(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_directions", num_directions)
-    check_count("num_epsilons", num_epsilons)
+    num_directions = check_count("num_directions", num_directions)
+    num_epsilons = check_count("num_epsilons", num_epsilons)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l2")
@@ -113,8 +113,8 @@ def salt_and_pepper(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_restarts", num_restarts)
-    check_count("num_epsilons", num_epsilons)
+    num_restarts = check_count("num_restarts", num_restarts)
+    num_epsilons = check_count("num_epsilons", num_epsilons)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")

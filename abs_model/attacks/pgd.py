@@ -22,7 +22,8 @@ from abs_model.attacks.base import (
     AttackResult,
     ascent_direction,
     check_count,
-    check_number,
+    check_epsilon,
+    check_norm,
     image_keys,
     project,
 )
@@ -64,8 +65,9 @@ def pgd(
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
-        epsilon: Largest distance in that norm; pixels are in [0, 1]. At least 0.
-        step_size: Length of a step in the same unit; above 0.
+        epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
+            white, 1 in L-infinity.
+        step_size: Length of a step in the same unit; above 0, at most that of black and white.
         num_steps: Steps from each start.
         num_restarts: Starts to try.
         random_start: Whether to start from a uniformly drawn point of the ball; else from the
@@ -79,10 +81,11 @@ def pgd(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_number("epsilon", epsilon, minimum=0.0)
-    check_number("step_size", step_size, minimum=0.0, exclusive=True)
-    check_count("num_steps", num_steps)
-    check_count("num_restarts", num_restarts)
+    check_norm(norm, ("l2", "linf"))
+    epsilon = check_epsilon(epsilon, norm, model.image_shape)
+    step_size = check_epsilon(step_size, norm, model.image_shape, name="step_size", exclusive=True)
+    num_steps = check_count("num_steps", num_steps)
+    num_restarts = check_count("num_restarts", num_restarts)
     if not random_start and num_restarts > 1:
         raise ValueError(
             f"num_restarts must be 1 without random_start, got {num_restarts}: all would be equal"

@@ -78,7 +78,7 @@ def pointwise(
         ValueError: An argument isn't as described, or `max_queries` is too few for the noise.
     """
     check_norm(norm, ("l2", "l0"))
-    check_count("num_restarts", num_restarts)
+    num_restarts = check_count("num_restarts", num_restarts)
     pool = make_starts(starts, model.image_shape)
     for_start = 1 + num_restarts * salt_and_pepper_questions((1, *model.image_shape), _NUM_EPSILONS)
     if pool is None:
@@ -119,7 +119,7 @@ def _questions_for_resetting(
     """How many questions setting back values may take, by the most that starting can take."""
     if max_queries is None:
         return None
-    check_count("max_queries", max_queries)
+    max_queries = check_count("max_queries", max_queries)
     if max_queries < for_start + num_restarts:
         raise ValueError(
             f"max_queries must be at least {for_start + num_restarts} for {num_restarts} restarts,"

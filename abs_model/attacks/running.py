@@ -24,10 +24,12 @@ from abs_model.attacks.confirmation import settle
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
+from abs_model.precision import single_precision
 
 Progress = Callable[[int], None]
 
 
+@single_precision
 def run(
     attack: Callable[[Oracle, Batch], Best],
     model: Classifier,

@@ -73,15 +73,13 @@ def sparse_rs(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_count("num_pixels", num_pixels)
     height, width, _ = model.image_shape
-    if num_pixels > height * width:
-        raise ValueError(f"num_pixels must be at most all {height * width}, got {num_pixels}")
-    check_count("num_steps", num_steps)
-    check_number("alpha_init", alpha_init, minimum=0.0, exclusive=True)
-    if alpha_init > 1:
-        raise ValueError(f"alpha_init must be at most 1, a share of pixels, got {alpha_init!r}")
-    check_count("num_restarts", num_restarts)
+    num_pixels = check_count(
+        "num_pixels", num_pixels, maximum=height * width, hint="; an image has no more pixels"
+    )
+    num_steps = check_count("num_steps", num_steps)
+    alpha_init = check_number("alpha_init", alpha_init, minimum=0.0, maximum=1.0, exclusive=True)
+    num_restarts = check_count("num_restarts", num_restarts)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")

@@ -25,7 +25,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_number, choose, project
+from abs_model.attacks.base import (
+    AttackResult,
+    check_count,
+    check_epsilon,
+    check_norm,
+    check_number,
+    choose,
+    project,
+)
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import Confirmations
@@ -67,7 +75,8 @@ def square(
         labels: Integers (N,): the classes to lead away from.
         key: A `jax.random.key`, or one for each image, (N,).
         norm: "l2" or "linf".
-        epsilon: Largest distance in that norm; pixels are in [0, 1]. At least 0.
+        epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
+            white, 1 in L-infinity.
         num_steps: Squares to try from each start; 10,000 in the paper, to which the schedule of p
             is relative.
         p_init: Share of the image's area that the first squares cover, above 0 and at most 1. The
@@ -82,12 +91,11 @@ def square(
     Raises:
         ValueError: An argument isn't as described.
     """
-    check_number("epsilon", epsilon, minimum=0.0)
-    check_count("num_steps", num_steps)
-    check_number("p_init", p_init, minimum=0.0, exclusive=True)
-    if p_init > 1:
-        raise ValueError(f"p_init must be at most 1, a share of the image, got {p_init!r}")
-    check_count("num_restarts", num_restarts)
+    check_norm(norm, ("l2", "linf"))
+    epsilon = check_epsilon(epsilon, norm, model.image_shape)
+    num_steps = check_count("num_steps", num_steps)
+    p_init = check_number("p_init", p_init, minimum=0.0, maximum=1.0, exclusive=True)
+    num_restarts = check_count("num_restarts", num_restarts)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)

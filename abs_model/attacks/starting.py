@@ -43,10 +43,7 @@ class Starts:
         Raises:
             ValueError: They are not as described.
         """
-        try:
-            self.images = check_images(images, image_shape)
-        except ValueError as error:
-            raise ValueError(f"starts: {error}") from error
+        self.images = check_images(images, image_shape, "starts")
         self._logits: jax.Array | None = None
 
     def logits(self, model: Classifier) -> jax.Array:

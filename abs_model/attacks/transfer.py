@@ -74,8 +74,8 @@ def transfer(
         ValueError: An argument isn't as described.
     """
     check_norm(norm, _NORMS)
-    check_count("num_scales", num_scales)
-    check_count("num_bisections", num_bisections)
+    num_scales = check_count("num_scales", num_scales)
+    num_bisections = check_count("num_bisections", num_bisections)
     _check_surrogate(surrogate, model)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:

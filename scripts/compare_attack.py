@@ -4,9 +4,12 @@ python scripts/compare_attack.py runs/table1 abs cutting_planes_l2
 python scripts/compare_attack.py runs/table1 abs cutting_planes_l2 --thorough
 
 On how many images is it as close as the closest other attack, exactly and but for a little, and
-which others are closer elsewhere? WORKDIR is that of evaluate.py. --thorough, for ABS models, asks
-about the closer images with a search of the latents that is far more thorough than the model's own:
-what is adversarial by the model's search only goes by what that search leaves.
+which others are closer elsewhere? Images are left out whose closest adversarial one lies beyond the
+epsilon of the attack, or beyond that of all others. WORKDIR is that of evaluate.py.
+
+--thorough, for ABS models, asks about the closer images with a search of the latents that is far
+more thorough than the model's own: what is adversarial by the model's search only goes by what that
+search leaves.
 """
 
 import argparse
@@ -25,6 +28,7 @@ from abs_model.evaluation import Results, collect
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.report import open_sources
 from abs_model.evaluation.results import GROUPS, PlannedAttack
+from abs_model.evaluation.statistics import robust
 from abs_model.evaluation.thorough_search import has_thorough_search, more_thorough
 
 _TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
@@ -59,13 +63,17 @@ def _compare(results: Results, model: str, name: str) -> list[Closer]:
             f"not all attacks on {model} in {attack.norm} are done; go on with evaluate.py"
         )
     closest = theirs.min(axis=0)
+    limit = min(attack.limit(model), max(other.limit(model) for other in others))
+    compared = ~robust(np.minimum(ours, closest), limit)
     print(f"{attack.title} on {model}, {attack.norm}: {len(ours)} images, others: {len(others)}")
+    if not compared.all():
+        print(f"images left out, with nothing within {limit:g}: {(~compared).sum()}")
     for tolerance in _TOLERANCES:
-        count = int((ours <= closest * (1 + tolerance)).sum())
+        count = int((ours <= closest * (1 + tolerance))[compared].sum())
         beyond = f" by more than {tolerance:.2%}" if tolerance else ""
         print(f"images with no other closer{beyond}: {count}")
     closer = []
-    for index in np.flatnonzero(ours > closest):
+    for index in np.flatnonzero((ours > closest) & compared):
         other = others[int(theirs[:, index].argmin())]
         closer.append((other, results.found[model, other.name][int(index)]))
     for title, count in collections.Counter(other.title for other, _ in closer).most_common():

@@ -134,6 +134,18 @@ def test_curves_are_the_shares_left_and_the_published_ones(tmp_path):
     assert pixels.shape[0] > 400 and pixels.shape[1] > 600 and pixels.std() > 10
 
 
+def test_curves_end_where_the_search_did():
+    attacks = [planned("a", "linf", epsilon=0.1), planned("b", "l0", models=("mine",))]
+    found = {
+        ("abs", "a"): records([0.05, math.inf, math.inf, math.inf]),
+        ("mine", "b"): records([2, math.inf, math.inf, math.inf]),
+    }
+    left, _ = figures.draw_curves(make_results(attacks, found, models=("abs",))).axes
+    limited = min(left.lines, key=lambda line: len(line.get_xdata()) != 3)
+    np.testing.assert_array_equal(limited.get_xdata(), [0, 0.05, 0.1])
+    np.testing.assert_array_equal(limited.get_ydata(), [1, 0.75, 0.75])
+
+
 class Tracker:
     """Notes what it is to log."""
 

@@ -1,6 +1,7 @@
 """A published evaluation: what it holds, and going on from it."""
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,11 @@ import pytest
 from abs_model.evaluation import collect, evaluate, make_tables, pack, show
 from abs_model.evaluation.origins import TIMES_FILE
 from abs_model.evaluation.publication import lost_images
+from scripts import compare_attack
 from tests.conftest import ROOT, run_script
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset
 from tests.test_evaluation import SETTINGS, spec
+from tests.test_tables import make_results, planned, records
 
 SUITE = [
     spec(name="near", norm="l2", settings={"epsilon": 3.0}),
@@ -96,6 +99,25 @@ def test_an_attack_is_compared_with_the_others(published):
     ):
         done = run_script("scripts/compare_attack.py", str(workdir), *arguments)
         assert done.returncode == 2 and message in done.stderr
+
+
+def test_an_attack_is_compared_only_as_far_as_it_and_the_others_looked(capsys):
+    attacks = [
+        planned(name, models=("m",), epsilon=epsilon) for name, epsilon in (("a", 1), ("b", 2))
+    ]
+    attacks.append(planned("c", models=("m",), epsilon=0.5))
+    found = {
+        ("m", "a"): records([0.5, 0.9, math.inf, math.inf]),
+        ("m", "b"): records([0.6, 0.8, 1.5, math.inf]),
+        ("m", "c"): records([math.inf] * 4),
+    }
+    results = make_results(attacks, found, models=("m",))
+    for name, limit, no_closer in (("a", 1, 1), ("b", 1, 1), ("c", 0.5, 0)):
+        compare_attack._compare(results, "m", name)
+        lines = capsys.readouterr().out.splitlines()
+        left_out = 4 - (1 if name == "c" else 2)
+        assert f"images left out, with nothing within {limit:g}: {left_out}" in lines
+        assert f"images with no other closer: {no_closer}" in lines
 
 
 def test_the_archive_of_an_evaluation_is_always_the_same(published, monkeypatch):

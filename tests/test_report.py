@@ -275,20 +275,46 @@ def test_an_unfinished_evaluation_can_be_shown(workdir):
     assert reconstruct(generative(), "generative", part, stripe_dataset().test.images[:4])
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
-def test_a_browser_draws_it(page, tmp_path):
+needs_browser = pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Chromium")
+
+
+def draw(path, choice):
+    """The page as a browser draws it, with a choice of images."""
     command = [
         "chromium", "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=10000",
-        "--enable-logging=stderr", f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom",
+        "--enable-logging=stderr", f"--user-data-dir={path.parent / 'profile'}", "--dump-dom",
     ]  # fmt: skip
-    address = f"file://{tmp_path / 'page.html'}#images?norm=l2&model=1&attack=closest"
+    address = f"file://{path}#images?{choice}"
     done = subprocess.run([*command, address], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr
-    cards = done.stdout.count('class="card"')
+    return done.stdout
+
+
+@needs_browser
+def test_a_browser_draws_it(page, tmp_path):
+    drawn = draw(tmp_path / "page.html", "norm=l2&model=1&attack=closest")
+    cards = drawn.count('class="card"')
     gallery = content_of(page)["gallery"]
     places = [
         gallery["found"][1][attack]["place"][index]
         for index, attack in enumerate(gallery["closest"][1][0])
     ]
     assert cards == NUM_IMAGES - places.count(None) > 3
-    assert done.stdout.count("<canvas") == 3 * cards
+    assert drawn.count("<canvas") == 3 * cards
+
+
+@needs_browser
+def test_a_browser_says_how_far_attacks_were_tried(tmp_path):
+    entry = Entry("Step", towards_next_class, NORMS, Needs.LOGITS)
+    weak = AttackSpec("weak", "tests", entry, "linf", "stronger", settings={"epsilon": 0.02})
+    settings = Settings(num_clean=4, num_images=4, batch_size=4, seed=0)
+    dataset = stripe_dataset()
+    results = evaluate({"m": stripe_classifier()}, dataset, [weak], settings, tmp_path / "run")
+    content = make_content(results, dataset.test, {})
+    assert content["curves"][0][0]["limit"] == content["attacks"][0]["limits"][0] == 0.02
+    (tmp_path / "page.html").write_text(to_html(content))
+    drawn = draw(tmp_path / "page.html", "norm=linf&model=0&attack=closest")
+    assert drawn.count("tried to 0.02 only") == 2 and ">at 0.02<" in drawn
+    assert "&gt;0.02" in drawn and "∞</b>" not in drawn
+    # Beyond it, where the curve is read at rest, nothing is known.
+    assert re.search(r'<div class="panels".*?</th><td>\N{EN DASH}</td>', drawn, re.S)

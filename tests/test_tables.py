@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import inspect
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import rich.console
 
+from abs_model.attacks.catalogue import ATTACKS
 from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.origins import Origin
@@ -229,3 +231,94 @@ def test_what_has_not_begun_has_no_queries_and_commits_are_named():
         lines = ("Commits of the code:", "- abc", "- def-dirty", "- not known of 4 results")
         places = [text.index(line) for line in lines]
         assert places == sorted(places)
+
+
+def limited(*, beyond=None):
+    """Results of an attack within 0.02, and of another in the same norm where `beyond` is given."""
+    attacks = [planned("near", "linf", "stronger", models=("mine",), epsilon=0.02, num_steps=3)]
+    found = {("mine", "near"): records([0.01, INF, INF, INF])}
+    if beyond is not None:
+        attacks.append(planned("far", "linf", "stronger", models=("mine",)))
+        found["mine", "far"] = records(beyond)
+    return make_results(attacks, found)
+
+
+def test_an_attack_says_how_far_it_was_tried_and_nothing_beyond(tmp_path):
+    tables = write_tables(tmp_path, limited())
+    _, near, minimum = rows_of(tables, "linf").values()
+    assert near.budget == "epsilon 0.02, 3 steps, 8 queries"
+    assert not near.cells["mine"].reached and not minimum.cells["mine"].reached
+    markdown = (tmp_path / "results.md").read_text()
+    assert "| NEAR | \N{EN DASH} | >0.02 / 75% at 0.02 |" in markdown
+    assert "**>0.02 [0.01, >0.02] / tried to 0.02 only**" in markdown
+    assert "$>$0.02 / 75\\% at 0.02 &" in (tmp_path / "results.tex").read_text()
+    shown = on_terminal(tables)
+    assert "75% at 0.02" in shown and "tried to 0.02 only" in shown
+    rows = json.loads((tmp_path / "results.json").read_text())["rows"]
+    for row in (each for each in rows if each["model"] == "mine"):
+        assert (row["accuracy"], row["accuracy_low"], row["median"]) == (None, None, None)
+        assert (row["threshold"], row["limit"], row["accuracy_at_limit"]) == (0.3, 0.02, 0.75)
+    lines = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
+    for line in (each for each in lines if each["model"] == "mine"):
+        assert (line["accuracy"], line["limit"], line["accuracy_at_limit"]) == ("", "0.02", "0.75")
+
+
+def test_a_minimum_needs_one_attack_that_reached_the_threshold():
+    distances = [0.5, 0.2, 0.4, INF]
+    row = rows_of(make_tables(limited(beyond=distances)), "linf")[ALL]
+    cell = row.cells["mine"]
+    # The near attack's find counts; what it missed is the other's.
+    assert cell.reached and cell.summary == summarise(np.array([0.01, 0.2, 0.4, INF]), 0.3)
+    assert f"/ {0.5:.0%} [" in to_markdown(make_tables(limited(beyond=distances)))
+
+
+def test_an_attack_at_the_threshold_has_an_accuracy_there_and_a_bound_on_the_median():
+    attacks = [planned("a", "linf", "stronger", models=("mine",), epsilon=0.3)]
+    results = make_results(attacks, {("mine", "a"): records([0.3, INF, INF, INF])})
+    assert "| A | \N{EN DASH} | >0.3 / 75% | epsilon 0.3, 8 queries |" in to_markdown(
+        make_tables(results)
+    )
+
+
+def test_limits_may_differ_between_models_and_pixels_are_limits_in_l0():
+    def attack(norm, reference, **settings):
+        return dataclasses.replace(
+            planned("a", norm, "stronger"), reference=reference,
+            settings={"abs": {}, "mine": settings},
+        )  # fmt: skip
+
+    found = {(model, "a"): records([0.1, 4, INF, INF]) for model in ("abs", "mine")}
+    for norm, reference, settings, limit, budget in (
+        ("linf", "tests:own", {"epsilon": 0.1}, 0.1, "epsilon 0.1 (mine) to any (abs), 8 queries"),
+        ("linf", "tests:own", {"epsilon": "large"}, INF, "8 queries"),
+        ("linf", "tests:own", {"epsilon": True}, INF, "8 queries"),
+        (
+            "l0",
+            "sparse_rs",
+            {"num_pixels": 4},
+            4,
+            "at most 4 (mine) to any (abs) pixels, 8 queries",
+        ),
+        (
+            "l0",
+            "greedy_pixels",
+            {"max_pixels": 4},
+            4,
+            "at most 4 (mine) to any (abs) pixels, 8 queries",
+        ),
+        ("l2", "flip_pixels", {"max_flips": 4}, INF, "8 queries"),
+    ):
+        results = make_results([attack(norm, reference, **settings)], found)
+        row = rows_of(make_tables(results), norm)["A"]
+        assert row.budget == budget
+        assert row.cells["mine"].limit == limit and row.cells["abs"].limit == INF
+
+
+def test_every_setting_that_limits_an_attack_is_a_setting_of_it():
+    for name, entry in ATTACKS.items():
+        parameters = inspect.signature(entry.function).parameters
+        for norm in ("l2", "linf", "l0"):
+            limit = entry.limits.get(norm)
+            if limit != "epsilon":
+                assert limit is None or (norm in entry.norms and limit in parameters), name
+        assert ("epsilon" in parameters) == (name in ("apgd", "pgd", "square"))

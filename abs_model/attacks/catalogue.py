@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,10 @@ class Needs(enum.Enum):
     ABS = "an ABS model"
 
 
+# The setting that limits how far from the clean images an attack looks, in each norm.
+_EPSILON = dict.fromkeys(NORMS, "epsilon")
+
+
 @dataclasses.dataclass(frozen=True)
 class Entry:
     """An attack as evaluations name it.
@@ -47,6 +52,7 @@ class Entry:
         norms: That it attacks in.
         needs: Of the classifier.
         fewest_classes: From the attack's settings, how many classes the classifier must have.
+        limits: By norm, the setting that limits how far it looks, where it has such a setting.
     """
 
     title: str
@@ -54,6 +60,7 @@ class Entry:
     norms: tuple[str, ...]
     needs: Needs
     fewest_classes: Callable[[Mapping[str, Any]], int] = lambda settings: 2
+    limits: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EPSILON)
 
     def refusal(self, model: Classifier, settings: Mapping[str, Any]) -> str | None:
         """Why a classifier can't be attacked with it and all its settings; None where it can."""
@@ -66,6 +73,23 @@ class Entry:
         if model.num_classes < (fewest := self.fewest_classes(settings)):
             return f"it needs {fewest} classes, and the model has {model.num_classes}"
         return None
+
+
+def limit_of(reference: str, norm: str, settings: Mapping[str, Any]) -> float:
+    """How far from the clean images an attack looks; infinite where no setting limits it.
+
+    Args:
+        reference: The attack's name in `ATTACKS`; any other stands for a user-defined attack, which
+            is limited by its `epsilon`.
+        norm: That it attacks in; the limit is in its unit.
+        settings: All settings, defaults included.
+    """
+    limits = ATTACKS[reference].limits if reference in ATTACKS else _EPSILON
+    value = settings.get(limits.get(norm, ""))
+    # A user-defined attack may have any value there.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.inf
 
 
 _DENSE = ("l2", "linf")
@@ -81,17 +105,21 @@ ATTACKS = {
     "deepfool": Entry("DeepFool", deepfool, _DENSE, Needs.GRADIENTS),
     "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS),
     "fast_gradient": Entry("Fast gradient", fast_gradient, _DENSE, Needs.GRADIENTS),
-    "flip_pixels": Entry("Flips of pixels", flip_pixels, NORMS, Needs.BINARY),
+    "flip_pixels": Entry(
+        "Flips of pixels", flip_pixels, NORMS, Needs.BINARY, limits={"l0": "max_flips"}
+    ),
     "fmn": Entry("FMN", fmn, NORMS, Needs.GRADIENTS),
     "gaussian_noise": Entry("Gaussian noise", gaussian_noise, ("l2",), Needs.LOGITS),
-    "greedy_pixels": Entry("Greedy pixels", greedy_pixels, ("l0",), Needs.GRADIENTS),
+    "greedy_pixels": Entry(
+        "Greedy pixels", greedy_pixels, ("l0",), Needs.GRADIENTS, limits={"l0": "max_pixels"}
+    ),
     "hop_skip_jump": Entry("HopSkipJump", hop_skip_jump, _DENSE, Needs.LOGITS),
     "latent_descent": Entry("Latent Descent", latent_descent, ("l2",), Needs.ABS),
     "mim": Entry("MIM", mim, _DENSE, Needs.GRADIENTS),
     "pgd": Entry("PGD", pgd, _DENSE, Needs.GRADIENTS),
     "pointwise": Entry("Pointwise", pointwise, ("l2", "l0"), Needs.LOGITS),
     "salt_and_pepper": Entry("Salt and pepper", salt_and_pepper, ("l0",), Needs.LOGITS),
-    "sparse_rs": Entry("Sparse-RS", sparse_rs, ("l0",), Needs.LOGITS),
+    "sparse_rs": Entry("Sparse-RS", sparse_rs, ("l0",), Needs.LOGITS, limits={"l0": "num_pixels"}),
     "square": Entry("Square", square, _DENSE, Needs.LOGITS),
     "transfer": Entry("Transfer", transfer, _DENSE, Needs.LOGITS),
 }

@@ -71,13 +71,19 @@ def draw_curves(results: Results) -> Figure:
 
 
 def _draw_curve(axes: Axes, results: Results, norm: str, model: str, colour: str) -> float | None:
-    """Draws a model's curves; returns where the farthest of them ends, None without any."""
+    """Draws a model's curves; returns where the farthest of them ends, None without any.
+
+    A curve ends with the images that have an adversarial one, or where the farthest search ended.
+    """
     ends = []
+    limit = results.limit(model, norm, GROUPS)
     distances = results.closest(model, norm, GROUPS)
     distances = np.sort(distances[~np.isnan(distances)])
     if len(distances):
         finite = distances[np.isfinite(distances)]
         corners = np.concatenate([[0.0], finite])
+        if np.isfinite(limit):
+            corners = np.append(corners, max(corners[-1], limit))
         left = accuracy_curve(distances, corners)
         axes.step(corners, left, where="post", color=colour, lw=1.4)
         ends.append(corners[-1])

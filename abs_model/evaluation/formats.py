@@ -1,7 +1,5 @@
 """The tables as people and programs read them: terminal, Markdown, LaTeX, CSV, JSON."""
 
-import csv
-import io
 import math
 import pathlib
 from collections.abc import Sequence
@@ -12,41 +10,23 @@ import rich.console
 import rich.table
 import rich.text
 
+from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.results import Results
-from abs_model.evaluation.tables import (
-    NORM_NAMES,
-    Block,
-    Cell,
-    PublishedCell,
-    Row,
-    Tables,
-    make_tables,
-)
+from abs_model.evaluation.rows import rows_of, to_csv
+from abs_model.evaluation.tables import NORM_NAMES, Block, Row, Tables, make_tables
 from abs_model.files import atomic_write_text, write_json
 
 EXPLANATION = (
     "A cell is the median adversarial distance and the accuracy at the threshold; in brackets 95 %"
     " bootstrap intervals over images. Images that are misclassified when clean count as distance"
-    " 0, images for which an attack found nothing as infinitely far. Every adversarial image was"
+    " 0, images for which an attack found nothing as infinitely far, or, where it looks no farther"
+    " than its epsilon, as beyond that (>). Where epsilon is below the threshold, the accuracy is"
+    " that at epsilon, and nothing is known at the threshold. Every adversarial image was"
     " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
     " taken for each image. Attacks bound robustness from above only, and those with a small budget"
     " less well; where budgets differ, the models with the least and the most are named. Queries"
     " are evaluations of the model for each image, until the last image of its batch was done."
 )
-_FIGURES = (
-    "num_images",
-    "median",
-    "median_low",
-    "median_high",
-    "accuracy",
-    "accuracy_low",
-    "accuracy_high",
-    "num_claimed",
-    "num_rejected",
-    "num_queries",
-    "num_gradients",
-)
-COLUMNS = ("norm", "threshold", "row", "attack", "group", "budget", "model", *_FIGURES)
 _NOTHING = "\N{EN DASH}"
 _INCOMPLETE = "This evaluation isn't complete."
 
@@ -120,15 +100,6 @@ def to_latex(tables: Tables) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def to_csv(tables: Tables) -> str:
-    """A line for each cell; infinite distances are written as inf."""
-    file = io.StringIO()
-    writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows_of(tables))
-    return file.getvalue()
-
-
 def to_json(tables: Tables, results: Results) -> dict[str, Any]:
     """All of it; a distance that is infinite is null."""
     plan = results.plan
@@ -170,42 +141,6 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
     }
 
 
-def rows_of(tables: Tables) -> list[dict[str, Any]]:
-    """A flat row of `COLUMNS` for each cell of all blocks, as CSV and JSON have them."""
-    return [entry for block in tables.blocks for entry in _entries(block)]
-
-
-def _entries(block: Block) -> list[dict[str, Any]]:
-    return [
-        {
-            "norm": block.norm,
-            "threshold": block.threshold,
-            "row": row.title,
-            "attack": row.attack.name if row.attack else "",
-            "group": row.attack.group if row.attack else "",
-            "budget": row.budget,
-            "model": model,
-            **_figures(cell),
-        }
-        for row in block.rows
-        for model, cell in row.cells.items()
-    ]
-
-
-def _figures(cell: Cell | PublishedCell) -> dict[str, Any]:
-    figures: dict[str, Any] = dict.fromkeys(_FIGURES)
-    if isinstance(cell, PublishedCell):
-        return figures | {"median": cell.median, "accuracy": cell.accuracy}
-    for name in ("median", "accuracy"):
-        estimate = getattr(cell.summary, name)
-        figures[name] = estimate.value
-        figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}
-    figures["num_images"] = cell.summary.num_images
-    for name in ("num_claimed", "num_rejected", "num_queries", "num_gradients"):
-        figures[name] = getattr(cell, name)
-    return figures
-
-
 def _cells(tables: Tables, block: Block, row: Row) -> list[str]:
     cells = []
     for model in tables.models:
@@ -215,23 +150,31 @@ def _cells(tables: Tables, block: Block, row: Row) -> list[str]:
         elif isinstance(cell, PublishedCell):
             cells.append(f"{_distance(cell.median, block)} / {cell.accuracy:.0%}")
         else:
-            cells.append(_cell(cell, block, tables.num_images, with_intervals=row.attack is None))
+            cells.append(_cell(cell, block, tables.num_images, is_minimum=row.attack is None))
     return [row.title, *cells, row.budget]
 
 
-def _cell(cell: Cell, block: Block, num_images: int, *, with_intervals: bool) -> str:
+def _cell(cell: Cell, block: Block, num_images: int, *, is_minimum: bool) -> str:
+    """Of a minimum with its intervals; one that has not reached the threshold says only that."""
     median, accuracy = cell.summary.median, cell.summary.accuracy
-    first, second = _distance(median.value, block), f"{accuracy.value:.0%}"
-    if with_intervals:
-        first += f" [{_distance(median.low, block)}, {_distance(median.high, block)}]"
+    first, *ends = (
+        _distance(each, block, cell.limit) for each in (median.value, median.low, median.high)
+    )
+    second = f"{accuracy.value:.0%}"
+    if is_minimum:
+        first += f" [{', '.join(ends)}]"
         second += f" [{accuracy.low:.0%}, {accuracy.high:.0%}]"
+    if not cell.reached:
+        limit = _distance(cell.limit, block)
+        second = f"tried to {limit} only" if is_minimum else f"{second} at {limit}"
     done = cell.summary.num_images
     return f"{first} / {second}" + (f" ({done} of {num_images})" if done < num_images else "")
 
 
-def _distance(value: float, block: Block) -> str:
+def _distance(value: float, block: Block, limit: float = math.inf) -> str:
+    """A distance; one that is infinite lies beyond the limit of what was searched."""
     if math.isinf(value):
-        return "\N{INFINITY}"
+        return "\N{INFINITY}" if math.isinf(limit) else f">{_distance(limit, block)}"
     return f"{value:g}" if block.norm == "l0" else f"{value:.3g}"
 
 
@@ -297,4 +240,5 @@ def _latex_row(cells: Sequence[str]) -> str:
 def _latex(text: str) -> str:
     for character in "&%_#$":
         text = text.replace(character, f"\\{character}")
+    text = text.replace(">", "$>$")
     return text.replace("\N{INFINITY}", r"$\infty$").replace(_NOTHING, "--")

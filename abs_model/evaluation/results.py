@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from abs_model.attacks.base import NORMS
+from abs_model.attacks.catalogue import limit_of
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import GO_ON, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins
@@ -50,6 +52,10 @@ class PlannedAttack:
     ledgers: Mapping[str, str]
     refusals: Mapping[str, str]
     access: str = ""
+
+    def limit(self, model: str) -> float:
+        """How far from the clean images it looks on a model; infinite without a limit."""
+        return limit_of(self.reference, self.norm, self.settings.get(model, {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,6 +209,11 @@ class Results:
             for attack in self.plan.attacks
             if attack.norm == norm and attack.group in groups and model in attack.ledgers
         ]
+
+    def limit(self, model: str, norm: str, groups: Sequence[str]) -> float:
+        """How far the farthest of these attacks looks; minus infinity without an attack."""
+        attacks = self.attacks_on(model, norm, groups)
+        return max((attack.limit(model) for attack in attacks), default=-math.inf)
 
     def closest_records(self, model: str, norm: str) -> list[tuple[PlannedAttack, Record]]:
         """For each image that has records, the closest of all attacks and the attack."""

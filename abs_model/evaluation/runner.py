@@ -197,12 +197,11 @@ def _outcome(task: Task, records: Sequence[Record]) -> str:
         errors = sum(record.clean_error for record in records)
         return f"{len(records):,} images, {errors} misclassified"
     distances = np.array([record.distance for record in records])
-    threshold = THRESHOLDS[task.spec.norm]
-    left = robust(distances, threshold).mean()
-    return (
-        f"{len(records):,} images, median distance {median(distances):.3g}, {left:.0%} left at"
-        f" {threshold:g}"
-    )
+    limit = task.spec.limit(task.model)
+    at = min(limit, THRESHOLDS[task.spec.norm])
+    middle, left = median(distances), robust(distances, at).mean()
+    shown = f">{limit:g}" if math.isinf(middle) and math.isfinite(limit) else f"{middle:.3g}"
+    return f"{len(records):,} images, median distance {shown}, {left:.0%} left at {at:g}"
 
 
 def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) -> jax.Array:

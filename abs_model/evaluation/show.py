@@ -14,9 +14,10 @@ from abs_model.data import Dataset
 from abs_model.errors import UserError
 from abs_model.evaluation import figures
 from abs_model.evaluation.examples import choose_examples, draw_examples
-from abs_model.evaluation.formats import COLUMNS, rows_of, write_tables
+from abs_model.evaluation.formats import write_tables
 from abs_model.evaluation.ledger import GO_ON
 from abs_model.evaluation.results import Results
+from abs_model.evaluation.rows import COLUMNS, rows_of
 from abs_model.evaluation.tables import NORM_NAMES, Tables
 from abs_model.training.tracking import Tracker
 

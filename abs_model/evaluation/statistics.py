@@ -63,6 +63,11 @@ def robust(distances: np.ndarray, threshold: float) -> np.ndarray:
     return distances > threshold * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
 
 
+def reaches(limit: float, threshold: float) -> bool:
+    """Whether a search of all distances up to a limit has searched those up to a threshold."""
+    return not robust(np.array(threshold), limit)
+
+
 def median(distances: np.ndarray) -> np.ndarray:
     """The median over the last axis; infinite where the upper middle is."""
     middle = distances.shape[-1]

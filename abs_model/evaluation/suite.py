@@ -26,7 +26,7 @@ import ml_collections
 import numpy as np
 
 from abs_model.attacks.base import NORMS, AttackResult
-from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.attacks.catalogue import ATTACKS, Entry, Needs, limit_of
 from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
@@ -123,6 +123,10 @@ class AttackSpec:
             if parameter.default is not inspect.Parameter.empty and parameter.name not in _GIVEN
         }
         return {**defaults, **self.settings, **self.settings_for.get(kind_of(model), {})}
+
+    def limit(self, model: Classifier) -> float:
+        """How far from the clean images it looks on a model; infinite without a limit."""
+        return limit_of(self.reference, self.norm, self.settings_on(model))
 
     def identity(self, model: Classifier) -> dict[str, Any]:
         """What, besides the model, the data and the seed, decides over its results.

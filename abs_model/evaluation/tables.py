@@ -1,54 +1,25 @@
 """The tables: from results to rows, as table 1 of the paper (Schott et al. 2019) has them.
 
 One block for each norm, one column for each model; a cell has the median adversarial distance and
-the accuracy at the norm's threshold. Each block ends its paper's attacks with the minimum over
-them, beside what the paper published, and then goes on with stronger attacks and the minimum over
-all. `abs_model.evaluation.formats` writes them.
+the accuracy at the norm's threshold, or, of an attack within a smaller epsilon, at that. Each block
+ends its paper's attacks with the minimum over them, beside what the paper published, and then goes
+on with stronger attacks and the minimum over all. `abs_model.evaluation.formats` writes them.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
+from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
 from abs_model.evaluation.published import published
 from abs_model.evaluation.results import GROUPS, Plan, PlannedAttack, Results
-from abs_model.evaluation.statistics import THRESHOLDS, Summary, summarise
+from abs_model.evaluation.statistics import THRESHOLDS
 
 NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
 UNITS = {"l2": "", "linf": "", "l0": " pixels"}
 ALL, ALL_PAPER, ALL_STRONGER = "All", "All, the paper's attacks", "All, with stronger attacks"
 PUBLISHED = "All, as published"
-
-
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """A figure of the table: an attack, or the minimum over several, on a model.
-
-    Attributes:
-        summary: Median and accuracy, of the images done so far.
-        num_claimed: Images that the attack claimed as adversarial.
-        rejections: Claims that verification refused, by reason; an image may have several.
-        num_rejected: Claims refused.
-        num_queries: Mean number of questions until the batch of an image was done; None where
-            unknown.
-        num_gradients: Those with gradient.
-    """
-
-    summary: Summary
-    num_claimed: int = 0
-    num_rejected: int = 0
-    rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
-    num_queries: float | None = None
-    num_gradients: float | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class PublishedCell:
-    """What the paper published for a model."""
-
-    median: float
-    accuracy: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +30,7 @@ class Row:
         title: The attack, or which minimum.
         attack: Its plan; None for a minimum.
         cells: By model, for those that have one.
-        budget: Steps, restarts and queries per image; of a minimum, over how many attacks.
+        budget: Epsilon, steps, restarts and queries per image; of a minimum, over how many attacks.
     """
 
     title: str
@@ -170,39 +141,18 @@ def _attack_row(results: Results, attack: PlannedAttack) -> Row:
     cells = {
         model: cell
         for model in results.plan.models
-        if (cell := _attack_cell(results, model, attack)) is not None
+        if (cell := attack_cell(results, model, attack)) is not None
     }
     return Row(attack.title, attack, cells, _budget(attack, cells))
 
 
-def _attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | None:
-    records = results.records(model, attack.name)
-    if not records:
-        return None
-    distances = np.array([record.distance for record in records])
-    reasons = [reason for record in records for reason in record.reasons]
-    counts: dict[str, float | None] = {}
-    for name in ("num_queries", "num_gradients"):
-        values = [getattr(record, name) for record in records]
-        counts[name] = None if None in values else float(np.mean(values))
-    return Cell(
-        summarise(distances, THRESHOLDS[attack.norm]),
-        num_claimed=sum(record.claimed for record in records),
-        num_rejected=sum(bool(record.reasons) for record in records),
-        rejections={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        **counts,
-    )
-
-
 def _minimum_row(results: Results, norm: str, title: str, groups: Sequence[str]) -> Row:
-    cells: dict[str, Cell] = {}
-    numbers: dict[str, int] = {}
-    for model in results.plan.models:
-        distances = results.closest(model, norm, groups)
-        done = distances[~np.isnan(distances)]
-        if len(done):
-            cells[model] = Cell(summarise(done, THRESHOLDS[norm]))
-            numbers[model] = len(results.attacks_on(model, norm, groups))
+    cells = {
+        model: cell
+        for model in results.plan.models
+        if (cell := minimum_cell(results, model, norm, groups)) is not None
+    }
+    numbers = {model: len(results.attacks_on(model, norm, groups)) for model in cells}
     return Row(title, None, cells, _counted(numbers, "attack") if numbers else "")
 
 
@@ -216,11 +166,15 @@ def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
 
 
 def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
-    """E.g. "100 steps, 5 restarts, 506 queries"; what differs between models as a range.
+    """E.g. "epsilon 0.3, 100 steps, 506 queries"; what differs between models as a range.
 
     Where a limit of queries ends the steps, their number says nothing.
     """
     parts = []
+    limits = {model: attack.limit(model) for model in attack.ledgers}
+    if any(map(math.isfinite, limits.values())):
+        shown = _range(limits, lambda limit: f"{limit:g}" if math.isfinite(limit) else "any")
+        parts.append(f"at most {shown} pixels" if attack.norm == "l0" else f"epsilon {shown}")
     limited = any(each.get("max_queries") for each in attack.settings.values())
     for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
         # One's own attack may have any value there, or none.
@@ -244,10 +198,14 @@ def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
 
 
 def _counted(values: Mapping[str, int], unit: str) -> str:
-    """E.g. "8 (abs) to 1,010 (cnn) queries": who has the least and the most."""
+    """E.g. "8 (abs) to 1,010 (cnn) queries"."""
+    plural = unit.removesuffix("y") + "ies" if unit.endswith("y") else f"{unit}s"
+    return f"{_range(values, '{:,}'.format)} {unit if max(values.values()) == 1 else plural}"
+
+
+def _range(values: Mapping[str, Any], write: Callable[[Any], str]) -> str:
+    """E.g. "8 (abs) to 1,010 (cnn)": who has the least and the most."""
     (least, low), (most, high) = (
         choose(values.items(), key=lambda item: item[1]) for choose in (min, max)
     )
-    shown = f"{low:,}" if low == high else f"{low:,} ({least}) to {high:,} ({most})"
-    plural = unit.removesuffix("y") + "ies" if unit.endswith("y") else f"{unit}s"
-    return f"{shown} {unit if high == 1 else plural}"
+    return write(low) if low == high else f"{write(low)} ({least}) to {write(high)} ({most})"

@@ -42,9 +42,9 @@ function general(value, digits) {
   return size < 1e-4 ? value.toExponential(digits - 1) : String(Math.round(value));
 }
 
-/* A distance in a norm, by its position; null is infinite. */
-function distance(value, norm, digits = 3) {
-  if (value === null) return "∞";
+/* A distance in a norm, by its position; null is infinite: beyond what was searched. */
+function distance(value, norm, { digits = 3, limit = null } = {}) {
+  if (value === null) return limit === null ? "∞" : `>${general(limit, 6)}`;
   if (content.norms[norm].key === "l0") return general(value, 4);
   // Zeros at the end stay, so that figures below each other are alike.
   return value >= 1e-4 && value < 10 ** digits ? value.toPrecision(digits) : general(value, digits);

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from abs_model.data import Split
+from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.figures import MODEL_COLOURS
 from abs_model.evaluation.formats import EXPLANATION
 from abs_model.evaluation.ledger import Record
@@ -19,15 +20,7 @@ from abs_model.evaluation.report.images import pack, pack_perturbations
 from abs_model.evaluation.report.reconstructions import Reconstructions
 from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Estimate
-from abs_model.evaluation.tables import (
-    NORM_NAMES,
-    UNITS,
-    Block,
-    Cell,
-    PublishedCell,
-    Row,
-    make_tables,
-)
+from abs_model.evaluation.tables import NORM_NAMES, UNITS, Block, Row, make_tables
 from abs_model.evaluation.verification import ABSOLUTE_ROUNDING, RELATIVE_ROUNDING
 
 Json = dict[str, Any]
@@ -101,6 +94,7 @@ def _attack(results: Results, attack: PlannedAttack) -> Json:
         "reference": attack.reference,
         "settings": [attack.settings.get(model) for model in models],
         "refusals": [attack.refusals.get(model) for model in models],
+        "limits": [_finite(attack.limit(model)) for model in models],
     }
 
 
@@ -127,11 +121,14 @@ def _cell(row: Row, model: str) -> Json | None:
     if cell is None:
         return None
     if isinstance(cell, PublishedCell):
-        return {"published": True, "median": [cell.median], "accuracy": [cell.accuracy]}
+        figures = {"median": [cell.median], "accuracy": [cell.accuracy]}
+        return {"published": True, "reached": True, "limit": None, **figures}
     return {
         "published": False,
         "median": _estimate(cell.summary.median),
         "accuracy": _estimate(cell.summary.accuracy),
+        "limit": _finite(cell.limit),
+        "reached": cell.reached,
         "num_images": cell.summary.num_images,
         **_counts(cell),
     }
@@ -152,11 +149,12 @@ def _estimate(estimate: Estimate) -> list[float | None]:
 
 
 def _curve(results: Results, norm: str, model: str) -> Json:
-    """The distances that a curve is made of, ascending, and the published curve."""
+    """The distances that a curve is made of, ascending, to where, and the published curve."""
     distances = results.closest(model, norm, GROUPS)
     paper = published(norm, model)
     return {
         "distances": [_finite(each) for each in np.sort(distances[~np.isnan(distances)]).tolist()],
+        "limit": _finite(results.limit(model, norm, GROUPS)),
         "published": paper
         and {"distances": paper.distances.tolist(), "accuracies": paper.accuracies.tolist()},
     }

@@ -7,7 +7,7 @@ const panels = [];
 function drawCurves() {
   byId("curves-explanation").textContent =
     `Solid: all attacks together, ${plural(content.num_images, "test image")}. Dashed: as `
-    + "published. Dotted: the threshold. Move over a panel, or focus it and use the arrow keys, to "
+    + "published. Dotted: the threshold. A curve ends where the search did. Move over a panel, or focus it and use the arrow keys, to "
     + "read the accuracies at a distance; a model's name shows or hides it.";
   content.norms.forEach((_, norm) => {
     const panel = new CurvePanel(norm);
@@ -17,12 +17,16 @@ function drawCurves() {
   });
 }
 
-/* The accuracy that is left at a distance; as the tables count, with room for float32 rounding. */
-function accuracyAt(distances, at) {
-  if (!distances.length) return null;
+/* Whether a distance is beyond another; as the tables count, with room for float32 rounding. */
+function isBeyond(value, at) {
   const [relative, absolute] = content.rounding;
-  const limit = at * (1 + relative) + absolute;
-  return distances.filter((each) => each === null || each > limit).length / distances.length;
+  return value === null || value > at * (1 + relative) + absolute;
+}
+
+/* The accuracy that is left at a distance; null beyond what was searched. */
+function accuracyAt({ distances, limit }, at) {
+  if (!distances.length || (limit !== null && isBeyond(at, limit))) return null;
+  return distances.filter((each) => isBeyond(each, at)).length / distances.length;
 }
 
 /* The published accuracy at a distance, between its points; null beyond them. */
@@ -118,15 +122,15 @@ class CurvePanel {
     return svg("g", { class: "model" }, parts);
   }
 
-  steps({ distances }) {
+  steps({ distances, limit }) {
     let left = distances.length, path = `M${PANEL.left},${this.y(1).toFixed(1)}`;
     for (const each of distances) {
       if (each === null || each > this.end) break;
       left -= 1;
       path += `H${this.x(each).toFixed(1)}V${this.y(left / distances.length).toFixed(1)}`;
     }
-    // What is left is shown to the axis's end; where nothing is, the curve has ended.
-    return left ? `${path}H${this.x(this.end)}` : path;
+    // What is left is shown as far as was searched; where nothing is, the curve has ended.
+    return left ? `${path}H${this.x(limit === null ? this.end : limit)}` : path;
   }
 
   drawRow(model, position) {
@@ -168,7 +172,7 @@ class CurvePanel {
     const where = `${resting ? general(this.at, 6) : distance(this.at, this.norm)}${unit}`;
     this.head.textContent = resting ? `at ${where}, the threshold` : `at ${where}`;
     this.curves.forEach((curve, model) => {
-      const own = accuracyAt(curve.distances, this.at);
+      const own = accuracyAt(curve, this.at);
       this.rows[model].own.textContent = percent(own);
       this.rows[model].paper.textContent = percent(publishedAt(curve.published, this.at));
       this.dots[model].setAttribute("cx", x);

@@ -212,10 +212,14 @@ async function drawCard(entry) {
 function outcome(entry) {
   if (entry.held) {
     return [...normName(state.norm), " ",
-      element("b", {}, distance(entry.distance, state.norm, 4)), unitOf(state.norm)];
+      element("b", {}, distance(entry.distance, state.norm, { digits: 4 })), unitOf(state.norm)];
   }
   if (entry.cleanPrediction !== entry.label) return ["misclassified when clean"];
-  return [entry.refused ? `claim refused: ${entry.refused}` : "none found"];
+  if (entry.refused) return [`claim refused: ${entry.refused}`];
+  const limit = state.attack === CLOSEST ? content.curves[state.norm][entry.model].limit
+    : content.attacks[entry.attack].limits[entry.model];
+  return [limit === null ? "none found"
+    : `none within ${general(limit, 6)}${unitOf(state.norm)}`];
 }
 
 function picture(drawn, title, caption) {

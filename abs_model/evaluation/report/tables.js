@@ -10,6 +10,18 @@ function withoutSign(value) {
   return value === null ? NONE : (100 * value).toFixed(0);
 }
 
+/* Writes a cell's distances; what is beyond the limit of the search, as that. */
+function writer(norm, cell) {
+  const limit = cell?.limit ?? null;
+  return (value) => (cell?.published ? publishedDistance(value, norm)
+    : distance(value, norm, { limit }));
+}
+
+/* In the place of an accuracy at the threshold. */
+function triedTo(norm, cell) {
+  return `tried to ${general(cell.limit, 6)}${unitOf(norm)} only`;
+}
+
 /* The minimum over all attacks, and what was published; null without. */
 function lastRow(norm, published) {
   const { rows } = content.blocks[norm];
@@ -46,18 +58,18 @@ function drawOverview() {
 function overviewCells(norm, model) {
   const cell = lastRow(norm, false)?.cells[model] ?? null;
   const paper = lastRow(norm, true)?.cells[model] ?? null;
-  const write = (value) => distance(value, norm);
+  const write = writer(norm, cell);
   const published = (text) => element("small", { class: "published" }, "paper ", text);
   return [
     element("td", { class: "first" },
       cell ? [element("b", {}, write(cell.median[0])), interval(cell.median, write)] : NONE,
       paper && published(publishedDistance(paper.median[0], norm))),
     element("td", {},
-      cell
+      !cell ? NONE : cell.reached
         ? [element("b", {}, percent(cell.accuracy[0])), interval(cell.accuracy, withoutSign)]
-        : NONE,
+        : element("small", {}, triedTo(norm, cell)),
       paper && published(percent(paper.accuracy[0])),
-      cell && bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].colour)),
+      cell?.reached && bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].colour)),
   ];
 }
 
@@ -122,10 +134,10 @@ function normTable(block, id) {
     element("tbody", {}, rows));
 }
 
-/* The attack that leaves a model the least accuracy, then the smallest median. */
+/* The attack that leaves a model the least accuracy at the threshold, then the smallest median. */
 function strongestRow(block, model) {
   const key = (row) => [row.cells[model].accuracy[0], row.cells[model].median[0] ?? Infinity];
-  const rows = block.rows.filter((row) => row.attack !== null && row.cells[model] !== null);
+  const rows = block.rows.filter((row) => row.attack !== null && row.cells[model]?.reached);
   const sorted = rows.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1]);
   return rows.length > 1 ? sorted[0] : null;
 }
@@ -137,9 +149,9 @@ function normCells(norm, row, cell, model, strongest) {
     const tip = why ? [`${row.title} was not tried on ${name}: ${why}`] : null;
     return [element("td", { class: "first none", colspan: 2, ...tipped(tip) }, NONE)];
   }
-  const write = (value) => (cell.published ? publishedDistance : distance)(value, norm);
+  const write = writer(norm, cell);
   const median = [write(cell.median[0]), interval(cell.median, write)];
-  const accuracy = [percent(cell.accuracy[0]), interval(cell.accuracy, withoutSign),
+  const accuracy = [...accuracyLines(norm, row, cell),
     cell.num_images < content.num_images
       ? element("small", { class: "partial" }, `${cell.num_images} of ${content.num_images}`)
       : null];
@@ -158,13 +170,25 @@ function normCells(norm, row, cell, model, strongest) {
     element("td", { class: shade.trim(), ...tip }, link(accuracy, false))];
 }
 
+/* An accuracy with its interval; one that is not at the threshold says at what it is. */
+function accuracyLines(norm, row, cell) {
+  if (!cell.reached && row.attack === null) {
+    return [element("small", { class: "partial" }, triedTo(norm, cell))];
+  }
+  return [percent(cell.accuracy[0]), interval(cell.accuracy, withoutSign), cell.reached ? null
+    : element("small", { class: "partial" }, `at ${general(cell.limit, 6)}${unitOf(norm)}`)];
+}
+
 function cellTip(norm, row, cell, model) {
-  const write = (value) => distance(value, norm);
+  const write = writer(norm, cell);
   const lines = [
     `${row.title}, ${content.norms[norm].name}, on ${content.models[model].name}`,
     `median ${write(cell.median[0])} [${cell.median.slice(1).map(write).join(", ")}]`,
-    `accuracy ${percent(cell.accuracy[0], 1)} `
-      + `[${cell.accuracy.slice(1).map((each) => percent(each, 1)).join(", ")}]`,
+    cell.reached || row.attack !== null
+      ? `accuracy ${cell.reached ? "" : `at ${general(cell.limit, 6)}${unitOf(norm)} `}`
+        + `${percent(cell.accuracy[0], 1)} `
+        + `[${cell.accuracy.slice(1).map((each) => percent(each, 1)).join(", ")}]`
+      : `accuracy ${atThreshold(norm)} unknown: ${triedTo(norm, cell)}`,
     plural(cell.num_images, "image"),
   ];
   if (row.attack !== null) {

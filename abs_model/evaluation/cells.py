@@ -1,0 +1,79 @@
+"""The figures of the tables: of an attack, or of the minimum over several, on a model."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from abs_model.evaluation.results import PlannedAttack, Results
+from abs_model.evaluation.statistics import THRESHOLDS, Summary, reaches, summarise
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A figure of the table: an attack, or the minimum over several, on a model.
+
+    Attributes:
+        summary: Median and accuracy, of the images done so far; the accuracy is at the norm's
+            threshold, or at the limit where that is smaller.
+        limit: How far from the clean images was searched, of several attacks by the farthest;
+            infinite without a limit. What an attack did not find lies beyond it.
+        reached: Whether the norm's threshold is within the limit. If not, nothing is known of the
+            accuracy there.
+        num_claimed: Images that the attack claimed as adversarial.
+        rejections: Claims that verification refused, by reason; an image may have several.
+        num_rejected: Claims refused.
+        num_queries: Mean number of questions until the batch of an image was done; None where
+            unknown.
+        num_gradients: Those with gradient.
+    """
+
+    summary: Summary
+    limit: float
+    reached: bool
+    num_claimed: int = 0
+    num_rejected: int = 0
+    rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    num_queries: float | None = None
+    num_gradients: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class PublishedCell:
+    """What the paper published for a model."""
+
+    median: float
+    accuracy: float
+
+
+def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | None:
+    """The figures of an attack on a model; None where it has no record."""
+    records = results.records(model, attack.name)
+    if not records:
+        return None
+    distances = np.array([record.distance for record in records])
+    reasons = [reason for record in records for reason in record.reasons]
+    counts: dict[str, float | None] = {}
+    for name in ("num_queries", "num_gradients"):
+        values = [getattr(record, name) for record in records]
+        counts[name] = None if None in values else float(np.mean(values))
+    limit, threshold = attack.limit(model), THRESHOLDS[attack.norm]
+    return Cell(
+        summarise(distances, min(limit, threshold)),
+        limit,
+        reaches(limit, threshold),
+        num_claimed=sum(record.claimed for record in records),
+        num_rejected=sum(bool(record.reasons) for record in records),
+        rejections={reason: reasons.count(reason) for reason in sorted(set(reasons))},
+        **counts,
+    )
+
+
+def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str]) -> Cell | None:
+    """Those of the minimum over the attacks of a norm and some groups; None without an image."""
+    distances = results.closest(model, norm, groups)
+    done = distances[~np.isnan(distances)]
+    if not len(done):
+        return None
+    limit, threshold = results.limit(model, norm, groups), THRESHOLDS[norm]
+    return Cell(summarise(done, min(limit, threshold)), limit, reaches(limit, threshold))

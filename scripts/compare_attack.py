@@ -1,4 +1,4 @@
-"""Compares an attack on a model with all others in its norm.
+"""Compares an attack on a model with all others in its norm, and of its targets.
 
 python scripts/compare_attack.py runs/table1 abs cutting_planes_l2
 python scripts/compare_attack.py runs/table1 abs cutting_planes_l2 --thorough
@@ -58,16 +58,18 @@ def _compare(results: Results, model: str, name: str) -> list[Closer]:
     attack, others = _attacks(results, model, name)
     ours = results.distances(model, attack.name)
     theirs = np.array([results.distances(model, other.name) for other in others])
-    if np.isnan(ours).any() or np.isnan(theirs).any():
+    counted = ~np.isnan(ours)  # all but images of a target's class
+    if counted.sum() < results.num_expected(model, name) or np.isnan(theirs[:, counted]).any():
         raise UserError(
             f"not all attacks on {model} in {attack.norm} are done; go on with evaluate.py"
         )
     closest = theirs.min(axis=0)
     limit = min(attack.limit(model), max(other.limit(model) for other in others))
-    compared = ~robust(np.minimum(ours, closest), limit)
-    print(f"{attack.title} on {model}, {attack.norm}: {len(ours)} images, others: {len(others)}")
-    if not compared.all():
-        print(f"images left out, with nothing within {limit:g}: {(~compared).sum()}")
+    compared = counted & ~robust(np.minimum(ours, closest), limit)
+    number, left_out = counted.sum(), (counted & ~compared).sum()
+    print(f"{attack.title} on {model}, {attack.norm}: {number} images, others: {len(others)}")
+    if left_out:
+        print(f"images left out, with nothing within {limit:g}: {left_out}")
     for tolerance in _TOLERANCES:
         count = int((ours <= closest * (1 + tolerance))[compared].sum())
         beyond = f" by more than {tolerance:.2%}" if tolerance else ""
@@ -86,13 +88,14 @@ def _attacks(
 ) -> tuple[PlannedAttack, Sequence[PlannedAttack]]:
     if model not in results.plan.models:
         raise UserError(f"no model {model!r}; there are {', '.join(results.plan.models)}")
-    taken = [attack for norm in results.norms for attack in results.attacks_on(model, norm, GROUPS)]
+    taken = [attack for attack in results.plan.attacks if model in attack.ledgers]
     attack = next((each for each in taken if each.name == name), None)
     if attack is None:
         raise UserError(
             f"no attack {name!r} on {model}; there are {', '.join(each.name for each in taken)}"
         )
-    others = [each for each in taken if each.norm == attack.norm and each is not attack]
+    alike = results.attacks_on(model, attack.norm, GROUPS, attack.targets)
+    others = [each for each in alike if each is not attack]
     if not others:
         raise UserError(f"{name} is the only attack on {model} in {attack.norm}")
     return attack, others

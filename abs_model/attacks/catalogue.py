@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,7 +52,8 @@ class Entry:
         function: The attack.
         norms: That it attacks in.
         needs: Of the classifier.
-        fewest_classes: From the attack's settings, how many classes the classifier must have.
+        fewest_classes: From the attack's settings, and whether it leads to given targets, how many
+            classes the classifier must have.
         limits: By norm, the setting that limits how far it looks, where it has such a setting.
     """
 
@@ -59,18 +61,22 @@ class Entry:
     function: Callable[..., AttackResult]
     norms: tuple[str, ...]
     needs: Needs
-    fewest_classes: Callable[[Mapping[str, Any]], int] = lambda settings: 2
+    fewest_classes: Callable[[Mapping[str, Any], bool], int] = lambda settings, targeted: 2
     limits: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EPSILON)
 
-    def refusal(self, model: Classifier, settings: Mapping[str, Any]) -> str | None:
+    def refusal(
+        self, model: Classifier, settings: Mapping[str, Any], *, targeted: bool = False
+    ) -> str | None:
         """Why a classifier can't be attacked with it and all its settings; None where it can."""
+        if targeted and "targets" not in inspect.signature(self.function).parameters:
+            return "it can't be targeted"
         if self.needs is Needs.GRADIENTS and not model.differentiable:
             return "it needs gradients, and the model is a black box"
         if self.needs is Needs.BINARY and not getattr(model, "binary", False):
             return "it is for models on thresholded images"
         if self.needs is Needs.ABS and not isinstance(model, ABSClassifier):
             return "it is for ABS models"
-        if model.num_classes < (fewest := self.fewest_classes(settings)):
+        if model.num_classes < (fewest := self.fewest_classes(settings, targeted)):
             return f"it needs {fewest} classes, and the model has {model.num_classes}"
         return None
 
@@ -92,12 +98,14 @@ def limit_of(reference: str, norm: str, settings: Mapping[str, Any]) -> float:
     return math.inf
 
 
+def _fewest_classes_of_apgd(settings: Mapping[str, Any], targeted: bool) -> int:
+    return fewest_classes(settings["loss"], targeted=targeted)
+
+
 _DENSE = ("l2", "linf")
 
 ATTACKS = {
-    "apgd": Entry(
-        "APGD", apgd, _DENSE, Needs.GRADIENTS, lambda settings: fewest_classes(settings["loss"])
-    ),
+    "apgd": Entry("APGD", apgd, _DENSE, Needs.GRADIENTS, _fewest_classes_of_apgd),
     "bim": Entry("BIM", bim, _DENSE, Needs.GRADIENTS),
     "boundary": Entry("Boundary", boundary, ("l2",), Needs.LOGITS),
     "carlini_wagner": Entry("Carlini-Wagner", carlini_wagner, ("l2",), Needs.GRADIENTS),

@@ -16,6 +16,7 @@ class Cell:
     Attributes:
         summary: Median and accuracy, of the images done so far; the accuracy is at the norm's
             threshold, or at the limit where that is smaller.
+        num_expected: Images that the summary will be of once all are done.
         limit: How far from the clean images was searched, of several attacks by the farthest;
             infinite without a limit. What an attack did not find lies beyond it.
         reached: Whether the norm's threshold is within the limit. If not, nothing is known of the
@@ -29,6 +30,7 @@ class Cell:
     """
 
     summary: Summary
+    num_expected: int
     limit: float
     reached: bool
     num_claimed: int = 0
@@ -60,6 +62,7 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
     limit, threshold = attack.limit(model), THRESHOLDS[attack.norm]
     return Cell(
         summarise(distances, min(limit, threshold)),
+        results.num_expected(model, attack.name),
         limit,
         reaches(limit, threshold),
         num_claimed=sum(record.claimed for record in records),
@@ -76,4 +79,9 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
     if not len(done):
         return None
     limit, threshold = results.limit(model, norm, groups), THRESHOLDS[norm]
-    return Cell(summarise(done, min(limit, threshold)), limit, reaches(limit, threshold))
+    return Cell(
+        summarise(done, min(limit, threshold)),
+        results.plan.num_images,
+        limit,
+        reaches(limit, threshold),
+    )

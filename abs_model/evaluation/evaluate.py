@@ -154,6 +154,7 @@ def _plan(
             refusals={
                 name: reason for name, model in models.items() if (reason := spec.refusal(model))
             },
+            targets=spec.targets,
         )
         for spec in suite
     ]

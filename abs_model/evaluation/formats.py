@@ -23,9 +23,11 @@ EXPLANATION = (
     " than its epsilon, as beyond that (>). Where epsilon is below the threshold, the accuracy is"
     " that at epsilon, and nothing is known at the threshold. Every adversarial image was"
     " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
-    " taken for each image. Attacks bound robustness from above only, and those with a small budget"
-    " less well; where budgets differ, the models with the least and the most are named. Queries"
-    " are evaluations of the model for each image, until the last image of its batch was done."
+    " taken for each image. A targeted attack succeeds where it reaches its target: images of that"
+    " class are left out, and accuracy is the share that did not reach it. Attacks bound robustness"
+    " from above only, and those with a small budget less well; where budgets differ, the models"
+    " with the least and the most are named. Queries are evaluations of the model for each image,"
+    " until the last image of its batch was done."
 )
 _NOTHING = "\N{EN DASH}"
 _INCOMPLETE = "This evaluation isn't complete."
@@ -121,6 +123,7 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
                 "attack": attack.reference,
                 "norm": attack.norm,
                 "group": attack.group,
+                "targets": attack.targets,
                 "settings": attack.settings,
                 "refusals": attack.refusals,
                 "commits": {
@@ -150,11 +153,11 @@ def _cells(tables: Tables, block: Block, row: Row) -> list[str]:
         elif isinstance(cell, PublishedCell):
             cells.append(f"{_distance(cell.median, block)} / {cell.accuracy:.0%}")
         else:
-            cells.append(_cell(cell, block, tables.num_images, is_minimum=row.attack is None))
+            cells.append(_cell(cell, block, is_minimum=row.attack is None))
     return [row.title, *cells, row.budget]
 
 
-def _cell(cell: Cell, block: Block, num_images: int, *, is_minimum: bool) -> str:
+def _cell(cell: Cell, block: Block, *, is_minimum: bool) -> str:
     """Of a minimum with its intervals; one that has not reached the threshold says only that."""
     median, accuracy = cell.summary.median, cell.summary.accuracy
     first, *ends = (
@@ -167,8 +170,8 @@ def _cell(cell: Cell, block: Block, num_images: int, *, is_minimum: bool) -> str
     if not cell.reached:
         limit = _distance(cell.limit, block)
         second = f"tried to {limit} only" if is_minimum else f"{second} at {limit}"
-    done = cell.summary.num_images
-    return f"{first} / {second}" + (f" ({done} of {num_images})" if done < num_images else "")
+    done, expected = cell.summary.num_images, cell.num_expected
+    return f"{first} / {second}" + (f" ({done} of {expected})" if done < expected else "")
 
 
 def _distance(value: float, block: Block, limit: float = math.inf) -> str:

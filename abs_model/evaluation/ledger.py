@@ -44,7 +44,8 @@ class Record:
         reasons: Why verification refused it, of `verification.REASONS`; empty if it did not.
         prediction: What the model calls the attack's image, asked from scratch.
         distance: From the clean image, in the attack's norm, measured anew; infinite where there is
-            no verified adversarial image, 0 for an image that is misclassified when clean.
+            no verified adversarial image, 0 for an image that is misclassified when clean, or,
+            under a targeted attack, of the target.
         num_queries: Questions to the model, with gradient or without, until the last image of its
             batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.
@@ -56,6 +57,7 @@ class Record:
         margin: Of the attack's image, as `verification.Verification.margins` has it.
         clean_margin: Of the clean image, likewise.
         by_search: See `verification.Verification`.
+        target: The class that a targeted attack led to; None for an untargeted one.
     """
 
     index: int
@@ -73,6 +75,7 @@ class Record:
     margin: float | None = None
     clean_margin: float | None = None
     by_search: bool | None = None
+    target: int | None = None
 
     @property
     def clean_error(self) -> bool:
@@ -80,9 +83,19 @@ class Record:
         return self.clean_prediction != self.label
 
     @property
+    def counts(self) -> bool:
+        """Whether it is an image for the attack: no target is the class that an image is of."""
+        return self.target != self.label
+
+    @property
+    def clean_success(self) -> bool:
+        """Whether the clean image is what the attack looks for: misclassified, or of the target."""
+        return self.clean_error if self.target is None else self.clean_prediction == self.target
+
+    @property
     def holds(self) -> bool:
         """Whether an attack found an adversarial image that verification did not refuse."""
-        return math.isfinite(self.distance) and not self.clean_error
+        return math.isfinite(self.distance) and not self.clean_success
 
     @property
     def adversarial(self) -> np.ndarray | None:

@@ -1,9 +1,9 @@
 """An evaluation in a form to publish: its ledger in one small file.
 
 The archive holds the plan, the times and all records, but of the images only the closest
-adversarial one of each test image, model and norm: tables, curves and pictures need no more. (A
-report's gallery of a single attack does.) Unpacked it is a workdir: evaluate.py goes on from there
-with further models or attacks, and report.py reads it.
+adversarial one of each test image, model and norm, and of each kind of targets: tables, curves and
+pictures need no more. (A report's gallery of a single attack does.) Unpacked it is a workdir:
+evaluate.py goes on from there with further models or attacks, and report.py reads it.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ import tarfile
 
 from abs_model.evaluation.ledger import SETTINGS_FILE, Record, to_line
 from abs_model.evaluation.origins import TIMES_FILE
-from abs_model.evaluation.results import PLAN_FILE, Results
+from abs_model.evaluation.results import PLAN_FILE, PlannedAttack, Results
 from abs_model.evaluation.workdir import WHOLE
 
 
@@ -32,8 +32,7 @@ def pack(workdir: pathlib.Path, results: Results) -> bytes:
     closest = {
         (model, attack.name, record.index)
         for model in plan.models
-        for norm in results.norms
-        for attack, record in results.closest_records(model, norm)
+        for attack, record in _closest(results, model)
     }
     files = {PLAN_FILE: json.dumps(dataclasses.asdict(plan), indent=2).encode()}
     if (times := workdir / TIMES_FILE).exists():
@@ -60,12 +59,21 @@ def lost_images(results: Results) -> list[str]:
     """
     lost: dict[str, list[str]] = {}
     for model in results.plan.models:
-        for norm in results.norms:
-            for attack, record in results.closest_records(model, norm):
-                if record.holds and record.image is None:
-                    name = f"{model} {norm}, {attack.name}"
-                    lost.setdefault(name, []).append(str(record.index))
+        for attack, record in _closest(results, model):
+            if record.holds and record.image is None:
+                name = f"{model} {attack.norm}, {attack.name}"
+                lost.setdefault(name, []).append(str(record.index))
     return [f"{name}: images {', '.join(indices)}" for name, indices in lost.items()]
+
+
+def _closest(results: Results, model: str) -> list[tuple[PlannedAttack, Record]]:
+    """For each image the closest records of the untargeted attacks, and of each kind of targets."""
+    return [
+        found
+        for norm in results.norms
+        for targets in results.all_targets
+        for found in results.closest_records(model, norm, targets=targets)
+    ]
 
 
 def _ledger(workdir: pathlib.Path, folder: str, records: list[Record]) -> dict[str, bytes]:

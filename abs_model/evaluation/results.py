@@ -41,6 +41,7 @@ class PlannedAttack:
         refusals: By model that it does not take, why.
         access: What it requires of a model, of `catalogue.Needs`; empty where that is not known, as
             of user-defined attacks, and in plans from before it was noted.
+        targets: See `suite.AttackSpec`.
     """
 
     name: str
@@ -52,6 +53,7 @@ class PlannedAttack:
     ledgers: Mapping[str, str]
     refusals: Mapping[str, str]
     access: str = ""
+    targets: str | int | None = None
 
     def limit(self, model: str) -> float:
         """How far from the clean images it looks on a model; infinite without a limit."""
@@ -180,6 +182,11 @@ class Results:
         )
 
     @property
+    def all_targets(self) -> list[str | int | None]:
+        """What attacks lead to, each once; None stands for the untargeted ones."""
+        return list(dict.fromkeys(attack.targets for attack in self.plan.attacks))
+
+    @property
     def norms(self) -> list[str]:
         """The norms attacked in, in their usual order."""
         there = {attack.norm for attack in self.plan.attacks}
@@ -191,23 +198,37 @@ class Results:
         return float(np.mean([not record.clean_error for record in records])) if records else np.nan
 
     def records(self, model: str, attack: str) -> list[Record]:
-        """Those of the planned images, in their order."""
+        """Those of the planned images, in their order, without images of the target's class."""
         records = self.found.get((model, attack), {})
-        return [records[index] for index in range(self.plan.num_images) if index in records]
+        known = (records[index] for index in range(self.plan.num_images) if index in records)
+        return [record for record in known if record.counts]
+
+    def num_expected(self, model: str, attack: str) -> int:
+        """How many `records` there are once all are found, as far as is known by now."""
+        records = self.found.get((model, attack), {})
+        known = (records[index] for index in range(self.plan.num_images) if index in records)
+        return self.plan.num_images - sum(not record.counts for record in known)
 
     def distances(self, model: str, attack: str) -> np.ndarray:
-        """float64 (num_images,): verified distances; NaN where there is no record yet."""
+        """float64 (num_images,): verified distances; NaN where `records` has none."""
         distances = np.full(self.plan.num_images, np.nan)
         for record in self.records(model, attack):
             distances[record.index] = record.distance
         return distances
 
-    def attacks_on(self, model: str, norm: str, groups: Sequence[str]) -> list[PlannedAttack]:
-        """The attacks of a norm and of some groups that a model is attacked with."""
+    def attacks_on(
+        self, model: str, norm: str, groups: Sequence[str], targets: str | int | None = None
+    ) -> list[PlannedAttack]:
+        """The attacks of a norm, some groups and some targets that a model is attacked with.
+
+        By default the untargeted ones.
+        """
         return [
             attack
             for attack in self.plan.attacks
-            if attack.norm == norm and attack.group in groups and model in attack.ledgers
+            if (attack.norm, attack.targets) == (norm, targets)
+            and attack.group in groups
+            and model in attack.ledgers
         ]
 
     def limit(self, model: str, norm: str, groups: Sequence[str]) -> float:
@@ -215,10 +236,16 @@ class Results:
         attacks = self.attacks_on(model, norm, groups)
         return max((attack.limit(model) for attack in attacks), default=-math.inf)
 
-    def closest_records(self, model: str, norm: str) -> list[tuple[PlannedAttack, Record]]:
-        """For each image that has records, the closest of all attacks and the attack."""
+    def closest_records(
+        self,
+        model: str,
+        norm: str,
+        groups: Sequence[str] = GROUPS,
+        targets: str | int | None = None,
+    ) -> list[tuple[PlannedAttack, Record]]:
+        """For each image that has records, the closest of `attacks_on` and the attack."""
         found: dict[int, tuple[PlannedAttack, Record]] = {}
-        for attack in self.attacks_on(model, norm, GROUPS):
+        for attack in self.attacks_on(model, norm, groups, targets):
             for record in self.records(model, attack.name):
                 before = found.get(record.index)
                 if before is None or record.distance < before[1].distance:

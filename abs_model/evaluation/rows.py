@@ -24,7 +24,17 @@ _FIGURES = (
     "num_queries",
     "num_gradients",
 )
-COLUMNS = ("norm", "threshold", "row", "attack", "group", "budget", "model", *_FIGURES)
+COLUMNS = (
+    "norm",
+    "threshold",
+    "row",
+    "attack",
+    "group",
+    "targets",
+    "budget",
+    "model",
+    *_FIGURES,
+)
 
 
 def to_csv(tables: Tables) -> str:
@@ -49,6 +59,7 @@ def _entries(block: Block) -> list[dict[str, Any]]:
             "row": row.title,
             "attack": row.attack.name if row.attack else "",
             "group": row.attack.group if row.attack else "",
+            "targets": row.attack.targets if row.attack else None,
             "budget": row.budget,
             "model": model,
             **_figures(cell),

@@ -24,6 +24,7 @@ from abs_model.evaluation.probe import probe, read_probe, write_probe
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec, Launcher
+from abs_model.evaluation.targets import choose_targets
 from abs_model.evaluation.verification import (
     Verification,
     cold_logits,
@@ -144,7 +145,15 @@ class Runner:
         if task.spec is None:
             return _clean_records(batch, labels, _clean_answer(task.model, images, labels)[0])
         keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
-        found = self._launcher(task.spec, task.model, images, labels, keys, progress.questions)
+        targets = self._targets(task, images, labels, rows)
+        goals = None
+        if targets is not None:
+            # Images of the target's class do not count; but a batch has one shape.
+            other = (labels + 1) % task.model.num_classes
+            goals = np.where(targets == labels, other, targets)
+        found = self._launcher(
+            task.spec, task.model, images, labels, keys, progress.questions, goals
+        )
         adversarial = np.asarray(found.images)
         epsilon = task.spec.settings_on(task.model).get("epsilon")
         verification = verify(
@@ -154,9 +163,16 @@ class Runner:
             adversarial,
             norm=task.spec.norm,
             epsilon=math.inf if epsilon is None else epsilon,
+            targets=goals,
         )
         clean = self._clean_answers(task.model, batch, images, labels)
-        return _attack_records(batch, labels, clean, found, adversarial, verification)
+        return _attack_records(batch, labels, targets, clean, found, adversarial, verification)
+
+    def _targets(self, task: Task, images: Array, labels: Array, rows: Array) -> Array | None:
+        if task.spec is None or task.spec.targets is None:
+            return None
+        seed = self._settings.seed
+        return choose_targets(task.spec.targets, task.model, images, labels, rows, seed)
 
     def _clean_answers(
         self, model: Classifier, batch: Sequence[int], images: Array, labels: Array
@@ -196,12 +212,14 @@ def _outcome(task: Task, records: Sequence[Record]) -> str:
     if task.spec is None:
         errors = sum(record.clean_error for record in records)
         return f"{len(records):,} images, {errors} misclassified"
-    distances = np.array([record.distance for record in records])
+    distances = np.array([record.distance for record in records if record.counts])
+    if not len(distances):
+        return "all images are of the target's class"
     limit = task.spec.limit(task.model)
     at = min(limit, THRESHOLDS[task.spec.norm])
     middle, left = median(distances), robust(distances, at).mean()
     shown = f">{limit:g}" if math.isinf(middle) and math.isfinite(limit) else f"{middle:.3g}"
-    return f"{len(records):,} images, median distance {shown}, {left:.0%} left at {at:g}"
+    return f"{len(distances):,} images, median distance {shown}, {left:.0%} left at {at:g}"
 
 
 def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) -> jax.Array:
@@ -240,6 +258,7 @@ def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> l
 def _attack_records(
     batch: Sequence[int],
     labels: Array,
+    targets: Array | None,
     clean: tuple[Array, Array],
     found: AttackResult,
     adversarial: Array,
@@ -251,25 +270,30 @@ def _attack_records(
     predictions, clean_margins = clean
     records = []
     for row, index in enumerate(batch):
-        wrong = predictions[row] != labels[row]
-        distance = 0.0 if wrong else verification.adversarial_distances[row]
-        records.append(
-            Record(
-                index=index,
-                label=int(labels[row]),
-                clean_prediction=int(predictions[row]),
-                claimed=bool(claimed[row]),
-                reasons=verification.reasons(row) if claimed[row] else (),
-                prediction=int(verification.predictions[row]),
-                distance=float(distance),
-                # What failed is no one's business, and a clean error needs no second copy.
-                image=adversarial[row] if not wrong and (claimed[row] or verified[row]) else None,
-                margin=_finite(verification.margins[row]),
-                clean_margin=_finite(clean_margins[row]),
-                by_search=None if by_search is None else bool(by_search[row]),
-                **{name: None if n is None else int(n[row]) for name, n in counts.items()},
-            )
+        record = Record(
+            index=index,
+            label=int(labels[row]),
+            clean_prediction=int(predictions[row]),
+            claimed=bool(claimed[row]),
+            reasons=verification.reasons(row) if claimed[row] else (),
+            prediction=int(verification.predictions[row]),
+            distance=float(verification.adversarial_distances[row]),
+            # What failed is no one's business.
+            image=adversarial[row] if claimed[row] or verified[row] else None,
+            margin=_finite(verification.margins[row]),
+            clean_margin=_finite(clean_margins[row]),
+            by_search=None if by_search is None else bool(by_search[row]),
+            target=None if targets is None else int(targets[row]),
+            **{name: None if n is None else int(n[row]) for name, n in counts.items()},
         )
+        if not record.counts:
+            record = dataclasses.replace(
+                record, claimed=False, reasons=(), distance=math.inf, image=None
+            )
+        elif record.clean_success:
+            # The clean image needs no second copy.
+            record = dataclasses.replace(record, distance=0.0, image=None)
+        records.append(record)
     return records
 
 

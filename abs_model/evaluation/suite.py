@@ -11,6 +11,17 @@ A configuration's section `attacks` has an entry for each row of the table::
         "settings_for": {"abs": {"num_steps": 1000}},  # what differs by kind of model
         "only": ("network", "abs"),      # kinds of models, or pretrained ones; all without it
         "estimate_gradients": False,     # by finite differences of scores
+        "targets": "next_class",         # a targeted attack; any class but the label without it
+    }
+
+`targets` is a rule for the class that each image is led to, "next_class", "least_likely" or
+"random" (see `abs_model.evaluation.targets`), or the number of a class, whose own images do not
+count then. Success is reaching it. Targeted rows stand at the end of a table, and are no part of
+its minima. So a targeted PGD beside the untargeted one of configs/pgd.py is::
+
+    config.attacks.pgd_linf_next = {
+        "attack": "pgd", "norm": "linf", "group": "stronger", "targets": "next_class",
+        "settings": {"epsilon": 0.3, "step_size": 0.02, "num_steps": 40},
     }
 """
 
@@ -32,6 +43,7 @@ from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import GROUPS
+from abs_model.evaluation.targets import RULES, Targets, is_targets, title_of
 from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, source_identity
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier
@@ -49,6 +61,7 @@ _KEYS = (
     "settings_for",
     "only",
     "estimate_gradients",
+    "targets",
 )
 _GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
 _LOGGER = logging.getLogger(__name__)
@@ -73,6 +86,8 @@ class AttackSpec:
         only: The kinds of models that are attacked, or names of models.
         estimate_gradients: Whether gradients are estimated from scores.
         title: For tables, in the place of the entry's.
+        targets: Of a targeted attack, which classes it leads to: of `targets.RULES`, or the number
+            of a class. None for an untargeted one.
     """
 
     name: str
@@ -85,6 +100,7 @@ class AttackSpec:
     only: tuple[str, ...] = KINDS
     estimate_gradients: bool = False
     title: str = ""
+    targets: Targets | None = None
 
     def __post_init__(self) -> None:
         """Raises a SuiteError where the name is not to be had."""
@@ -98,7 +114,8 @@ class AttackSpec:
     def shown(self) -> str:
         """What tables call it."""
         title = self.title or self.entry.title
-        return f"{title}, GE" if self.estimate_gradients else title
+        title = f"{title}, GE" if self.estimate_gradients else title
+        return title if self.targets is None else f"{title}, targeted: {title_of(self.targets)}"
 
     @property
     def access(self) -> str:
@@ -111,8 +128,11 @@ class AttackSpec:
         """Why a model is not attacked with it; None where it is."""
         if not {kind_of(model), model.name} & set(self.only):
             return f"the configuration has it for {', '.join(self.only)} only"
-        target = estimate_gradients(model) if self.estimate_gradients else model
-        return self.entry.refusal(target, self.settings_on(model))
+        if isinstance(self.targets, int) and self.targets >= model.num_classes:
+            return f"its target is class {self.targets}, and the model has {model.num_classes}"
+        attacked = estimate_gradients(model) if self.estimate_gradients else model
+        targeted = self.targets is not None
+        return self.entry.refusal(attacked, self.settings_on(model), targeted=targeted)
 
     def settings_on(self, model: Classifier) -> dict[str, Any]:
         """All settings for a model, the attack's defaults among them."""
@@ -140,6 +160,8 @@ class AttackSpec:
             "settings": self.settings_on(model),
             "estimate_gradients": self.estimate_gradients,
         }
+        if self.targets is not None:
+            identity["targets"] = self.targets
         if self.reference not in ATTACKS:
             # One's own attack is at work on: what its file was counts.
             module = self.reference.partition(":")[0]
@@ -189,8 +211,9 @@ class Launcher:
         labels: np.ndarray,
         keys: jax.Array,
         progress: Callable[[int], None],
+        targets: np.ndarray | None = None,
     ) -> AttackResult:
-        """Attacks a batch.
+        """Attacks a batch, with the classes to lead to where the attack is targeted.
 
         Raises:
             SuiteError: The attack does not take the settings, or returns something else than an
@@ -207,6 +230,8 @@ class Launcher:
         accepted = inspect.signature(spec.entry.function).parameters
         optional = {"norm": spec.norm, "progress": progress}
         given = {name: value for name, value in optional.items() if name in accepted}
+        if targets is not None:
+            given["targets"] = targets
         try:
             found = spec.entry.function(target, images, labels, keys, **given, **settings)
         except ValueError as error:
@@ -308,6 +333,10 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     for key, choices in (("norm", found.norms), ("group", GROUPS)):
         if entry.get(key) not in choices:
             raise refuse(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
+    if (targets := entry.get("targets")) is not None and not is_targets(targets):
+        raise refuse(
+            f"targets must be one of {', '.join(RULES)} or the number of a class; got {targets!r}"
+        )
     names = available() if "only" in entry else ()
     for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
         if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:

@@ -3,7 +3,8 @@
 One block for each norm, one column for each model; a cell has the median adversarial distance and
 the accuracy at the norm's threshold, or, of an attack within a smaller epsilon, at that. Each block
 ends its paper's attacks with the minimum over them, beside what the paper published, and then goes
-on with stronger attacks and the minimum over all. `abs_model.evaluation.formats` writes them.
+on with stronger attacks and the minimum over all. Targeted attacks come last, and are no part of
+any minimum. `abs_model.evaluation.formats` writes them.
 """
 
 import dataclasses
@@ -124,7 +125,11 @@ def _commits(results: Results) -> list[str]:
 
 def _block(results: Results, norm: str) -> Block:
     attacks = [each for each in results.plan.attacks if each.norm == norm and each.ledgers]
-    paper, stronger = ([each for each in attacks if each.group == group] for group in GROUPS)
+    targeted = [each for each in attacks if each.targets is not None]
+    paper, stronger = (
+        [each for each in attacks if each.group == group and each.targets is None]
+        for group in GROUPS
+    )
     rows = [_attack_row(results, attack) for attack in paper]
     if paper:
         rows.append(_minimum_row(results, norm, ALL_PAPER, GROUPS[:1]))
@@ -134,6 +139,7 @@ def _block(results: Results, norm: str) -> Block:
     if stronger:
         title = ALL_STRONGER if paper else ALL
         rows.append(_minimum_row(results, norm, title, GROUPS))
+    rows += [_attack_row(results, attack) for attack in targeted]
     return Block(norm, THRESHOLDS[norm], rows)
 
 

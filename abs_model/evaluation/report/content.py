@@ -91,6 +91,7 @@ def _attack(results: Results, attack: PlannedAttack) -> Json:
         "title": attack.title,
         "norm": results.norms.index(attack.norm),
         "group": attack.group,
+        "targeted": attack.targets is not None,
         "reference": attack.reference,
         "settings": [attack.settings.get(model) for model in models],
         "refusals": [attack.refusals.get(model) for model in models],
@@ -130,6 +131,7 @@ def _cell(row: Row, model: str) -> Json | None:
         "limit": _finite(cell.limit),
         "reached": cell.reached,
         "num_images": cell.summary.num_images,
+        "num_expected": cell.num_expected,
         **_counts(cell),
     }
 
@@ -200,6 +202,8 @@ def _found(records: Sequence[Record], clean: np.ndarray) -> Json:
     return {
         "index": [record.index for record in records],
         "clean_prediction": [record.clean_prediction for record in records],
+        "clean_success": [record.clean_success for record in records],
+        "target": [record.target for record in records],
         "prediction": [record.prediction for record in records],
         "distance": [_finite(record.distance) for record in records],
         "queries": [record.num_queries for record in records],

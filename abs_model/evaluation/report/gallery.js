@@ -54,14 +54,16 @@ function drawFilters() {
   const labels = [...new Set(gallery.labels)].sort((a, b) => a - b);
   const attacks = attackChoices();
   if (!attacks.includes(state.attack)) state.attack = CLOSEST;
-  const inGroup = (group) => attacks.filter((each) => content.attacks[each].group === group)
+  const those = (which) => attacks.filter((each) => which(content.attacks[each]))
     .map((each) => [each, content.attacks[each].title]);
+  const inGroup = (group) => those((attack) => !attack.targeted && attack.group === group);
   const parts = [
     choice("norm", "Norm", content.norms.map((_, number) => [number, normName(number)])),
     select("model", "Model", [["", [...content.models.map((model, number) => [number, model.name]),
       ...(numModels > 1 ? [[ALL, "all, image by image"]] : [])]]]),
     select("attack", "Attack", [["", [[CLOSEST, "closest of all attacks"]]],
-      ["The paper's", inGroup("paper")], ["Stronger", inGroup("stronger")]]),
+      ["The paper's", inGroup("paper")], ["Stronger", inGroup("stronger")],
+      ["Targeted", those((attack) => attack.targeted)]]),
     choice("label", "Label", [[ALL, "all"], ...labels.map((label) => [label, String(label)])]),
     select("order", "Order", [["", [["index", "by image"], ["nearest", "nearest first"],
       ["farthest", "farthest first"]]]]),
@@ -125,6 +127,7 @@ function entryOf(model, attack, index) {
     // With an image or without: a published evaluation keeps the closest ones only.
     held: found.holds[row],
     scale: place === null ? 0 : found.scales[place], packed: found.perturbations,
+    target: found.target[row], cleanSuccess: found.clean_success[row],
     cleanPrediction: found.clean_prediction[row], prediction: found.prediction[row],
     distance: found.distance[row], queries: found.queries[row], refused: found.refused[row] };
 }
@@ -148,7 +151,7 @@ function showGallery() {
   drawFilters();
   const all = findEntries(), held = all.filter((entry) => entry.held);
   const lost = held.filter((entry) => entry.place === null).length;
-  const errors = all.filter((entry) => entry.cleanPrediction !== entry.label).length;
+  const errors = all.filter((entry) => entry.cleanSuccess).length;
   const nothing = all.length - held.length - errors;
   const number = (entry) => entry.distance ?? Infinity;
   entries = state.rest ? all : held;
@@ -159,7 +162,7 @@ function showGallery() {
   const left = state.rest ? "" : " (not shown)";
   const texts = [plural(held.length, "adversarial image")];
   if (lost) texts.push(`${lost} of them not kept`);
-  if (errors) texts.push(`${errors} misclassified when clean${left}`);
+  if (errors) texts.push(`${errors} ${whenClean(all[0])}${left}`);
   if (nothing) texts.push(`${nothing} without an adversarial image${left}`);
   byId("count").textContent = all.length ? `${texts.join("; ")}.` : "There is nothing of this.";
   drawing += 1;
@@ -200,7 +203,8 @@ async function drawCard(entry) {
     .replace("querys", "queries");
   const card = element("article", { class: "card" },
     element("header", {},
-      element("span", {}, element("b", {}, `#${entry.index}`), ` label ${entry.label}`),
+      element("span", {}, element("b", {}, `#${entry.index}`), ` label ${entry.label}`,
+        entry.target === null ? "" : `, target ${entry.target}`),
       state.model === ALL ? element("span", { class: "of" }, swatch(model), model.name) : null,
       element("span", { class: "distance" }, outcome(entry))),
     element("div", { class: "pictures" }, pictures),
@@ -209,12 +213,17 @@ async function drawCard(entry) {
   return card;
 }
 
+/* Why there is nothing to attack. */
+function whenClean(entry) {
+  return entry.target === null ? "misclassified when clean" : "of the target when clean";
+}
+
 function outcome(entry) {
   if (entry.held) {
     return [...normName(state.norm), " ",
       element("b", {}, distance(entry.distance, state.norm, { digits: 4 })), unitOf(state.norm)];
   }
-  if (entry.cleanPrediction !== entry.label) return ["misclassified when clean"];
+  if (entry.cleanSuccess) return [whenClean(entry)];
   if (entry.refused) return [`claim refused: ${entry.refused}`];
   const limit = state.attack === CLOSEST ? content.curves[state.norm][entry.model].limit
     : content.attacks[entry.attack].limits[entry.model];

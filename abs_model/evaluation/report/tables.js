@@ -152,8 +152,8 @@ function normCells(norm, row, cell, model, strongest) {
   const write = writer(norm, cell);
   const median = [write(cell.median[0]), interval(cell.median, write)];
   const accuracy = [...accuracyLines(norm, row, cell),
-    cell.num_images < content.num_images
-      ? element("small", { class: "partial" }, `${cell.num_images} of ${content.num_images}`)
+    cell.num_images < cell.num_expected
+      ? element("small", { class: "partial" }, `${cell.num_images} of ${cell.num_expected}`)
       : null];
   const shade = strongest ? " strongest" : "";
   if (cell.published) {

@@ -12,8 +12,10 @@ import rich.console
 
 from abs_model.attacks.catalogue import ATTACKS
 from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
+from abs_model.evaluation.formats import to_json
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.origins import Origin
+from abs_model.evaluation.probe import Probe
 from abs_model.evaluation.results import Plan, PlannedAttack, Results
 from abs_model.evaluation.tables import ALL, ALL_PAPER, ALL_STRONGER, PUBLISHED
 from abs_model.evaluation.workdir import CLEAN
@@ -322,3 +324,33 @@ def test_every_setting_that_limits_an_attack_is_a_setting_of_it():
             if limit != "epsilon":
                 assert limit is None or (norm in entry.norms and limit in parameters), name
         assert ("epsilon" in parameters) == (name in ("apgd", "pgd", "square"))
+
+
+def test_warnings_stand_in_the_cells_they_concern_and_below_with_the_reason():
+    probe = Probe(4, False, 0, False, (1.0, 0.75, 0.5))
+    zero = records([INF] * 4, num_zero_gradients=2)
+    found = {("abs", "pgd"): zero, ("mine", "pgd"): records([1.0] * 4, num_zero_gradients=0)}
+    attacks = [dataclasses.replace(planned("pgd", "linf", "stronger"), access="gradients")]
+    results = dataclasses.replace(make_results(attacks, found), probes={"mine": probe})
+    tables = make_tables(results)
+    row, minimum = (each for each in tables.blocks[0].rows if each.title != PUBLISHED)
+    assert [bool(row.cells[model].warnings) for model in ("abs", "mine")] == [True, False]
+    assert [bool(minimum.cells[model].warnings) for model in ("abs", "mine")] == [False, True]
+    text = to_markdown(tables)
+    assert "| PGD | ∞ / 100% (!) | 1 / 100% |" in text
+    assert "- abs, PGD L-inf: 100.0% of the gradients are zero" in text
+    assert "- mine, L-inf: accuracy under PGD 100% at 0.1, 75% at 0.3, 50% at 1" in text
+    warnings = to_json(tables, results)["warnings"]
+    assert [each["indicator"] for each in warnings] == ["growing_epsilon", "zero_gradients"]
+
+
+def test_what_only_a_failing_search_makes_adversarial_is_counted_apart():
+    by_search = records([1.0, 2.0], by_search=True) | {
+        index: dataclasses.replace(record, index=index)
+        for index, record in zip((2, 3), records([1.5] * 2, by_search=False).values(), strict=True)
+    }
+    results = make_results([planned("fab", group="stronger")], {("abs", "fab"): by_search})
+    tables = make_tables(results)
+    rows = [row for row in tables.blocks[0].rows if row.title != PUBLISHED]
+    assert [row.cells["abs"].num_by_search for row in rows] == [2, 2]
+    assert "- abs, FAB, L2: 2 images" in to_markdown(tables)

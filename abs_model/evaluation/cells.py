@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Summary, reaches, summarise
 
@@ -27,6 +28,9 @@ class Cell:
         num_queries: Mean number of questions until the batch of an image was done; None where
             unknown.
         num_gradients: Those with gradient.
+        num_by_search: Adversarial examples that a thorough search for latents does not confirm
+            (`verification.Verification.by_search`); None where that was not looked at.
+        warnings: Reasons for doubt about the figure; see `abs_model.evaluation.indicators`.
     """
 
     summary: Summary
@@ -38,6 +42,8 @@ class Cell:
     rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
     num_queries: float | None = None
     num_gradients: float | None = None
+    num_by_search: int | None = None
+    warnings: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,10 +61,10 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
         return None
     distances = np.array([record.distance for record in records])
     reasons = [reason for record in records for reason in record.reasons]
-    counts: dict[str, float | None] = {}
-    for name in ("num_queries", "num_gradients"):
-        values = [getattr(record, name) for record in records]
-        counts[name] = None if None in values else float(np.mean(values))
+    num_queries, num_gradients = (
+        _mean([getattr(record, name) for record in records])
+        for name in ("num_queries", "num_gradients")
+    )
     limit, threshold = attack.limit(model), THRESHOLDS[attack.norm]
     return Cell(
         summarise(distances, min(limit, threshold)),
@@ -68,8 +74,20 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
         num_claimed=sum(record.claimed for record in records),
         num_rejected=sum(bool(record.reasons) for record in records),
         rejections={reason: reasons.count(reason) for reason in sorted(set(reasons))},
-        **counts,
+        num_by_search=_num_by_search(records),
+        num_queries=num_queries,
+        num_gradients=num_gradients,
     )
+
+
+def _mean(counts: Sequence[int | None]) -> float | None:
+    known = [count for count in counts if count is not None]
+    return float(np.mean(known)) if len(known) == len(counts) else None
+
+
+def _num_by_search(records: Sequence[Record]) -> int | None:
+    known = [each.by_search for each in records if each.holds and each.by_search is not None]
+    return sum(known) if known else None
 
 
 def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str]) -> Cell | None:
@@ -78,10 +96,12 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
     done = distances[~np.isnan(distances)]
     if not len(done):
         return None
+    closest = [record for _, record in results.closest_records(model, norm, groups)]
     limit, threshold = results.limit(model, norm, groups), THRESHOLDS[norm]
     return Cell(
         summarise(done, min(limit, threshold)),
         results.plan.num_images,
         limit,
         reaches(limit, threshold),
+        num_by_search=_num_by_search(closest),
     )

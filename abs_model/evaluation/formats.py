@@ -1,5 +1,6 @@
 """The tables as people and programs read them: terminal, Markdown, LaTeX, CSV, JSON."""
 
+import dataclasses
 import math
 import pathlib
 from collections.abc import Sequence
@@ -30,6 +31,8 @@ EXPLANATION = (
     " until the last image of its batch was done."
 )
 _NOTHING = "\N{EN DASH}"
+_WARNING = " (!)"
+_WARNINGS = "Warnings (!): what looks like robustness may be an attack that failed"
 _INCOMPLETE = "This evaluation isn't complete."
 
 
@@ -118,6 +121,7 @@ def to_json(tables: Tables, results: Results) -> dict[str, Any]:
             model: None if math.isnan(value) else value for model, value in tables.clean.items()
         },
         "seconds": tables.seconds,
+        "warnings": [dataclasses.asdict(each) for each in tables.warnings],
         "attacks": {
             attack.name: {
                 "attack": attack.reference,
@@ -171,7 +175,8 @@ def _cell(cell: Cell, block: Block, *, is_minimum: bool) -> str:
         limit = _distance(cell.limit, block)
         second = f"tried to {limit} only" if is_minimum else f"{second} at {limit}"
     done, expected = cell.summary.num_images, cell.num_expected
-    return f"{first} / {second}" + (f" ({done} of {expected})" if done < expected else "")
+    partial = f" ({done} of {expected})" if done < expected else ""
+    return f"{first} / {second}{partial}{_WARNING if cell.warnings else ''}"
 
 
 def _distance(value: float, block: Block, limit: float = math.inf) -> str:
@@ -213,11 +218,41 @@ def _markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
 def _remarks(tables: Tables) -> list[tuple[str, Sequence[str]]]:
     """What the cells don't say, by heading; only headings with something under them."""
     remarks = [
+        (_WARNINGS, warning_lines(tables)),
         ("Claims refused by verification", _refusals(tables)),
+        ("Adversarial only as the model's search for latents fails", _by_search(tables)),
         ("Not tried", tables.not_tried),
         ("Commits of the code", tables.commits),
     ]
     return [(heading, lines) for heading, lines in remarks if lines]
+
+
+def warning_lines(tables: Tables) -> list[str]:
+    """E.g. "cnn, PGD L-inf, BIM L-inf: 30.0% of the gradients are zero"."""
+    titles = {
+        row.attack.name: f"{row.title} {NORM_NAMES[block.norm]}"
+        for block in tables.blocks
+        for row in block.rows
+        if row.attack
+    }
+    lines: dict[tuple[str, str], list[str]] = {}
+    for each in tables.warnings:
+        name = titles.get(each.attack, NORM_NAMES.get(each.norm, ""))
+        lines.setdefault((each.model, each.reason), []).append(name)
+    return [
+        f"{', '.join([model, *filter(None, names)])}: {reason}"
+        for (model, reason), names in lines.items()
+    ]
+
+
+def _by_search(tables: Tables) -> list[str]:
+    return [
+        f"{model}, {row.title}, {NORM_NAMES[block.norm]}: {cell.num_by_search} images"
+        for block in tables.blocks
+        for row in block.rows
+        for model, cell in row.cells.items()
+        if isinstance(cell, Cell) and cell.num_by_search
+    ]
 
 
 def _refusals(tables: Tables) -> list[str]:

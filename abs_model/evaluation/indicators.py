@@ -74,12 +74,6 @@ def _of_model(results: Results, model: str) -> Iterator[AttackWarning]:
             "two answers to the same images differ; attack the mean over several answers, and"
             " verify with num_samples",
         )  # fmt: skip
-    if probe.thresholds:
-        yield AttackWarning(
-            "straight_through_gradients", model, "", "",
-            "gradients are passed straight through the threshold and only hint at what a change of"
-            " pixels does; rely on attacks that flip pixels or that need no gradients",
-        )  # fmt: skip
     if probe.accuracies and probe.accuracies[-1] > 0:
         yield AttackWarning(
             "growing_epsilon", model, "", "linf",
@@ -124,6 +118,13 @@ def _of_attack(results: Results, model: str, attack: PlannedAttack) -> Iterator[
             )  # fmt: skip
     if attack.access != Needs.GRADIENTS.value:
         return
+    probe = results.probes.get(model)
+    if probe is not None and probe.thresholds:
+        yield AttackWarning(
+            "straight_through_gradients", model, attack.name, attack.norm,
+            "gradients are passed straight through the threshold and only hint at what a change of"
+            " pixels does; rely on attacks that flip pixels or that need no gradients",
+        )  # fmt: skip
     known = [r for r in records if None not in (r.margin, r.clean_margin)]
     failed = [record for record in known if math.isinf(record.distance)]
     still = _num_still(failed)

@@ -23,6 +23,8 @@ _FIGURES = (
     "num_rejected",
     "num_queries",
     "num_gradients",
+    "num_by_search",
+    "warnings",
 )
 COLUMNS = (
     "norm",
@@ -81,6 +83,8 @@ def _figures(cell: Cell | PublishedCell) -> dict[str, Any]:
     if not cell.reached:
         figures["accuracy_at_limit"] = cell.summary.accuracy.value
     figures["num_images"] = cell.summary.num_images
-    for name in ("limit", "num_claimed", "num_rejected", "num_queries", "num_gradients"):
+    counts = ("num_claimed", "num_rejected", "num_queries", "num_gradients", "num_by_search")
+    for name in ("limit", *counts):
         figures[name] = getattr(cell, name)
+    figures["warnings"] = "; ".join(cell.warnings)
     return figures

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
+from abs_model.evaluation.indicators import AttackWarning, find_warnings
 from abs_model.evaluation.published import published
 from abs_model.evaluation.results import GROUPS, Plan, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS
@@ -71,6 +72,7 @@ class Tables:
         not_tried: Which attacks on which models, and why, a line for each reason.
         commits: Of the code that found the results; a last line says of how many results that is
             not known, if there are any.
+        warnings: Signs of attack failure.
     """
 
     models: Sequence[str]
@@ -82,22 +84,50 @@ class Tables:
     complete: bool
     not_tried: Sequence[str]
     commits: Sequence[str]
+    warnings: Sequence[AttackWarning]
 
 
 def make_tables(results: Results) -> Tables:
     """The tables of an evaluation."""
-    plan = results.plan
+    plan, warnings = results.plan, find_warnings(results)
     return Tables(
         models=plan.models,
         clean={model: results.clean_accuracy(model) for model in plan.models},
         seconds={model: seconds for model, seconds in results.seconds.items() if seconds},
         num_clean=plan.num_clean,
         num_images=plan.num_images,
-        blocks=[_block(results, norm) for norm in results.norms],
+        blocks=[_warned(_block(results, norm), warnings) for norm in results.norms],
         complete=results.complete,
         not_tried=_not_tried(plan),
         commits=_commits(results),
+        warnings=warnings,
     )
+
+
+def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
+    """The block with the warnings in its cells; minima bear those of the model as a whole."""
+
+    def reasons(row: Row, model: str) -> list[str]:
+        name = row.attack.name if row.attack else ""
+        return [
+            each.reason
+            for each in warnings
+            if (each.model, each.attack) == (model, name) and each.norm in ("", block.norm)
+        ]
+
+    rows = [
+        dataclasses.replace(
+            row,
+            cells={
+                model: dataclasses.replace(cell, warnings=reasons(row, model))
+                if isinstance(cell, Cell)
+                else cell
+                for model, cell in row.cells.items()
+            },
+        )
+        for row in block.rows
+    ]
+    return dataclasses.replace(block, rows=rows)
 
 
 def _not_tried(plan: Plan) -> list[str]:

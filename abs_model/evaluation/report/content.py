@@ -13,7 +13,7 @@ import numpy as np
 from abs_model.data import Split
 from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.figures import MODEL_COLOURS
-from abs_model.evaluation.formats import EXPLANATION
+from abs_model.evaluation.formats import EXPLANATION, warning_lines
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.published import published
 from abs_model.evaluation.report.images import pack, pack_perturbations
@@ -51,6 +51,7 @@ def make_content(
         "title": f"{TITLE}: {data}" if data else TITLE,
         "explanation": EXPLANATION,
         "notes": list(notes),
+        "warnings": warning_lines(tables),
         "finished": results.finished,
         "complete": tables.complete,
         "num_clean": plan.num_clean,
@@ -141,6 +142,8 @@ def _counts(cell: Cell) -> Json:
         "num_claimed": cell.num_claimed,
         "num_rejected": cell.num_rejected,
         "rejections": dict(cell.rejections),
+        "num_by_search": cell.num_by_search,
+        "warnings": list(cell.warnings),
         "num_queries": cell.num_queries,
         "num_gradients": cell.num_gradients,
     }

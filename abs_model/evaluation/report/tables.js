@@ -34,6 +34,11 @@ function isPublished(row) {
 }
 
 function drawOverview() {
+  if (content.warnings.length) {
+    byId("warnings").append(
+      element("h3", {}, "Warnings (!): what looks like robustness may be an attack that failed"),
+      element("ul", {}, content.warnings.map((line) => element("li", {}, line))));
+  }
   const norms = content.norms.map((_, norm) => norm);
   const head = [
     element("tr", {},
@@ -175,8 +180,9 @@ function accuracyLines(norm, row, cell) {
   if (!cell.reached && row.attack === null) {
     return [element("small", { class: "partial" }, triedTo(norm, cell))];
   }
-  return [percent(cell.accuracy[0]), interval(cell.accuracy, withoutSign), cell.reached ? null
-    : element("small", { class: "partial" }, `at ${general(cell.limit, 6)}${unitOf(norm)}`)];
+  return [percent(cell.accuracy[0]), cell.warnings?.length ? " (!)" : null,
+    interval(cell.accuracy, withoutSign), cell.reached ? null
+      : element("small", { class: "partial" }, `at ${general(cell.limit, 6)}${unitOf(norm)}`)];
 }
 
 function cellTip(norm, row, cell, model) {
@@ -200,7 +206,11 @@ function cellTip(norm, row, cell, model) {
       lines.push(`${cell.num_rejected} of ${plural(cell.num_claimed, "claim")} refused`);
     }
   }
-  return lines;
+  if (cell.num_by_search) {
+    lines.push(`${plural(cell.num_by_search, "image")} adversarial only as the model's search for`
+      + " latents fails");
+  }
+  return [...lines, ...cell.warnings.map((reason) => `(!) ${reason}`)];
 }
 
 /* Which attacks don't take which models, and why. */

@@ -5,7 +5,7 @@
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
 - `nearest_neighbor`: the nearest-neighbour baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
-- `wrap`: any JAX function from images to logits as a classifier.
+- `wrap`: any Flax module, or JAX function from images to logits, as a classifier.
 - `foolbox`: any classifier as a Foolbox model.
 - `pgd`: the attack; `verify`: the check of what an attack claims.
 
@@ -13,11 +13,12 @@ Training and evaluation are `train.py` and `evaluate.py` at the top of the repos
 """
 
 from abs_model.attacks import AttackResult, pgd
-from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier, wrap
+from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.foolbox_model import foolbox
+from abs_model.function_classifier import wrap
 from abs_model.inference import Inference
 from abs_model.loading import load
 from abs_model.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor

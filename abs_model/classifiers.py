@@ -66,6 +66,11 @@ class Classifier(abc.ABC):
         return 0.0
 
     @property
+    def evaluations_per_query(self) -> int:
+        """How often it is evaluated for the logits of an image."""
+        return 1
+
+    @property
     def evaluations_per_gradient(self) -> int:
         """How often it is evaluated for the logits and a gradient of an image."""
         return 1
@@ -286,71 +291,6 @@ class ABSClassifier(Classifier):
                 "what this model's infer returned"
             )
         return self._in_batches(_jitted_refinement, images, start, asked)
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
-class FunctionClassifier(Classifier):
-    """Any JAX function from images to logits; see `wrap`.
-
-    Attributes:
-        function: From images (n, height, width, channels) to logits (n, classes).
-        black_box: Whether its gradients are not to be had.
-    """
-
-    function: Callable[[jax.Array], jax.Array] = dataclasses.field(metadata=_STATIC)
-    black_box: bool = dataclasses.field(default=False, metadata=_STATIC)
-
-    @property
-    def differentiable(self) -> bool:
-        return not self.black_box
-
-    def batch_logits(self, images: jax.Array) -> jax.Array:
-        return self.function(images)
-
-    def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
-        return jax.nn.softmax(logits)
-
-
-def wrap(
-    function: Callable[[jax.Array], jax.Array],
-    *,
-    num_classes: int,
-    image_shape: tuple[int, int, int] = (28, 28, 1),
-    name: str = "wrapped",
-    batch_size: int = 100,
-    black_box: bool = False,
-) -> FunctionClassifier:
-    """Any JAX function as a classifier, for attacks and evaluations.
-
-    Args:
-        function: From float32 images (n, height, width, channels) in [0, 1] to logits (n, classes),
-            each image's of that image alone; what JAX can trace.
-        num_classes: Number of logits.
-        image_shape: (height, width, channels).
-        name: For tables and messages.
-        batch_size: Images at a time.
-        black_box: Whether attacks must do without its gradients.
-
-    Raises:
-        ValueError: The function does not give logits of that shape.
-    """
-    images = jax.ShapeDtypeStruct((2, *image_shape), jnp.float32)
-    found = jax.eval_shape(function, images)
-    shape = getattr(found, "shape", None)
-    if shape != (2, num_classes):
-        raise ValueError(
-            f"function must give logits (n, {num_classes}); of images (2,"
-            f" {', '.join(map(str, image_shape))}) it gives {shape or type(found).__name__}"
-        )
-    return FunctionClassifier(
-        name=name,
-        image_shape=image_shape,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        function=function,
-        black_box=black_box,
-    )
 
 
 def threshold(images: Any) -> Any:

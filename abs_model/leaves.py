@@ -3,10 +3,12 @@
 The paths are those of `jax.tree_util.keystr`, e.g. "conv/kernel"; a lone leaf is called "value".
 """
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
@@ -89,3 +91,15 @@ def _like(template: Any, value: np.ndarray) -> Any:
     if isinstance(template, np.ndarray):
         return value
     return type(template)(value[()])
+
+
+def array_identity(array: Any) -> str:
+    """A hash of an array."""
+    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        with jax.ensure_compile_time_eval():  # now, even inside a trace
+            array = jax.random.key_data(array)
+    array = np.asarray(array)
+    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
+    digest.update(content.data)
+    return digest.hexdigest()[:16]

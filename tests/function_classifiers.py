@@ -7,14 +7,20 @@ import jax
 import numpy as np
 
 import abs_model
-from abs_model.classifiers import FunctionClassifier
+from abs_model.function_classifier import FunctionClassifier
 from tests.linear_classifiers import SHAPE
 
 
-def function_classifier(function, num_classes, batch_size=4):
+def function_classifier(function, num_classes, batch_size=4, shape=SHAPE):
     return abs_model.wrap(
-        function, num_classes=num_classes, image_shape=SHAPE, batch_size=batch_size
+        function, num_classes=num_classes, image_shape=shape, batch_size=batch_size
     )
+
+
+def as_kind(kind, model, **settings):
+    """A wrapped function as a classifier of another class, with its further settings."""
+    fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+    return kind(**fields, **settings)
 
 
 @jax.tree_util.register_dataclass
@@ -35,12 +41,9 @@ class TrackingClassifier(FunctionClassifier):
 def tracking_classifier(function, num_classes, batch_size=4):
     """The classifier, and the pairs (images, state) that it will have been asked about."""
     asked = []
-    model = TrackingClassifier(
-        name="tracking",
-        image_shape=SHAPE,
-        num_classes=num_classes,
-        batch_size=batch_size,
-        function=function,
+    model = as_kind(
+        TrackingClassifier,
+        function_classifier(function, num_classes, batch_size),
         report=lambda images, state: asked.append((np.array(images), np.array(state))),
     )
     return model, asked

@@ -17,7 +17,7 @@ from abs_model.attacks import distances
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.binary import flip_pixels, snap
 from abs_model.classifiers import straight_through_threshold, threshold
-from tests.function_classifiers import FunctionClassifier
+from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
 from tests.linear_classifiers import PIXELS, SHAPE, check_bounds, greys, three_classes
 from tests.minimal_norm import KEY, walled
 
@@ -37,10 +37,8 @@ class BinaryClassifier(FunctionClassifier):
 
 
 def binary_classifier(function, num_classes, shape=SHAPE, batch_size=4):
-    return BinaryClassifier(
-        name="binary", image_shape=shape, num_classes=num_classes, batch_size=batch_size,
-        function=function,
-    )  # fmt: skip
+    plain = function_classifier(function, num_classes, batch_size, shape)
+    return as_kind(BinaryClassifier, plain)
 
 
 def linear(weights, biases):

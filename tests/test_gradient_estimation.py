@@ -16,6 +16,7 @@ from abs_model.classifiers import threshold
 from abs_model.data import Dataset, Split
 from tests.function_classifiers import (
     FunctionClassifier,
+    as_kind,
     function_classifier,
     tracking_classifier,
 )
@@ -134,7 +135,7 @@ class Follower(FunctionClassifier):
 def test_differences_follow_the_state_of_the_image_itself(begun):
     linear = three_classes()
     plain = function_classifier(linear.batch_logits, 3)
-    model = Follower(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+    model = as_kind(Follower, plain)
     estimated = estimate_gradients(model)
     images = jnp.asarray(greys(4))
     state = None if begun else images + 0.001
@@ -147,7 +148,7 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
 def test_mere_bounds_have_no_gradient():
     linear = three_classes()
     plain = function_classifier(linear.batch_logits, 3)
-    model = Follower(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+    model = as_kind(Follower, plain)
     images = jnp.asarray(greys(4))
     last = np.argmin(linear.logits(images), axis=1)
     follow = estimate_gradients(model).batch_follow
@@ -182,7 +183,7 @@ jax.tree_util.register_dataclass(BlackBox)
 def test_a_black_box_is_attacked():
     linear, w, bias = two_classes()
     plain = function_classifier(lambda x: jax.lax.stop_gradient(linear.batch_logits(x)), 2)
-    model = BlackBox(**{f.name: getattr(plain, f.name) for f in dataclasses.fields(plain)})
+    model = as_kind(BlackBox, plain)
     images = greys(6)
     labels = model.predict(images)
     with pytest.raises(ValueError, match="black box"):

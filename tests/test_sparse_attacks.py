@@ -19,7 +19,7 @@ from abs_model.attacks.greedy_pixels import greedy_pixels
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.sparse_rs import share_of_pixels, sparse_rs
 from tests import minimal_norm
-from tests.function_classifiers import FunctionClassifier
+from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import (
     SHAPE,
     greys,
@@ -212,9 +212,7 @@ def tiny_network(seed):
         hidden = jnp.tanh((images.reshape(len(images), -1) - 0.5) @ first + shift)
         return hidden @ second + jnp.array([6.0, 0.0, 0.0])
 
-    return FunctionClassifier(
-        name="tiny", image_shape=(3, 3, 1), num_classes=3, batch_size=3**9, function=logits
-    )
+    return function_classifier(logits, 3, batch_size=3**9, shape=(3, 3, 1))
 
 
 def test_greedy_pixels_against_brute_force():
@@ -287,9 +285,7 @@ def test_without_a_gradient_pixels_are_tried_at_random():
         number = far.sum((1, 2)).astype(jnp.float32)
         return jnp.stack([jnp.full(len(images), 7.5), number], axis=1)
 
-    model = FunctionClassifier(
-        name="steps", image_shape=SHAPE, num_classes=2, batch_size=4, function=logits
-    )
+    model = function_classifier(logits, 2)
     result = greedy_pixels(model, greys(4), np.zeros(4, int), KEY, num_rounds=1)
     np.testing.assert_array_equal(result.distances, 8)
     changed = (np.asarray(result.images) != greys(4)).any(3)

@@ -13,7 +13,7 @@ import abs_model
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.transfer import transfer
 from tests import minimal_norm
-from tests.function_classifiers import FunctionClassifier, function_classifier
+from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
 from tests.linear_classifiers import (
     PIXELS,
     boundary_distances,
@@ -123,10 +123,8 @@ jax.tree_util.register_dataclass(BlackBox)
 
 
 def black_box(model):
-    return BlackBox(
-        name="box", image_shape=model.image_shape, num_classes=model.num_classes, batch_size=4,
-        function=model.batch_logits,
-    )  # fmt: skip
+    plain = function_classifier(model.batch_logits, model.num_classes, shape=model.image_shape)
+    return as_kind(BlackBox, plain)
 
 
 def test_black_boxes_are_attacked_and_only_their_questions_counted():

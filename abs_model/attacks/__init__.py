@@ -10,10 +10,12 @@ an `AttackResult`; `norm` is among the settings of those that know several. Ther
 What they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best`
 (what was found), `confirmation` (what of that holds) and `base` (norms); `catalogue` has them by
 name, with what each needs of a classifier. `estimate_gradients` gives a classifier without
-gradients estimated ones. `ascend` is PGD as a pure function, for adversarial training.
+gradients estimated ones, `average_logits` a random one means. `ascend` is PGD as a pure function,
+for adversarial training.
 """
 
 from abs_model.attacks.apgd import apgd
+from abs_model.attacks.averaging import average_logits
 from abs_model.attacks.base import (
     NORMS,
     AttackResult,
@@ -54,6 +56,7 @@ __all__ = [
     "apgd",
     "ascend",
     "ascent_direction",
+    "average_logits",
     "bim",
     "boundary",
     "carlini_wagner",

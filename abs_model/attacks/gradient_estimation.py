@@ -84,10 +84,14 @@ class EstimatedGradients(Classifier):
         return self.model.logit_tolerance
 
     @property
+    def evaluations_per_query(self) -> int:
+        return self.model.evaluations_per_query
+
+    @property
     def evaluations_per_gradient(self) -> int:
         """How often `model` is evaluated for the logits and the gradients of an image."""
         height, width, channels = self.image_shape
-        return 1 + height * width * channels
+        return (1 + height * width * channels) * self.model.evaluations_per_query
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
         return self.batch_begin(images)[0]

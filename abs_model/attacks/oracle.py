@@ -89,7 +89,9 @@ class Oracle:
                 f"model {self.model.name!r} is a black box, which has no gradients; attack it with"
                 " one that needs none, or give its gradients by estimate_gradients"
             )
-        self.num_queries += self.model.evaluations_per_gradient if gradient else 1
+        self.num_queries += (
+            self.model.evaluations_per_gradient if gradient else self.model.evaluations_per_query
+        )
         self.num_gradients += gradient
         if self._progress is not None:
             self._progress(self.num_queries)

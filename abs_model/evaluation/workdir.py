@@ -25,12 +25,11 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr
 
-from abs_model.classifiers import Classifier, FunctionClassifier
+from abs_model.classifiers import Classifier
 from abs_model.errors import UserError
+from abs_model.function_classifier import FunctionClassifier
+from abs_model.leaves import array_identity
 
 CLEAN = "clean"
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -91,54 +90,45 @@ def ledger_folder(
 
 def model_identity(model: Classifier) -> str:
     """A hash of a classifier's arrays and settings, whatever its name, batch size and machine."""
-    changes: dict[str, Any] = {"name": "", "batch_size": 1}
-    texts = []
+    model = dataclasses.replace(model, name="", batch_size=1)
     if isinstance(model, FunctionClassifier):
-        # Functions of one factory look alike, whatever arrays they hold: what they do counts.
-        changes["function"] = None
-        texts = _function_identity(model.function, model.image_shape)
-    elif type(model).__module__.partition(".")[0] != __package__.partition(".")[0]:
+        return _digest("\n".join(_function_identity(model)).encode())
+    texts = []
+    if type(model).__module__.partition(".")[0] != __package__.partition(".")[0]:
         # A class of one's own is at work on: what its file was counts.
         texts = source_identity(type(model))
-    model = dataclasses.replace(model, **changes)
+    for inner in jax.tree.leaves(model, is_leaf=_is_function):
+        if _is_function(inner):
+            texts += _function_identity(inner)
     structure = _ADDRESS.sub("", repr(jax.tree.structure(model)))
     texts += [structure, *map(array_identity, jax.tree.leaves(model.given))]
     return _digest("\n".join(texts).encode())
 
 
-def _function_identity(
-    function: Callable[[jax.Array], jax.Array], image_shape: tuple[int, ...]
-) -> list[str]:
-    """What a function from images to logits computes: its operations and the arrays it holds."""
-    traced = jax.make_jaxpr(function)(jax.ShapeDtypeStruct((2, *image_shape), jnp.float32))
-    text = _ADDRESS.sub("", str(traced))
-    identity = [text, *map(array_identity, _constants(traced))]
-    if _OPAQUE.search(text):
+def _is_function(model: Any) -> bool:
+    return isinstance(model, FunctionClassifier)
+
+
+def _function_identity(model: FunctionClassifier) -> list[str]:
+    """What a function from images to logits computes, and its settings.
+
+    Functions of one factory look alike, whatever arrays they hold: what they do counts.
+    """
+    identity = model.function.identity()
+    if _OPAQUE.search(identity[0]):
         # Python code that is called back, and a gradient of one's own: their file can be read.
-        identity += source_identity(function)
-    return identity
-
-
-def _constants(traced: ClosedJaxpr) -> Iterator[Any]:
-    """The arrays that a traced function holds, those of functions inside it among them."""
-    yield from traced.consts
-    for equation in traced.eqns:
-        for inner in jax.tree.leaves(equation.params):
-            if isinstance(inner, Jaxpr):
-                inner = ClosedJaxpr(inner, ())
-            if isinstance(inner, ClosedJaxpr):
-                yield from _constants(inner)
-
-
-def array_identity(array: Any) -> str:
-    """A hash of an array."""
-    if isinstance(array, jax.Array) and jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-        array = jax.random.key_data(array)
-    array = np.asarray(array)
-    content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    digest = hashlib.sha256(f"{array.dtype}{array.shape}".encode())
-    digest.update(content.data)
-    return digest.hexdigest()[:16]
+        identity += source_identity(model.function.code)
+    # As a tree whose settings have the function among them, by which ledgers were named at first.
+    settings: list[Any] = []
+    arrays: list[str] = []
+    for field in dataclasses.fields(model):
+        value = None if field.name == "function" else getattr(model, field.name)
+        if field.name == "function" or field.metadata.get("static"):
+            settings.append(value)
+        else:
+            arrays += map(array_identity, jax.tree.leaves(value))
+    structure = f"PyTreeDef(CustomNode({type(model).__name__}[{tuple(settings)!r}], []))"
+    return [*identity, structure, *arrays]
 
 
 def source_identity(function: Callable[..., Any], *modules: str) -> list[str]:

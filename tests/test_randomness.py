@@ -1,0 +1,150 @@
+"""Random models: found out, and averaged."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import abs_model
+from abs_model.attacks import average_logits, estimate_gradients
+from abs_model.attacks.oracle import Oracle
+from abs_model.evaluation.workdir import model_identity
+from abs_model.randomness import is_random
+from tests.function_classifiers import function_classifier
+from tests.linear_classifiers import SHAPE, greys, three_classes
+from tests.test_gradient_estimation import batch_of
+
+KEY = jax.random.key(0)
+
+
+def noisy(scale=1.0, draws=None, num_classes=3):
+    """A linear classifier whose slopes are multiplied by normal noise around 1 in each call."""
+    linear, random = three_classes(), np.random.default_rng(0)
+
+    def draw(_):
+        value = np.float32(random.normal(1, scale))
+        if draws is not None:
+            draws.append(float(value))
+        return value
+
+    @jax.custom_vjp
+    def scaled(images):
+        factor = jax.pure_callback(draw, jax.ShapeDtypeStruct((), jnp.float32), images[0, 0, 0, 0])
+        return factor * linear.batch_logits(images)
+
+    def forward(images):
+        factor = jax.pure_callback(draw, jax.ShapeDtypeStruct((), jnp.float32), images[0, 0, 0, 0])
+        return factor * linear.batch_logits(images), (factor, images)
+
+    def backward(given, steps):
+        factor, images = given
+        return (factor * jax.vjp(linear.batch_logits, images)[1](steps)[0],)
+
+    scaled.defvjp(forward, backward)
+    return function_classifier(lambda images: scaled(images), num_classes), linear
+
+
+def test_random_models_are_found_out():
+    assert is_random(noisy()[0], greys(5))
+    assert not is_random(noisy(scale=0)[0], greys(5))
+    assert not is_random(three_classes(), greys(5))
+    assert not is_random(function_classifier(lambda x: jnp.full((len(x), 3), jnp.nan), 3), greys(2))
+
+
+def test_differences_that_rounding_makes_are_no_randomness():
+    assert not is_random(noisy(scale=1e-7)[0], greys(5))
+
+
+def test_an_average_is_of_different_draws():
+    """Compilers merge equal calls, and move those out of loops that a loop does not change."""
+    draws = []
+    model, linear = noisy(draws=draws)
+    images = greys(4)
+    averaged = average_logits(model, 10)
+    logits = np.asarray(averaged.logits(images))
+    assert len(set(draws)) == 10
+    np.testing.assert_allclose(logits, np.mean(draws) * linear.logits(images), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_are_means_over_different_draws():
+    draws = []
+    model, linear = noisy(draws=draws)
+    images, batch = jnp.asarray(greys(4)), batch_of(greys(4), np.zeros(4, int))
+    oracle = Oracle(average_logits(model, 10))
+    found, logits, state = oracle.gradients(images, batch)
+    assert len(set(draws)) >= 10 and state == ()
+    exact, expected, _ = Oracle(linear).gradients(images, batch)
+    factor = np.asarray(logits / expected)
+    np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-3)
+    assert any(
+        np.isclose(factor[0, 0], np.mean(draws[at : at + 10]), rtol=1e-3)
+        for at in range(len(draws) - 9)
+    )
+    ratio = np.asarray(found)[np.abs(exact) > 0.1] / np.asarray(exact)[np.abs(exact) > 0.1]
+    np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
+
+
+def test_means_come_closer_with_more_samples():
+    def deviation(num_samples):
+        model, linear = noisy()
+        averaged, images = average_logits(model, num_samples), greys(1)
+        factors = [
+            float(averaged.logits(images)[0, 0] / linear.logits(images)[0, 0]) for _ in range(30)
+        ]
+        return np.std(factors)
+
+    assert 0.5 < deviation(1) < 1.5
+    assert 0.08 < deviation(40) < 0.25  # 0.16
+
+
+def test_it_is_the_same_classifier_but_for_its_samples():
+    model = three_classes()
+    averaged = average_logits(model, 3)
+    images = greys(5)
+    assert (averaged.name, averaged.image_shape) == ("linear, mean of 3", SHAPE)
+    np.testing.assert_allclose(averaged.logits(images), model.logits(images), rtol=1e-5)
+    np.testing.assert_allclose(averaged.confidences(images), model.confidences(images), rtol=1e-5)
+    black_box = function_classifier(lambda x: x.reshape(len(x), -1)[:, :3].astype(int), 3)
+    assert averaged.differentiable and not average_logits(black_box, 3).differentiable
+
+
+def test_evaluations_are_counted():
+    images, batch = jnp.asarray(greys(4)), batch_of(greys(4), np.zeros(4, int))
+    averaged = average_logits(three_classes(), 7)
+    oracle = Oracle(averaged)
+    oracle.logits(images)
+    assert oracle.num_queries == 7
+    oracle.gradients(images, batch)
+    assert (oracle.num_queries, oracle.num_gradients) == (14, 1)
+    assert estimate_gradients(averaged).evaluations_per_gradient == 7 * 61
+    assert average_logits(estimate_gradients(three_classes()), 7).evaluations_per_gradient == 7 * 61
+
+
+def test_the_fingerprint_is_of_the_model_and_the_number():
+    def averaged(num_samples, scale):
+        model = function_classifier(lambda x: scale * x.reshape(len(x), -1)[:, :3], 3)
+        return average_logits(model, num_samples)
+
+    assert model_identity(averaged(3, 1.0)) == model_identity(averaged(3, 1.0))
+    found = {model_identity(averaged(*each)) for each in ((3, 1.0), (4, 1.0), (3, 2.0))}
+    assert len(found) == 3
+
+
+def test_an_attack_on_the_mean_finds_what_a_single_draw_hides():
+    """The sign of one draw's gradient is wrong for 4 of 10 draws."""
+    model, linear = noisy(scale=4.0)
+    images = greys(8)
+    labels = linear.predict(images)
+    settings = {"norm": "l2", "epsilon": 0.3, "step_size": 0.1, "num_steps": 3}
+
+    def fooled(model):
+        found = abs_model.pgd(model, images, labels, KEY, random_start=False, **settings)
+        return np.mean(linear.predict(found.images) != labels)
+
+    assert fooled(average_logits(model, 100)) == fooled(linear)
+
+
+@pytest.mark.parametrize("number", [0, 1.5, True])
+def test_faulty_numbers_are_named(number):
+    with pytest.raises(ValueError, match="num_samples must be an integer of at least 1"):
+        average_logits(three_classes(), number)

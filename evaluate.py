@@ -16,7 +16,9 @@ from abs_model.evaluation import (
     check_any_taken,
     check_taken,
     choose_attacks,
+    collect,
     evaluate,
+    export_evaluation,
     load_models,
     parse_models,
     parse_shard,
@@ -59,6 +61,12 @@ _DATA_DIR = flags.DEFINE_string(
     "data_dir", None, "Folder of TFDS; default: the first that a model's training names."
 )
 _WANDB = flags.DEFINE_enum("wandb", "auto", MODES, "Weights & Biases, for tables and pictures.")
+_EXPORT = flags.DEFINE_bool(
+    "export",
+    False,
+    "Instead of attacking, write the adversarial images that --workdir holds of these models and"
+    " attacks to WORKDIR/export: 8-bit PNG, and arrays.",
+)
 flags.mark_flag_as_required("config")
 
 
@@ -85,6 +93,10 @@ def main(argv: list[str]) -> None:
     check_taken(choose_attacks(known, named), models)
     check_any_taken(suite, models)
     workdir = pathlib.Path(_WORKDIR.value)
+    if _EXPORT.value:
+        names = {spec.name for spec in suite}
+        print("\n".join(export_evaluation(workdir, collect(workdir), models, dataset, names)))
+        return
     settings = Settings(config.num_clean, config.num_images, config.batch_size, config.seed)
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},

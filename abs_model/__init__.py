@@ -7,7 +7,8 @@
 - `load_dataset`: any TFDS image data set as arrays.
 - `wrap`: any Flax module, or JAX function from images to logits, as a classifier.
 - `foolbox`: any classifier as a Foolbox model.
-- `pgd`: the attack; `verify`: the check of what an attack claims.
+- `pgd`: the attack; `verify`: the check of what an attack claims; `export_images`: adversarial
+  images as 8-bit files.
 
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
 """
@@ -16,6 +17,7 @@ from abs_model.attacks import AttackResult, pgd
 from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.errors import UserError
+from abs_model.evaluation.image_files import Export, export_images
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.foolbox_model import foolbox
 from abs_model.function_classifier import wrap
@@ -30,6 +32,7 @@ __all__ = [
     "AttackResult",
     "Classifier",
     "Dataset",
+    "Export",
     "Inference",
     "NearestNeighborClassifier",
     "NetworkClassifier",
@@ -38,6 +41,7 @@ __all__ = [
     "UserError",
     "Verification",
     "available",
+    "export_images",
     "foolbox",
     "load",
     "load_dataset",

@@ -5,6 +5,7 @@ what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of us
 """
 
 from abs_model.evaluation.evaluate import EvaluationError, evaluate
+from abs_model.evaluation.export import ExportError, export_evaluation
 from abs_model.evaluation.figures import draw_curves
 from abs_model.evaluation.formats import to_json, to_markdown, to_rich, write_tables
 from abs_model.evaluation.ledger import GO_ON
@@ -32,6 +33,7 @@ __all__ = [
     "WHOLE",
     "AttackSpec",
     "EvaluationError",
+    "ExportError",
     "ModelSpec",
     "ModelsError",
     "Results",
@@ -45,6 +47,7 @@ __all__ = [
     "collect",
     "draw_curves",
     "evaluate",
+    "export_evaluation",
     "load_models",
     "locked",
     "make_tables",

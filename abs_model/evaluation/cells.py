@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from abs_model.evaluation.eight_bit import NUDGED, ROUNDED
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, Summary, reaches, summarise
@@ -31,6 +32,8 @@ class Cell:
         num_by_search: Adversarial examples that a thorough search for latents does not confirm
             (`verification.Verification.by_search`); None where that was not looked at.
         warnings: Reasons for doubt about the figure; see `abs_model.evaluation.indicators`.
+        eight_bit: How many adversarial images there are of each outcome in 8 bits (`eight_bit`), as
+            far as it is known; of a minimum, of the closest ones.
     """
 
     summary: Summary
@@ -44,6 +47,20 @@ class Cell:
     num_gradients: float | None = None
     num_by_search: int | None = None
     warnings: Sequence[str] = ()
+    eight_bit: Mapping[str, int] = dataclasses.field(default_factory=dict)
+
+    @property
+    def num_eight_bit(self) -> int:
+        """Adversarial images whose outcome in 8 bits is known."""
+        return sum(self.eight_bit.values())
+
+    @property
+    def shares_in_eight_bits(self) -> tuple[float, float] | None:
+        """Of these, which are adversarial with rounded values, and at least with nudged ones."""
+        if not self.num_eight_bit:
+            return None
+        rounded, nudged = (self.eight_bit.get(outcome, 0) for outcome in (ROUNDED, NUDGED))
+        return rounded / self.num_eight_bit, (rounded + nudged) / self.num_eight_bit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +94,7 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
         num_by_search=_num_by_search(records),
         num_queries=num_queries,
         num_gradients=num_gradients,
+        eight_bit=_outcomes(records),
     )
 
 
@@ -104,4 +122,10 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
         limit,
         reaches(limit, threshold),
         num_by_search=_num_by_search(closest),
+        eight_bit=_outcomes(closest),
     )
+
+
+def _outcomes(records: Sequence[Record]) -> dict[str, int]:
+    known = [record.eight_bit for record in records if record.eight_bit is not None]
+    return {outcome: known.count(outcome) for outcome in sorted(set(known))}

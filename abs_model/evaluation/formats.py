@@ -28,7 +28,9 @@ EXPLANATION = (
     " class are left out, and accuracy is the share that did not reach it. Attacks bound robustness"
     " from above only, and those with a small budget less well; where budgets differ, the models"
     " with the least and the most are named. Queries are evaluations of the model for each image,"
-    " until the last image of its batch was done."
+    " until the last image of its batch was done. In 8 bits: the shares of the closest adversarial"
+    " images that are misclassified with values rounded to 256 levels, and with values rounded or"
+    " nudged to other levels near them."
 )
 _NOTHING = "\N{EN DASH}"
 _WARNING = " (!)"
@@ -52,7 +54,7 @@ def write_tables(workdir: pathlib.Path, results: Results) -> Tables:
 def to_rich(tables: Tables) -> rich.console.Group:
     """For the terminal."""
     notice = [] if tables.complete else [rich.text.Text(_INCOMPLETE)]
-    shown = [_rich_clean(tables)]
+    shown = [_rich_table(rows) for rows in _summaries(tables)]
     for block in tables.blocks:
         table = rich.table.Table(title=block.title, box=rich.box.SIMPLE_HEAD)
         table.add_column("Attack", overflow="fold")
@@ -75,7 +77,8 @@ def to_markdown(tables: Tables) -> str:
     lines = ["# Accuracy and robustness", ""]
     if not tables.complete:
         lines += [_INCOMPLETE, ""]
-    lines += _markdown_table([_clean_header(tables), *_clean_rows(tables)])
+    for rows in _summaries(tables):
+        lines += [*_markdown_table(rows), ""]
     for block in tables.blocks:
         header = ["Attack", *tables.models, "Budget"]
         rows = [_cells(tables, block, row) for row in block.rows]
@@ -83,10 +86,10 @@ def to_markdown(tables: Tables) -> str:
             cells if row.attack else [f"**{cell}**" if cell else "" for cell in cells]
             for row, cells in zip(block.rows, rows, strict=True)
         ]
-        lines += ["", f"## {block.title}", "", *_markdown_table([header, *shown])]
+        lines += [f"## {block.title}", "", *_markdown_table([header, *shown]), ""]
     for heading, remarks in _remarks(tables):
-        lines += ["", f"{heading}:", "", *[f"- {line}" for line in remarks]]
-    return "\n".join([*lines, "", EXPLANATION, ""])
+        lines += [f"{heading}:", "", *[f"- {line}" for line in remarks], ""]
+    return "\n".join([*lines, EXPLANATION, ""])
 
 
 def to_latex(tables: Tables) -> str:
@@ -102,6 +105,9 @@ def to_latex(tables: Tables) -> str:
             if not row.attack:
                 lines.append(r"\addlinespace")
             lines.append(_latex_row(_cells(tables, block, row)))
+    for header, *rows in _eight_bit(tables):
+        title = rf"\multicolumn{{{len(tables.models) + 2}}}{{l}}{{{_latex(header[0])}}} \\"
+        lines += [r"\midrule", title, *[_latex_row([*row, ""]) for row in rows]]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
@@ -200,11 +206,32 @@ def _clean_rows(tables: Tables) -> list[list[str]]:
     return rows
 
 
-def _rich_clean(tables: Tables) -> rich.table.Table:
+def _eight_bit(tables: Tables) -> list[list[list[str]]]:
+    """What becomes of adversarial images in 8 bits, as a table with its header; none without."""
+    rows = []
+    for block in tables.blocks:
+        cells = block.last_minimum.cells if block.last_minimum else {}
+        shown = [_shares(cells.get(model)) for model in tables.models]
+        if any(each != _NOTHING for each in shown):
+            rows.append([NORM_NAMES[block.norm], *shown])
+    return [[["In 8 bits: rounded / nudged", *tables.models], *rows]] if rows else []
+
+
+def _shares(cell: Cell | PublishedCell | None) -> str:
+    shares = cell.shares_in_eight_bits if isinstance(cell, Cell) else None
+    return _NOTHING if shares is None else " / ".join(f"{share:.0%}" for share in shares)
+
+
+def _summaries(tables: Tables) -> list[list[list[str]]]:
+    """The tables before those of the norms, with their headers."""
+    return [[_clean_header(tables), *_clean_rows(tables)], *_eight_bit(tables)]
+
+
+def _rich_table(rows: Sequence[Sequence[str]]) -> rich.table.Table:
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
-    for position, header in enumerate(_clean_header(tables)):
+    for position, header in enumerate(rows[0]):
         table.add_column(header, justify="right" if position else "left", overflow="fold")
-    for row in _clean_rows(tables):
+    for row in rows[1:]:
         table.add_row(*row)
     return table
 

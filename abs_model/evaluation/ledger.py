@@ -57,6 +57,8 @@ class Record:
         margin: Of the attack's image, as `verification.Verification.margins` has it.
         clean_margin: Of the clean image, likewise.
         by_search: See `verification.Verification`.
+        eight_bit: What becomes of the adversarial image in 8 bits, an outcome of
+            `abs_model.evaluation.eight_bit`; None also without such an image.
         target: The class that a targeted attack led to; None for an untargeted one.
     """
 
@@ -75,6 +77,7 @@ class Record:
     margin: float | None = None
     clean_margin: float | None = None
     by_search: bool | None = None
+    eight_bit: str | None = None
     target: int | None = None
 
     @property
@@ -86,6 +89,11 @@ class Record:
     def counts(self) -> bool:
         """Whether it is an image for the attack: no target is the class that an image is of."""
         return self.target != self.label
+
+    @property
+    def goal(self) -> int:
+        """The class to lead to, or, untargeted, to lead away from."""
+        return self.label if self.target is None else self.target
 
     @property
     def clean_success(self) -> bool:

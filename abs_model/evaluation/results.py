@@ -12,7 +12,7 @@ import numpy as np
 from abs_model.attacks.base import NORMS
 from abs_model.attacks.catalogue import limit_of
 from abs_model.errors import UserError
-from abs_model.evaluation.ledger import GO_ON, Record, read_records
+from abs_model.evaluation.ledger import GO_ON, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins
 from abs_model.evaluation.probe import Probe, read_probe
 from abs_model.evaluation.workdir import CLEAN
@@ -109,6 +109,14 @@ class Plan:
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise ResultsError(f"{path} is damaged: {error}; run evaluate.py again") from error
+
+    def evaluated(self, workdir: pathlib.Path, model: str) -> dict[str, Any]:
+        """The fingerprints of a model and of the images it was evaluated on; none not noted."""
+        try:
+            path = workdir / self.clean_ledgers[model] / SETTINGS_FILE
+            return json.loads(path.read_text("utf-8"))
+        except (OSError, KeyError, ValueError):
+            return {}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,8 +7,9 @@ from typing import Any
 from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.tables import Block, Tables
 
-# `accuracy` is at `threshold`, and missing where no search went as far. `accuracy_at_limit` is that
-# at `limit` in such cells.
+# `accuracy` is at `threshold`, and missing where no search went as far; `accuracy_at_limit` is that
+# at `limit` in such cells. Of the adversarial images, `num_eight_bit` were tried in 8 bits; the
+# shares of these are adversarial with rounded values, and with rounded or nudged ones.
 _FIGURES = (
     "num_images",
     "median",
@@ -25,7 +26,14 @@ _FIGURES = (
     "num_gradients",
     "num_by_search",
     "warnings",
+    "num_eight_bit",
+    "share_rounded",
+    "share_nudged",
 )
+_OF_CELLS = (
+    "limit", "num_claimed", "num_rejected", "num_queries", "num_gradients", "num_by_search",
+    "num_eight_bit",
+)  # fmt: skip
 COLUMNS = (
     "norm",
     "threshold",
@@ -83,8 +91,9 @@ def _figures(cell: Cell | PublishedCell) -> dict[str, Any]:
     if not cell.reached:
         figures["accuracy_at_limit"] = cell.summary.accuracy.value
     figures["num_images"] = cell.summary.num_images
-    counts = ("num_claimed", "num_rejected", "num_queries", "num_gradients", "num_by_search")
-    for name in ("limit", *counts):
+    for name in _OF_CELLS:
         figures[name] = getattr(cell, name)
+    if (shares := cell.shares_in_eight_bits) is not None:
+        figures["share_rounded"], figures["share_nudged"] = shares
     figures["warnings"] = "; ".join(cell.warnings)
     return figures

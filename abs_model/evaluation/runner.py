@@ -18,6 +18,7 @@ from abs_model.classifiers import Classifier
 from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
 from abs_model.decisions import decide, margins
+from abs_model.evaluation.eight_bit import with_eight_bit
 from abs_model.evaluation.ledger import Part, Record, read_records
 from abs_model.evaluation.origins import note_batch
 from abs_model.evaluation.probe import probe, read_probe, write_probe
@@ -166,7 +167,8 @@ class Runner:
             targets=goals,
         )
         clean = self._clean_answers(task.model, batch, images, labels)
-        return _attack_records(batch, labels, targets, clean, found, adversarial, verification)
+        records = _attack_records(batch, labels, targets, clean, found, adversarial, verification)
+        return with_eight_bit(task.model, images, records)
 
     def _targets(self, task: Task, images: Array, labels: Array, rows: Array) -> Array | None:
         if task.spec is None or task.spec.targets is None:
@@ -270,6 +272,9 @@ def _attack_records(
     predictions, clean_margins = clean
     records = []
     for row, index in enumerate(batch):
+        of_image: dict[str, Any] = {
+            name: None if n is None else int(n[row]) for name, n in counts.items()
+        }
         record = Record(
             index=index,
             label=int(labels[row]),
@@ -284,7 +289,7 @@ def _attack_records(
             clean_margin=_finite(clean_margins[row]),
             by_search=None if by_search is None else bool(by_search[row]),
             target=None if targets is None else int(targets[row]),
-            **{name: None if n is None else int(n[row]) for name, n in counts.items()},
+            **of_image,
         )
         if not record.counts:
             record = dataclasses.replace(

@@ -50,6 +50,12 @@ class Block:
     rows: Sequence[Row]
 
     @property
+    def last_minimum(self) -> Row | None:
+        """That over all untargeted attacks; None without any."""
+        rows = [row for row in self.rows if row.attack is None and row.title != PUBLISHED]
+        return rows[-1] if rows else None
+
+    @property
     def title(self) -> str:
         """E.g. "L2: median distance / accuracy at 1.5"."""
         unit = UNITS[self.norm]

@@ -7,6 +7,7 @@ batches of another size than the attack's, misclassifies it beyond doubt (`abs_m
 
 import dataclasses
 import math
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,24 +108,13 @@ def verify(
     Raises:
         ValueError: An argument is not as described; the message says what came.
     """
-    clean = np.asarray(check_images(clean, model.image_shape))
-    classes = np.asarray(check_labels(labels, len(clean), model.num_classes))
-    if targets is not None:
-        goals = np.asarray(check_labels(targets, len(clean), model.num_classes, name="targets"))
-        if (goals == classes).any():
-            raise ValueError("targets must differ from labels: an image is of its label already")
-        classes = goals
+    clean, classes, adversarial = check_arguments(model, clean, labels, adversarial, targets)
     check_count("num_samples", num_samples)
     if math.isnan(epsilon) or epsilon < 0:
         raise ValueError(f"epsilon must be a number of at least 0, got {epsilon!r}")
-    adversarial = np.asarray(adversarial, np.float32)
-    if adversarial.shape != clean.shape:
-        raise ValueError(
-            f"adversarial must have the shape of clean, {clean.shape}, got {adversarial.shape}"
-        )
     # False for NaN too.
     in_bounds = np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
-    distances = _distances(clean, adversarial, norm)
+    distances = measure_distances(clean, adversarial, norm)
     limit = epsilon * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
     predictions = np.full(len(clean), NOT_CLASSIFIED, np.int32)
     margins, uncertain = np.full((2, len(clean)), np.nan)
@@ -144,6 +134,29 @@ def verify(
         adversarial=fooled,
         by_search=_by_search(model, adversarial, np.asarray(labels), fooled),
     )
+
+
+def check_arguments(
+    model: Classifier, clean: Any, labels: Any, adversarial: Any, targets: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Clean images, the classes to lead away from or to, and adversarial images, once checked.
+
+    Raises:
+        ValueError: An argument is not as `verify` describes it.
+    """
+    clean = np.asarray(check_images(clean, model.image_shape))
+    classes = np.asarray(check_labels(labels, len(clean), model.num_classes))
+    if targets is not None:
+        goals = np.asarray(check_labels(targets, len(clean), model.num_classes, name="targets"))
+        if (goals == classes).any():
+            raise ValueError("targets must differ from labels: an image is of its label already")
+        classes = goals
+    adversarial = np.asarray(adversarial, np.float32)
+    if adversarial.shape != clean.shape:
+        raise ValueError(
+            f"adversarial must have the shape of clean, {clean.shape}, got {adversarial.shape}"
+        )
+    return clean, classes, adversarial
 
 
 def verification_batch_size(model: Classifier, num_images: int) -> int:
@@ -197,7 +210,17 @@ def _by_search(
     return by_search
 
 
-def _distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:
+def measure_distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:
+    """Distances in float64, (N,); not finite where a value is not.
+
+    Args:
+        clean: Images, float32 (N, height, width, channels).
+        adversarial: As `clean`.
+        norm: "l2", "linf" or "l0"; see `abs_model.attacks.base`.
+
+    Raises:
+        ValueError: The norm is none of these.
+    """
     with np.errstate(invalid="ignore", over="ignore"):
         difference = np.abs(adversarial.astype(np.float64) - clean.astype(np.float64))
         if norm == "l0":

@@ -146,6 +146,7 @@ def _counts(cell: Cell) -> Json:
         "warnings": list(cell.warnings),
         "num_queries": cell.num_queries,
         "num_gradients": cell.num_gradients,
+        "eight_bit": cell.shares_in_eight_bits,
     }
 
 
@@ -211,6 +212,7 @@ def _found(records: Sequence[Record], clean: np.ndarray) -> Json:
         "distance": [_finite(record.distance) for record in records],
         "queries": [record.num_queries for record in records],
         "refused": [", ".join(record.reasons).replace("_", " ") for record in records],
+        "eight_bit": [record.eight_bit for record in records],
         "holds": [record.holds for record in records],
         "place": [places.get(record.index) for record in records],
         "scales": scales,

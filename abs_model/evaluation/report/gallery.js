@@ -129,7 +129,8 @@ function entryOf(model, attack, index) {
     scale: place === null ? 0 : found.scales[place], packed: found.perturbations,
     target: found.target[row], cleanSuccess: found.clean_success[row],
     cleanPrediction: found.clean_prediction[row], prediction: found.prediction[row],
-    distance: found.distance[row], queries: found.queries[row], refused: found.refused[row] };
+    distance: found.distance[row], queries: found.queries[row], refused: found.refused[row],
+    eightBit: found.eight_bit[row] };
 }
 
 function findEntries() {
@@ -208,7 +209,8 @@ async function drawCard(entry) {
       state.model === ALL ? element("span", { class: "of" }, swatch(model), model.name) : null,
       element("span", { class: "distance" }, outcome(entry))),
     element("div", { class: "pictures" }, pictures),
-    element("footer", {}, `${content.attacks[entry.attack].title} · ${queries}`));
+    element("footer", {}, `${content.attacks[entry.attack].title} · ${queries}`
+      + (entry.eightBit ? ` · in 8 bits: ${entry.eightBit}` : "")));
   if (gallery.reconstructions[entry.model]) await addReconstructions(card, entry);
   return card;
 }

@@ -109,6 +109,7 @@ function explainImages() {
 setSizes();
 drawHead();
 drawOverview();
+drawEightBit();
 drawNormTables();
 drawCurves();
 explainImages();

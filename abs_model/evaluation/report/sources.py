@@ -5,14 +5,12 @@ anew since, would make the page lie.
 """
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
 from abs_model.data import Split, load_dataset
 from abs_model.errors import UserError
-from abs_model.evaluation.ledger import SETTINGS_FILE
 from abs_model.evaluation.models import ModelSpec
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import Plan, ResultsError
@@ -71,7 +69,7 @@ def open_sources(workdir: pathlib.Path, plan: Plan, *, data_dir: str | None = No
             continue
         if not hasattr(model, "infer"):
             continue
-        if _evaluated(workdir, plan, spec.name).get("model") == model_identity(model):
+        if plan.evaluated(workdir, spec.name).get("model") == model_identity(model):
             models[spec.name] = model
         else:
             notes.append(_note(spec, f"{spec.path} is no longer the model that was evaluated"))
@@ -116,7 +114,7 @@ def _open_images(
         raise ResultsError(
             f"the data set {name} of the evaluation in {workdir}: {error}"
         ) from error
-    expected = {_evaluated(workdir, plan, model).get("images") for model in plan.models}
+    expected = {plan.evaluated(workdir, model).get("images") for model in plan.models}
     if expected - {None, array_identity(test.images)}:
         raise ResultsError(
             f"the test images of {name} are not those of the evaluation in {workdir}; was it made"
@@ -128,12 +126,3 @@ def _open_images(
 def _section(name: str) -> dict[str, Any]:
     """What to load where no configuration says more."""
     return {"name": name, "validation_size": 1}
-
-
-def _evaluated(workdir: pathlib.Path, plan: Plan, model: str) -> dict[str, Any]:
-    """The fingerprints of a model and of the images it was asked about."""
-    try:
-        path = workdir / plan.clean_ledgers[model] / SETTINGS_FILE
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, KeyError, ValueError):
-        return {}

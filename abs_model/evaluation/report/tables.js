@@ -78,6 +78,24 @@ function overviewCells(norm, model) {
   ];
 }
 
+/* How many of the closest adversarial images there are in 8 bits; nothing where it's unknown. */
+function drawEightBit() {
+  const cells = content.norms.map((_, norm) => lastRow(norm, false)?.cells ?? []);
+  if (!cells.flat().some((cell) => cell?.eight_bit)) return;
+  const head = element("tr", {}, element("th", { scope: "col", class: "name" }, "In 8 bits"),
+    content.norms.map((_, norm) => element("th", { scope: "col", class: "first" },
+      grouped(normName(norm)), element("small", {}, "rounded / nudged"))));
+  const rows = content.models.map((model, position) => element("tr", {},
+    element("th", { scope: "row", class: "name" }, swatch(model), breakable(model.name)),
+    cells.map((row) => element("td", { class: "first" }, eightBit(row[position]) ?? NONE))));
+  byId("overview-table").append(element("table", { class: "overview eight-bit" },
+    element("thead", {}, head), element("tbody", {}, rows)));
+}
+
+function eightBit(cell) {
+  return cell?.eight_bit ? cell.eight_bit.map((share) => percent(share)).join(" / ") : null;
+}
+
 /* A heading over several columns. */
 function grouped(name) {
   return element("span", { class: "grouped" }, name);
@@ -197,6 +215,7 @@ function cellTip(norm, row, cell, model) {
       : `accuracy ${atThreshold(norm)} unknown: ${triedTo(norm, cell)}`,
     plural(cell.num_images, "image"),
   ];
+  if (cell.eight_bit) lines.push(`adversarial in 8 bits, rounded / nudged: ${eightBit(cell)}`);
   if (row.attack !== null) {
     lines.push(cell.num_queries === null
       ? "queries not counted"

@@ -48,7 +48,7 @@ def export_evaluation(
     """
     chosen = []
     for name, model in models.items():
-        _check_evaluated(workdir, results.plan, name, model, dataset)
+        check_evaluated(workdir, results.plan, name, model, dataset)
         for attack in results.plan.attacks:
             records = [each for each in results.records(name, attack.name) if each.holds]
             if attack.name in attacks and records:
@@ -98,9 +98,10 @@ def _export(
         raise ExportError(f"can't export to {folder}: {error}") from error
 
 
-def _check_evaluated(
+def check_evaluated(
     workdir: pathlib.Path, plan: Plan, name: str, model: Classifier, dataset: Dataset
 ) -> None:
+    """Raises an ExportError unless a model and its test images are those of an evaluation."""
     if name not in plan.models:
         raise ExportError(
             f"--models: the evaluation in {workdir} has no model {name!r}; it has"

@@ -1,0 +1,57 @@
+"""Verifies the adversarial examples of an evaluation again, in batches of other sizes.
+
+python scripts/reverify.py runs/table1 --batch_sizes 1 7 64 100 256
+
+On another machine, or with XLA_FLAGS=--xla_cpu_max_isa=AVX2, the same examples meet other kernels.
+Exits with 1 if any are no longer adversarial.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from abs_model.errors import UserError
+from abs_model.evaluation import ModelSpec, collect, load_models
+from abs_model.evaluation.export import check_evaluated
+from abs_model.evaluation.reverification import reverify
+
+
+def main() -> None:
+    """Prints a line for each model and batch size; errors end as one message and exit status 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
+    parser.add_argument(
+        "--batch_sizes", type=int, nargs="+", default=[1, 7, 64, 100, 256], metavar="N"
+    )
+    options = parser.parse_args()
+    try:
+        num_lost = _reverify(options.workdir, options.batch_sizes)
+    except (UserError, ValueError) as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    sys.exit(num_lost > 0)
+
+
+def _reverify(workdir: pathlib.Path, batch_sizes: list[int]) -> int:
+    results = collect(workdir)
+    specs = [ModelSpec(**each) for each in results.plan.about.get("models_from", [])]
+    if not specs:
+        raise UserError(f"the evaluation in {workdir} does not say where its models are from")
+    models, dataset = load_models(specs)
+    for name, model in models.items():
+        check_evaluated(workdir, results.plan, name, model, dataset)
+    num_lost = 0
+    for found in reverify(results, models, batch_sizes):
+        num_lost += len(found.lost)
+        lost = f" ({'; '.join(found.lost)})" if found.lost else ""
+        print(
+            f"{found.model}, batch size {found.batch_size}: {len(found.lost)} of"
+            f" {found.num_examples:,} lost{lost}",
+            flush=True,
+        )
+    return num_lost
+
+
+if __name__ == "__main__":
+    main()

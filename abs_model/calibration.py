@@ -59,7 +59,8 @@ def search_class_weights(energies: np.ndarray, labels: np.ndarray) -> np.ndarray
     """Class weights of the energies, by line search on accuracy (Schott et al. 2019, Binary ABS).
 
     One class at a time, over and over until nothing improves, each weight is set to the best of a
-    grid from 0.9 to 1.1; of equally accurate weights the one nearest to 1 is taken.
+    grid from 0.9 to 1.1; of equally accurate weights the one nearest to 1 is taken. A class that no
+    label names keeps 1: any weight that keeps it from being predicted would seem an improvement.
 
     Args:
         energies: In nats, (N, classes).
@@ -78,7 +79,7 @@ def search_class_weights(energies: np.ndarray, labels: np.ndarray) -> np.ndarray
     best, improved = accuracy(weights), True
     while improved:
         improved = False
-        for label in range(len(weights)):
+        for label in np.unique(labels):
             trials = np.tile(weights, (len(grid), 1))
             trials[:, label] = grid
             accuracies = [accuracy(trial) for trial in trials]

@@ -36,6 +36,8 @@ def _full() -> ml_collections.ConfigDict:
                 "data_dir": ml_collections.config_dict.placeholder(str),
                 "validation_size": 5000,
                 "module": "",
+                # True: classes without training images are left out, and the others renumbered.
+                "drop_empty_classes": ml_collections.config_dict.placeholder(bool),
             },
             "model": {
                 "name": "abs",

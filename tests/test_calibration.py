@@ -90,6 +90,17 @@ def test_class_weights_mend_one_class_that_explains_too_little():
     assert weights.dtype == np.float32
 
 
+def test_a_class_without_images_keeps_its_weight():
+    """A larger one would be right more often, since the class is never the right one here."""
+    energies = np.array([[1.0, 2.0, 0.985], [2.0, 1.0, 3.0]])
+    labels = np.array([0, 1])
+    larger = np.array([1, 1, 1.1])
+    assert np.mean((energies * larger).argmin(1) == labels) == 1
+    weights = search_class_weights(energies, labels)
+    assert weights[2] == 1
+    assert np.mean((energies * weights).argmin(1) == labels) == 1
+
+
 def test_class_weights_stay_at_one_where_nothing_can_be_gained():
     energies = np.array([[1.0, 2.0], [2.0, 1.0]])
     np.testing.assert_array_equal(search_class_weights(energies, np.array([0, 1])), [1, 1])

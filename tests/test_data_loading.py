@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from abs_model.data import arrays, load_dataset, tfds_source
+from abs_model.data import Dataset, Split, arrays, datasets, load_dataset, tfds_source
+from abs_model.data.arrays import PreparedArrays
 from abs_model.data.tensorflow_stand_in import encode_png, tensorflow_stand_in
 from tests import tiny_datasets
 
@@ -35,9 +36,9 @@ def data_dir(prepared_dir, tmp_path):
     return pathlib.Path(shutil.copytree(prepared_dir, tmp_path / "data"))
 
 
-def _load(name, data_dir, validation_size=10, module=MODULE):
+def _load(name, data_dir, validation_size=10, module=MODULE, **options):
     return load_dataset(
-        name, module=module, data_dir=str(data_dir), validation_size=validation_size
+        name, module=module, data_dir=str(data_dir), validation_size=validation_size, **options
     )
 
 
@@ -72,6 +73,52 @@ def test_stored_order_is_the_documented_hash_of_keys(prepared_dir, split, count,
     np.testing.assert_array_equal(getattr(prepared, split).labels, labels[order])
 
 
+def test_classes_without_training_images_are_refused_or_dropped(tmp_path):
+    with pytest.raises(
+        ValueError,
+        match=r"^letters has 5 .*, but no training images of \[0, 3\]; drop_empty_classes=True",
+    ):
+        _load("letters", tmp_path)
+    dataset = _load("letters", tmp_path, drop_empty_classes=True)
+    assert dataset.num_classes == 3
+    train, test = tiny_datasets.rgb_images(300, 0), tiny_datasets.rgb_images(90, 1)
+    np.testing.assert_array_equal(dataset.train.labels, train[1][:290])
+    np.testing.assert_array_equal(dataset.validation.labels, train[1][290:])
+    np.testing.assert_array_equal(dataset.test.labels, test[1])
+    np.testing.assert_array_equal(dataset.test.images, test[0])
+    assert dataset.test.labels.dtype == np.int32
+
+
+def test_dropping_leaves_a_data_set_alone_that_has_images_of_all_classes(prepared_dir):
+    plain = _load("tiny_rgb", prepared_dir)
+    dropped = _load("tiny_rgb", prepared_dir, drop_empty_classes=True)
+    assert dropped.num_classes == plain.num_classes
+    for split in ("train", "validation", "test"):
+        for field in ("images", "labels"):
+            np.testing.assert_array_equal(
+                *(getattr(getattr(each, split), field) for each in (plain, dropped))
+            )
+
+
+def test_a_class_that_only_test_images_have_is_dropped_with_them():
+    def split(*labels):
+        return Split(np.arange(len(labels), dtype=np.uint8), np.array(labels, np.int32))
+
+    given = PreparedArrays("made", "4.9", 4, split(3, 1, 3), split(0, 1, 3, 2, 1))
+    kept = datasets._without_empty_classes(given)
+    assert kept.num_classes == 2
+    np.testing.assert_array_equal(kept.train.labels, [1, 0, 1])
+    np.testing.assert_array_equal(kept.test.labels, [0, 1, 0])
+    np.testing.assert_array_equal(kept.test.images, [1, 2, 4])
+
+
+def test_a_class_whose_images_all_became_validation_images_is_told():
+    train = Split(np.zeros((2, 1, 1, 1), np.uint8), np.array([0, 1], np.int32))
+    held = Split(np.zeros((1, 1, 1, 1), np.uint8), np.array([2], np.int32))
+    with pytest.raises(ValueError, match=r"images of \[2\]: .*; give a smaller validation_size"):
+        Dataset("sorted", 3, train, held, held)
+
+
 def test_order_is_the_same_in_every_preparation(prepared_dir, tmp_path):
     first, second = _load("tiny_rgb", prepared_dir), _load("tiny_rgb", tmp_path)
     assert first.image_shape == (32, 32, 3)
@@ -84,7 +131,7 @@ def test_order_of_the_mnist_family_is_restored(monkeypatch, tmp_path):
     images, labels = tiny_datasets.rgb_images(50, seed=3)
     monkeypatch.setattr(tfds.image_classification.KMNIST, "_split_generators", _kmnist_splits)
     monkeypatch.setattr(tfds_source, "unreachable_reason", lambda url: None)
-    dataset = _load("kmnist", tmp_path, module="")
+    dataset = _load("kmnist", tmp_path, module="", drop_empty_classes=True)
     np.testing.assert_array_equal(dataset.test.images, images[:, :28, :28, :1])
     np.testing.assert_array_equal(dataset.test.labels, labels)
 
@@ -109,11 +156,11 @@ def test_cifar10_is_unpacked_and_encoded_without_tensorflow(tmp_path, monkeypatc
         lambda self, url: self.extract(tmp_path / "cifar.tar.gz"),
     )
     monkeypatch.setattr(tfds_source, "unreachable_reason", lambda url: None)
-    dataset = _load("cifar10", tmp_path, validation_size=1, module="")
+    dataset = _load("cifar10", tmp_path, validation_size=1, module="", drop_empty_classes=True)
     order = tfds_source.stored_order("train", 10)[:9]
     np.testing.assert_array_equal(dataset.train.images, images[order])
     np.testing.assert_array_equal(dataset.train.labels, labels[order])
-    assert (dataset.image_shape, dataset.num_classes) == ((32, 32, 3), 10)
+    assert (dataset.image_shape, dataset.num_classes) == ((32, 32, 3), 3)
 
 
 def _kmnist_splits(self, dl_manager):
@@ -131,10 +178,13 @@ def test_validation_size_out_of_range(prepared_dir, size):
         _load("tiny_rgb", prepared_dir, validation_size=size)
 
 
-def test_largest_validation_size_leaves_one_image(prepared_dir):
-    dataset = _load("tiny_rgb", prepared_dir, validation_size=299)
-    assert len(dataset.train.labels) == 1
-    assert len(dataset.validation.images) == 299
+def test_largest_validation_size_leaves_an_image_of_each_class(prepared_dir):
+    labels = _load("tiny_rgb", prepared_dir).train.labels
+    first = max(int(np.argmax(labels == label)) for label in range(3)) + 1
+    dataset = _load("tiny_rgb", prepared_dir, validation_size=300 - first)
+    assert sorted(set(dataset.train.labels)) == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"no training images .*; give a smaller validation_size"):
+        _load("tiny_rgb", prepared_dir, validation_size=301 - first)
 
 
 def test_missing_split_and_feature_are_named(tmp_path):

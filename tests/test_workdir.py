@@ -45,6 +45,14 @@ def test_another_config_is_refused_key_by_key(tmp_path):
     assert load_config(tmp_path).train.epochs == 50
 
 
+def test_a_key_that_leaves_it_open_is_no_difference(tmp_path):
+    """Else no run could go on once the code has another option."""
+    open_workdir(tmp_path, make_config())
+    open_workdir(tmp_path, make_config(option=None))
+    with pytest.raises(ConfigMismatchError, match="workdir has no such key, you asked for true"):
+        open_workdir(tmp_path, make_config(option=True))
+
+
 def test_a_whole_number_written_as_float_is_no_difference(tmp_path):
     open_workdir(tmp_path, make_config(rate=1))
     open_workdir(tmp_path, make_config(rate=1.0))

@@ -15,6 +15,9 @@ _VALIDATION_SIZE = flags.DEFINE_integer(
     "validation_size", 5000, "Images kept for validation, from the end of the training split."
 )
 _MODULE = flags.DEFINE_string("module", "", "Module to import first, for a builder of your own.")
+_DROP_EMPTY_CLASSES = flags.DEFINE_boolean(
+    "drop_empty_classes", False, "Leave out classes without training images, and renumber."
+)
 
 
 def main(argv: list[str]) -> None:
@@ -27,6 +30,7 @@ def main(argv: list[str]) -> None:
             data_dir=_DATA_DIR.value,
             validation_size=_VALIDATION_SIZE.value,
             module=_MODULE.value,
+            drop_empty_classes=_DROP_EMPTY_CLASSES.value,
         )
     except (DataError, ImportError, ValueError) as error:
         sys.exit(f"error: {error}")

@@ -4,19 +4,25 @@ import dataclasses
 import os
 from pathlib import Path
 
+import numpy as np
+
 from abs_model.data.arrays import PreparedArrays, Split, find_arrays
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
-    """An image data set.
+    """An image data set, with training images of every class.
 
     Attributes:
         name: the TFDS name.
-        num_classes: number of classes, as the data set declares it.
+        num_classes: number of classes, as the data set declares it, or, with `drop_empty_classes`,
+            of those that have images.
         train: training images, without the validation images.
         validation: the last images of the training split.
         test: the test split, for final evaluation only.
+
+    Raises:
+        ValueError: A class has no training image.
     """
 
     name: str
@@ -25,6 +31,22 @@ class Dataset:
     validation: Split
     test: Split
 
+    def __post_init__(self) -> None:
+        # A rule for all models: some could not be trained, others would never say that class.
+        empty = _empty_classes(self.train.labels, self.num_classes)
+        if not empty:
+            return
+        problem = f"{self.name} has {self.num_classes} classes, but no training images of {empty}"
+        if np.isin(empty, self.validation.labels).all():
+            raise ValueError(
+                f"{problem}: all that there are became validation images; give a smaller"
+                " validation_size"
+            )
+        raise ValueError(
+            f"{problem}; drop_empty_classes=True of load_dataset, in a configuration"
+            " dataset.drop_empty_classes, leaves these out and numbers the others from 0 in order"
+        )
+
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
@@ -32,7 +54,12 @@ class Dataset:
 
 
 def load_dataset(
-    name: str, *, data_dir: str | None = None, validation_size: int = 5000, module: str = ""
+    name: str,
+    *,
+    data_dir: str | None = None,
+    validation_size: int = 5000,
+    module: str = "",
+    drop_empty_classes: bool | None = None,
 ) -> Dataset:
     """Loads a data set, preparing it with TFDS first where that has not been done.
 
@@ -52,16 +79,22 @@ def load_dataset(
         validation_size: number of images, taken from the end of the training split.
         module: Python module to import first, e.g. "my_package.my_dataset"; it registers a TFDS
             builder class of your own.
+        drop_empty_classes: whether classes that are declared but have no image in the training
+            split are left out, with their test images, if there are any; the others are numbered
+            from 0 in their order. EMNIST's letters are 37 classes without, 26 with it. None, what a
+            configuration says that leaves it open, is no.
 
     Raises:
-        ValueError: an argument is out of range, or the data set has not the features and splits
-            above.
+        ValueError: an argument is out of range, a class has no training image, or the data set has
+            not the features and splits above.
         ImportError: `module` cannot be imported.
         DataUnavailableError: the data is not on this machine and no source can be reached.
         CorruptDataError: the data differs from its checksum.
     """
     _check_validation_size(validation_size, None)
     prepared = _load_prepared(name, resolve_data_dir(data_dir), module)
+    if drop_empty_classes:
+        prepared = _without_empty_classes(prepared)
     images, labels = prepared.train.images, prepared.train.labels
     _check_validation_size(validation_size, len(labels))
     first = len(labels) - validation_size
@@ -89,6 +122,30 @@ def _load_prepared(name: str, data_dir: Path, module: str) -> PreparedArrays:
     from abs_model.data import tfds_source
 
     return tfds_source.load_prepared(name, data_dir, module)
+
+
+def _empty_classes(labels: np.ndarray, num_classes: int) -> list[int]:
+    return np.flatnonzero(np.bincount(labels, minlength=num_classes) == 0).tolist()
+
+
+def _without_empty_classes(prepared: PreparedArrays) -> PreparedArrays:
+    empty = _empty_classes(prepared.train.labels, prepared.num_classes)
+    kept = np.setdiff1d(np.arange(prepared.num_classes), empty)
+    numbers = np.full(prepared.num_classes, -1, np.int32)
+    numbers[kept] = np.arange(len(kept))
+
+    def renumbered(split: Split) -> Split:
+        rows = numbers[split.labels] >= 0
+        # Without a copy of the images where all stay.
+        images = split.images if rows.all() else split.images[rows]
+        return Split(images, numbers[split.labels[rows]])
+
+    return dataclasses.replace(
+        prepared,
+        num_classes=len(kept),
+        train=renumbered(prepared.train),
+        test=renumbered(prepared.test),
+    )
 
 
 def _check_validation_size(size: int, training_images: int | None) -> None:

@@ -17,6 +17,7 @@ from abs_model.attacks.base import check_count, check_labels
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.evaluation.thorough_search import found_right, has_thorough_search
 from abs_model.images import check_images
+from abs_model.precision import single_precision
 
 # Attacks project in float32, whose rounding may leave an image this far beyond epsilon.
 RELATIVE_ROUNDING = 1e-5
@@ -79,6 +80,7 @@ class Verification:
         return tuple(reason for reason, failed in zip(REASONS, fails, strict=True) if failed)
 
 
+@single_precision
 def verify(
     model: Classifier,
     clean: np.ndarray,

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn, TypeVar
 
+import jax
 import ml_collections
 from absl import app, flags
 from ml_collections.config_flags.config_flags import is_config_flag
@@ -142,6 +143,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
     """
 
     def guarded(argv: list[str]) -> int | None:
+        # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
+        jax.config.update("jax_enable_x64", False)
         keep_compiled()
         keep_freed_memory()
         try:

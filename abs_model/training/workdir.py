@@ -143,6 +143,9 @@ def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
     lines = []
     for key in sorted(held.keys() | asked.keys()):
         old, new = held.get(key, _ABSENT), asked.get(key, _ABSENT)
+        # What is None is left open, as it was before there was the key.
+        if all(value is None or value is _ABSENT for value in (old, new)):
+            continue
         # Python holds True == 1, but for a configuration these are two different things.
         if old != new or isinstance(old, bool) != isinstance(new, bool):
             lines.append(f"{key}: workdir has {_shown(old)}, you asked for {_shown(new)}")

@@ -182,9 +182,10 @@ class Snapshot:
             if has_own_gradient(self._key.identity[0][0]):
                 backward = source.trace_gradient(self._state, count)
             self._check_unchanged(source)  # after these traces: then they were of the same
+            held = self._key.held_identity
             programs[count] = (
-                program(inlined(forward), self._key.held_identity),
-                None if backward is None else program(inlined(backward), self._key.held_identity),
+                program(inlined(forward, own_gradients=backward is None), held),
+                None if backward is None else program(inlined(backward), held),
             )
         return programs[count]
 

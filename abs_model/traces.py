@@ -91,18 +91,27 @@ def copied(array: Any) -> Any:
         return jnp.asarray(np.array(array)) if hasattr(array, "dtype") else array
 
 
-def inlined(traced: ClosedJaxpr) -> ClosedJaxpr:
+def inlined(traced: ClosedJaxpr, *, own_gradients: bool = True) -> ClosedJaxpr:
     """The same with the operations of jitted functions in place of calls.
 
     The arrays that these hold are then constants of the whole. Those inside other operations, such
     as loops that call jitted functions, are copied.
+
+    Args:
+        traced: The function.
+        own_gradients: Whether to keep gradients of its own (`jax.custom_vjp`), which are Python
+            functions.
     """
-    return jax.make_jaxpr(lambda *given: _evaluate(traced.jaxpr, traced.consts, given))(
+    calls = {"jit": "jaxpr"} | ({} if own_gradients else {"custom_vjp_call": "call_jaxpr"})
+    return jax.make_jaxpr(lambda *given: _evaluate(traced.jaxpr, traced.consts, given, calls))(
         *traced.in_avals
     )
 
 
-def _evaluate(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
+def _evaluate(
+    jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any], calls: dict[str, str]
+) -> list[Any]:
+    """The results of a jaxpr, with operations in place of `calls`: names, and where these are."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
 
     def value(atom: Any) -> Any:
@@ -110,9 +119,9 @@ def _evaluate(jaxpr: Jaxpr, constants: Sequence[Any], arguments: Sequence[Any]) 
 
     for equation in jaxpr.eqns:
         given = [value(atom) for atom in equation.invars]
-        if equation.primitive.name == "jit":
-            inner = equation.params["jaxpr"]
-            results = _evaluate(inner.jaxpr, inner.consts, given)
+        if equation.primitive.name in calls:
+            inner = equation.params[calls[equation.primitive.name]]
+            results = _evaluate(inner.jaxpr, inner.consts, given, calls)
         else:
             parameters = equation.primitive.get_bind_params(_owned(equation.params))
             with equation.ctx.manager:

@@ -225,7 +225,7 @@ def attack(model, images, **settings):
     return abs_model.pgd(model, images, np.zeros(len(images), int), KEY, **settings)
 
 
-@pytest.mark.parametrize("case", [*COMPLETE, "closure", "jitted", "attribute"])
+@pytest.mark.parametrize("case", [*COMPLETE, "closure", "jitted", "attribute", "own gradient"])
 def test_what_was_wrapped_is_collected_with_the_classifier(case):
     function, change = (COMPLETE | LIVE)[case]()
     model, images = wrap(function), images_of(3)

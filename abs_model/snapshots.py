@@ -39,16 +39,19 @@ class _Source:
         call: From the state and images (n, *image_shape) to logits.
         code: The function or class that has the Python code.
         image_shape: (height, width, channels).
+        x64: Whether JAX had 64-bit types on when the function was wrapped: its traces have, too.
     """
 
     call: Callable[[PyTree, jax.Array], Any]
     code: Any
     image_shape: tuple[int, ...]
+    x64: bool = dataclasses.field(default_factory=lambda: bool(jax.config.read("jax_enable_x64")))
 
     def trace(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr:
         """The operations on `count` images."""
         try:
-            traced = trace(self.call, state, self.images(count))
+            with jax.enable_x64(self.x64):
+                traced = trace(self.call, state, self.images(count))
         except errors.TraceContextError as error:
             raise ValueError(f"{self} changes a module's state ({error}){_EVAL}") from error
         except jax.errors.TracerArrayConversionError as error:
@@ -66,7 +69,8 @@ class _Source:
 
     def trace_closed(self, state: PyTree) -> ClosedJaxpr:
         """The same with the state among the arrays that it holds."""
-        return trace(functools.partial(self.call, state), self.images(_REFERENCE))
+        with jax.enable_x64(self.x64):
+            return trace(functools.partial(self.call, state), self.images(_REFERENCE))
 
     def trace_gradient(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr | None:
         """From images and the gradients by their logits to those by the images; None without."""
@@ -75,9 +79,10 @@ class _Source:
             _, pull_back = jax.vjp(lambda images: self.call(state, images), images)
             return pull_back(gradients)[0]
 
-        logits = jax.eval_shape(self.call, state, self.images(count))
         try:
-            return trace(pull, state, self.images(count), logits)
+            with jax.enable_x64(self.x64):
+                logits = jax.eval_shape(self.call, state, self.images(count))
+                return trace(pull, state, self.images(count), logits)
         except (TypeError, ValueError):  # such as of a callback: whoever asks is told so by JAX
             return None
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import abs_model
-from abs_model.attacks import random_start
+from abs_model.attacks import deepfool, random_start
 from abs_model.attacks.base import image_keys
 from tests.conftest import ROOT
 from tests.linear_decoders import linear_abs
@@ -62,6 +63,46 @@ def test_the_nearest_neighbor_is_made():
     dataset = abs_model.Dataset("noise", 3, split, split, split)
     images = jnp.asarray(random.uniform(size=(4, 4, 4, 1)), jnp.float32)
     compare(lambda: answers(abs_model.nearest_neighbor(dataset), images))
+
+
+def double_precision_network():
+    linear = nnx.Linear(16, 3, rngs=nnx.Rngs(0), dtype=jnp.float64, param_dtype=jnp.float64)
+    return nnx.Sequential(lambda images: images.reshape(len(images), -1), linear)
+
+
+def double_precision_function():
+    weights = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)))
+
+    @jax.custom_vjp
+    def scale(x):
+        return 2.0 * x
+
+    scale.defvjp(lambda x: (scale(x), None), lambda _, g: (2.0 * g + jnp.zeros(3),))
+
+    def function(images):
+        logits = images.reshape(len(images), -1).astype(jnp.float64) @ weights
+        return jax.lax.fori_loop(0, 3, lambda step, x: x + jnp.ones(3) * step, scale(logits))
+
+    return function
+
+
+@pytest.mark.parametrize("make", [double_precision_network, double_precision_function])
+def test_a_wrapped_function_computes_in_the_precision_that_it_was_wrapped_in(make):
+    """For numbers of images seen before and new ones, with gradients; and goes through attacks."""
+    images = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
+    with jax.enable_x64(True):
+        function = make()
+        model = abs_model.wrap(function, num_classes=3, image_shape=(4, 4, 1), batch_size=4)
+        expected = np.asarray(function(jnp.asarray(images)))
+        assert expected.dtype == np.float64
+        np.testing.assert_array_equal(model.logits(images), expected.astype(np.float32))
+        labels = model.predict(images)
+        found = deepfool(model, images, labels, jax.random.key(0), norm="l2")
+        assert found.images.dtype == jnp.float32 and found.success.any()
+        checked = abs_model.verify(model, images, labels, found.images, norm="l2")
+        np.testing.assert_array_equal(checked.verified, found.success)
+    with jax.enable_x64(False):
+        np.testing.assert_array_equal(model.logits(images), expected.astype(np.float32))
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

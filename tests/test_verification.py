@@ -136,7 +136,7 @@ def test_clean_images_are_checked():
         verify(stripe_classifier(), eight_bit, labels, clean, norm="l2")
     with pytest.raises(ValueError, match="images"):
         verify(stripe_classifier(), clean[:0], labels[:0], clean[:0], norm="l2")
-    for epsilon in (np.nan, -0.1):
+    for epsilon in (np.nan, -0.1, 8, "0.3"):
         with pytest.raises(ValueError, match="epsilon must be"):
             verify(stripe_classifier(), clean, labels, clean, norm="l2", epsilon=epsilon)
 

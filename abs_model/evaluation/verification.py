@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model import decisions
-from abs_model.attacks.base import check_count, check_labels
+from abs_model.attacks.base import check_count, check_epsilon, check_labels
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.evaluation.thorough_search import found_right, has_thorough_search
 from abs_model.images import check_images
@@ -102,7 +102,8 @@ def verify(
             which is what a model sees.
         norm: "l2", "linf" or "l0".
         epsilon: The largest distance allowed: for L2 and L-infinity in units of the pixel range,
-            for L0 in pixels. An image without a finite distance is never within it.
+            for L0 in pixels; infinite, or at most the distance of black and white. An image without
+            a finite distance is never within it.
         targets: Integers (N,): the classes that count as success; by default any but the label.
         num_samples: For a model whose answers are random: how many to average the logits over. The
             mean margin must then be above three standard errors, too.
@@ -112,8 +113,8 @@ def verify(
     """
     clean, classes, adversarial = check_arguments(model, clean, labels, adversarial, targets)
     check_count("num_samples", num_samples)
-    if math.isnan(epsilon) or epsilon < 0:
-        raise ValueError(f"epsilon must be a number of at least 0, got {epsilon!r}")
+    if not (isinstance(epsilon, float) and epsilon == math.inf):
+        epsilon = check_epsilon(epsilon, norm, model.image_shape)
     # False for NaN too.
     in_bounds = np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3))
     distances = measure_distances(clean, adversarial, norm)

@@ -71,6 +71,24 @@ def check_nearest_class(attack, norm, tolerance, /, **settings):
     np.testing.assert_allclose(result.distances, needed.min(1), rtol=tolerance)
 
 
+def check_leading_classes(attack, **settings):
+    """Three classes ahead of 50 others: gradients of four are as good as those of all."""
+    three, random = three_classes(), np.random.default_rng(0)
+    weights = np.concatenate([three.weights, random.normal(size=(PIXELS, 50))], axis=1)
+    biases = np.concatenate([three.biases, np.full(50, -1e3)])
+    model, images = linear_classifier(weights, biases), greys(9)
+    labels = three.predict(images)
+    alone = attack(three, images, labels, KEY, **settings)
+    every = attack(model, images, labels, KEY, **settings, num_classes=53)
+    few = attack(model, images, labels, KEY, **settings, num_classes=4)
+    assert np.all(every.success)
+    np.testing.assert_allclose(few.images, every.images, atol=1e-6)
+    np.testing.assert_allclose(few.images, alone.images, atol=1e-5)
+    # With the label and the class ahead alone, some miss the nearest boundary.
+    two = attack(model, images, labels, KEY, **settings, num_classes=2)
+    assert np.any(np.asarray(two.distances) > 1.01 * np.asarray(every.distances))
+
+
 def check_targets(attack, tolerance, **settings):
     """Three linear classes in L2, to the nearest image of a class."""
     model, images = three_classes(), greys(6)

@@ -11,6 +11,7 @@ from abs_model.attacks import Batch
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.deepfool import _step, deepfool
 from abs_model.attacks.geometry import dual_lengths
+from abs_model.attacks.oracle import Jacobian
 from tests import minimal_norm
 from tests.linear_classifiers import (
     SHAPE,
@@ -43,6 +44,11 @@ def test_the_nearest_class_is_found(norm):
 
 
 @both_norms
+def test_few_of_many_classes_are_enough_where_the_others_are_far_behind(norm):
+    minimal_norm.check_leading_classes(deepfool, norm=norm)
+
+
+@both_norms
 def test_steps_go_on_where_the_range_ends(norm):
     """The first step loses what is clipped; more of them still reach the boundary."""
     model, _, _ = two_classes()
@@ -69,7 +75,8 @@ def test_images_stay_where_they_fool_the_classifier():
     images = jnp.asarray(greys(2))
     batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
     model = three_classes()
-    jacobian = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
+    gradients = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
+    jacobian = Jacobian(gradients, jnp.broadcast_to(jnp.arange(3), (2, 3)))
     moved, total = _step(
         batch, images, jnp.zeros_like(images), jacobian, model.logits(images),
         jnp.array([True, False]), 0.02, norm="l2",
@@ -137,6 +144,8 @@ def test_no_worse_than_foolbox(mnist_sample, norm, attack, num_steps):
     [
         ({"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
+        ({"num_classes": 2.5}, "num_classes must be an integer of at least 2, got 2.5"),
+        ({"num_classes": 1}, "num_classes must be an integer of at least 2, got 1"),
         ({"overshoot": -0.1}, "overshoot must be a finite number of at least 0.0, got -0.1"),
     ],
 )

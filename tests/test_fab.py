@@ -11,6 +11,7 @@ from abs_model.attacks import Batch
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.fab import _move, fab
 from abs_model.attacks.geometry import Hyperplanes, project_in_box
+from abs_model.attacks.oracle import Jacobian
 from tests import minimal_norm
 from tests.linear_classifiers import SHAPE, greys, three_classes, two_classes
 from tests.minimal_norm import KEY
@@ -91,7 +92,7 @@ def test_a_step_is_drawn_towards_the_original(norm, near):
     originals = jnp.asarray(original.reshape(1, *SHAPE), jnp.float32)
     label = int(model.predict(originals)[0])
     batch = Batch(originals, jnp.array([label]), image_keys(KEY, 1), targeted=False)
-    jacobian = model.weights.T.reshape(1, 2, *SHAPE)
+    jacobian = Jacobian(model.weights.T.reshape(1, 2, *SHAPE), jnp.array([[0, 1]]))
     moved = _move(batch, images, jacobian, model.logits(images), 0.3, 1.05, norm=norm)
     np.testing.assert_allclose(moved.reshape(-1), expected, atol=1e-5)
 
@@ -100,6 +101,16 @@ def test_a_step_is_drawn_towards_the_original(norm, near):
 def test_closed_forms_are_reached(norm):
     minimal_norm.check_closed_form(fab, norm, 0.002, norm=norm, num_steps=20)
     minimal_norm.check_nearest_class(fab, norm, 0.002, norm=norm, num_steps=20)
+
+
+@both_norms
+def test_few_of_many_classes_are_enough_where_the_others_are_far_behind(norm):
+    minimal_norm.check_leading_classes(fab, norm=norm, num_steps=5)
+
+
+def test_the_number_of_classes_is_checked():
+    with pytest.raises(ValueError, match="num_classes must be an integer of at least 2, got 1"):
+        fab(three_classes(), greys(2), np.array([0, 1]), KEY, norm="l2", num_classes=1)
 
 
 @both_norms

@@ -55,7 +55,7 @@ def test_gradients_of_a_linear_classifier_are_exact(step):
         np.testing.assert_allclose(found, exact, atol=tolerance)
         np.testing.assert_allclose(same, logits, atol=1e-5)
         assert state == ()
-    rows, _, _ = Oracle(estimated).jacobian(batch.images)
+    rows = Oracle(estimated).jacobian(batch.images)[0].gradients
     expected = model.weights.T.reshape(3, *SHAPE)
     np.testing.assert_allclose(rows, np.broadcast_to(expected, rows.shape), atol=tolerance)
 
@@ -139,7 +139,8 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
     estimated = estimate_gradients(model)
     images = jnp.asarray(greys(4))
     state = None if begun else images + 0.001
-    rows, _, following = Oracle(estimated).jacobian(images, state)
+    jacobian, _, following = Oracle(estimated).jacobian(images, state)
+    rows = jacobian.gradients
     np.testing.assert_array_equal(following, images)
     expected = np.broadcast_to(linear.weights.T.reshape(3, *SHAPE), rows.shape)
     np.testing.assert_allclose(rows, expected, atol=1e-3)
@@ -201,7 +202,7 @@ def test_thresholded_images_answer_across_the_threshold():
     images = jnp.asarray(mixed(4))
     flipped = np.where(np.asarray(images) > 0.5, -1.0, 1.0)
     for step, in_reach in [(0.1, np.abs(images - 0.5) < 0.099), (0.6, np.full(images.shape, True))]:
-        rows, _, _ = Oracle(estimate_gradients(model, step=step)).jacobian(images)
+        rows = Oracle(estimate_gradients(model, step=step)).jacobian(images)[0].gradients
         # A flip by 1, over the distance that it took.
         moved = np.minimum(step, np.maximum(images, 1 - images)) * flipped
         expected = linear.weights.T.reshape(1, 3, *SHAPE) * (flipped / moved)[:, None]

@@ -10,8 +10,9 @@ import pytest
 import abs_model
 from abs_model.attacks import Batch, log_odds
 from abs_model.attacks.base import image_keys
-from abs_model.attacks.oracle import Oracle
+from abs_model.attacks.oracle import Oracle, _jacobian
 from abs_model.attacks.running import run
+from tests.linear_classifiers import greys, linear_classifier
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +49,43 @@ def test_a_warm_jacobian_is_of_all_classes(model, batch, moved):
     _, state = oracle.logits(batch.images)
     jacobian, logits, following = oracle.jacobian(moved, state)
     assert np.asarray(following.searched).all()
-    assert np.any(np.asarray(jacobian) != 0, axis=(2, 3, 4)).all()
+    assert np.any(np.asarray(jacobian.gradients) != 0, axis=(2, 3, 4)).all()
     # dE_c/dx = 2 (x - G_c(z)), times the class weight.
     explained = moved[:, None] - following.reconstructions
     expected = -2 * model.class_weights[None, :, None, None, None] * explained / 784
-    np.testing.assert_allclose(jacobian, expected, atol=1e-6)
+    np.testing.assert_allclose(jacobian.gradients, expected, atol=1e-6)
     np.testing.assert_allclose(logits, -model.weighted_energies(following) / 784, rtol=1e-5)
+
+
+@pytest.mark.parametrize("count", [2, 5, 60, 100])
+def test_a_jacobian_of_leading_classes_is_part_of_the_whole(count):
+    """The label is among them however far behind, as first, last or any other class."""
+    random = np.random.default_rng(0)
+    model = linear_classifier(random.normal(size=(60, 60)), random.normal(size=60))
+    images, labels = jnp.asarray(greys(4)), jnp.array([0, 59, 7, 30])
+    whole, logits, _ = Oracle(model).jacobian(images)
+    np.testing.assert_array_equal(whole.classes, np.tile(np.arange(60), (4, 1)))
+    part, same, _ = Oracle(model).jacobian(images, leading=(labels, count))
+    np.testing.assert_array_equal(same, logits)
+    for row, label in enumerate(np.asarray(labels)):
+        order = [k for k in np.argsort(-np.asarray(logits[row])) if k != label]
+        expected = sorted([label, *order[: count - 1]])
+        np.testing.assert_array_equal(part.classes[row], expected)
+        np.testing.assert_allclose(part.gradients[row], whole.gradients[row, expected], rtol=1e-6)
+
+
+def test_a_jacobian_of_leading_classes_takes_memory_for_these_only():
+    model = linear_classifier(np.zeros((60, 1000)), np.zeros(1000))
+    images = jnp.asarray(greys(32))
+    labels = jnp.zeros(32, jnp.int32)
+    taken = []
+    for count in (1000, 10):
+        program = _jacobian.lower(model, images, None, labels, count).compile()
+        found = program.memory_analysis()
+        taken.append(found.temp_size_in_bytes + found.output_size_in_bytes)
+    assert taken[0] >= 32 * 1000 * 60 * 4
+    # The logits and what chooses among them are there, too.
+    assert taken[1] <= 32 * (10 * 60 + 5 * 1000) * 4
 
 
 def test_warm_gradients_know_the_label_and_the_target_however_far_behind(model, batch, moved):

@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import json
 import math
 import sys
+import tarfile
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,7 @@ from abs_model.evaluation import (
 )
 from abs_model.evaluation.suite import KINDS, Launcher, kind_of
 from configs import table1
+from tests.conftest import ROOT
 from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
 
 ENTRY = {
@@ -60,6 +63,36 @@ def test_settings_for_a_kind_of_model_apply_to_it():
     (spec,) = suite(row=ENTRY | {"settings_for": {"network": {"num_steps": 9}}})
     assert spec.settings_on(stripe_classifier())["num_steps"] == 9
     assert spec.identity(stripe_classifier())["settings"]["num_steps"] == 9
+
+
+def published(model):
+    """By attack, the settings of the ledgers of results/table1."""
+    found = {}
+    with tarfile.open(ROOT / "results" / "table1" / "workdir.tar.xz") as archive:
+        for member in archive:
+            _, *path = member.name.split("/")
+            if path and path[0] == model and path[-1] == "settings.json":
+                found[path[1]] = json.load(archive.extractfile(member))
+    return found
+
+
+def test_published_ledgers_are_still_those_of_their_attacks():
+    """A setting that an attack gains would else make its ledgers another attack's."""
+    model, ledgers = abs_model.load("cnn"), published("cnn")
+    rows = {spec.name: spec for spec in read_suite(table1.get_config("cpu"))}
+    assert {"deepfool_l2", "fab_linf", "boundary"} <= rows.keys() & ledgers.keys()
+    for name in rows.keys() & ledgers.keys():
+        identity = rows[name].identity(model)
+        assert {key: ledgers[name][key] for key in identity} == identity
+
+
+def test_newer_settings_are_part_of_an_identity_where_they_differ_from_their_defaults():
+    row = {"attack": "deepfool", "norm": "l2", "group": "paper"}
+    same, fewer = (
+        suite(row=row | {"settings": settings})[0].identity(stripe_classifier())["settings"]
+        for settings in ({"num_classes": 10}, {"num_classes": 5})
+    )
+    assert "num_classes" not in same and fewer["num_classes"] == 5
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ class Entry:
         fewest_classes: From the attack's settings, and whether it leads to given targets, how many
             classes the classifier must have.
         limits: By norm, the setting that limits how far it looks, where it has such a setting.
+        newer: Settings that published ledgers lack. At their defaults, which are what these were
+            made with, they are no part of a ledger's identity.
     """
 
     title: str
@@ -63,6 +65,7 @@ class Entry:
     needs: Needs
     fewest_classes: Callable[[Mapping[str, Any], bool], int] = lambda settings, targeted: 2
     limits: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EPSILON)
+    newer: tuple[str, ...] = ()
 
     def refusal(
         self, model: Classifier, settings: Mapping[str, Any], *, targeted: bool = False
@@ -110,8 +113,8 @@ ATTACKS = {
     "boundary": Entry("Boundary", boundary, ("l2",), Needs.LOGITS),
     "carlini_wagner": Entry("Carlini-Wagner", carlini_wagner, ("l2",), Needs.GRADIENTS),
     "cutting_planes": Entry("Cutting planes", cutting_planes, NORMS, Needs.ABS),
-    "deepfool": Entry("DeepFool", deepfool, _DENSE, Needs.GRADIENTS),
-    "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS),
+    "deepfool": Entry("DeepFool", deepfool, _DENSE, Needs.GRADIENTS, newer=("num_classes",)),
+    "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS, newer=("num_classes",)),
     "fast_gradient": Entry("Fast gradient", fast_gradient, _DENSE, Needs.GRADIENTS),
     "flip_pixels": Entry(
         "Flips of pixels", flip_pixels, NORMS, Needs.BINARY, limits={"l0": "max_flips"}

@@ -30,7 +30,7 @@ from abs_model.attacks.geometry import (
     project_in_box,
 )
 from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.oracle import Jacobian, Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.classifiers import Classifier
 
@@ -51,12 +51,14 @@ def fab(
     alpha_max: float = 0.1,
     eta: float = 1.05,
     beta: float = 0.9,
+    num_classes: int = 10,
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Looks for the closest adversarial images with the Fast Adaptive Boundary attack.
 
-    Each step linearises at x the boundary between the label and the class where it is nearest. d
+    Each step linearises at x the boundary between the label and the class where it is nearest, of
+    those ahead (`num_classes`). d
     leads from x, and d_0 from the original x_0, to the nearest points of this hyperplane that lie
     in [0, 1]. Then
 
@@ -69,8 +71,8 @@ def fab(
     The first start is the original image; further ones are drawn from the ball around it of half
     the smallest distance so far.
 
-    Asks the classifier `4 + 2 * num_restarts * num_steps` times, `num_restarts * num_steps` times
-    with gradients: those of all logits, or with targets that of the margin.
+    Queries the classifier `4 + 2 * num_restarts * num_steps` times, `num_restarts * num_steps`
+    times with gradients: those of up to `num_classes` logits, or with targets that of the margin.
 
     Args:
         model: The classifier.
@@ -83,6 +85,9 @@ def fab(
         alpha_max: Most weight of the point near the original, 0 to 1; 0.1 as in the paper.
         eta: How far to go along the ways to the hyperplane, at least 1; 1.05 as in the paper.
         beta: How much of the way is left by the step back, 0 to 1; 0.9 as in the paper.
+        num_classes: Classes whose gradients are taken, at least 2: in each step the label and those
+            of the largest other logits. Time and memory grow with it. With targets it plays no
+            part.
         targets: Integers (N,): classes to lead to; by default any but the label will do. Then the
             boundary is that between the target and the class ahead of all others. (The targeted
             version of AutoAttack looks at target and label, and takes any other class as well.)
@@ -99,6 +104,7 @@ def fab(
     eta = check_number("eta", eta, minimum=1.0)
     alpha_max = check_number("alpha_max", alpha_max, minimum=0.0, maximum=1.0)
     beta = check_number("beta", beta, minimum=0.0, maximum=1.0)
+    num_classes = check_count("num_classes", num_classes, minimum=2)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         logits, beginning = oracle.logits(batch.images)
@@ -109,7 +115,7 @@ def fab(
             if restart > 0:
                 iterates, state = _draw(split_keys(batch, restart), batch, best, norm), None
             for _ in range(num_steps):
-                gradients, logits, state = _ask(oracle, batch, iterates, state)
+                gradients, logits, state = _ask(oracle, batch, iterates, state, num_classes)
                 moved = _move(batch, iterates, gradients, logits, alpha_max, eta, norm=norm)
                 logits, state = oracle.logits(moved, state)
                 iterates, best = _step_back(batch, moved, logits, best, beta, norm)
@@ -131,19 +137,19 @@ def _draw(keys: jax.Array, batch: Batch, best: Best, norm: str) -> jax.Array:
 
 
 def _ask(
-    oracle: Oracle, batch: Batch, iterates: jax.Array, state: State
-) -> tuple[jax.Array, jax.Array, State]:
-    """Gradients of all logits, or of the margin of a targeted attack; logits; the state."""
+    oracle: Oracle, batch: Batch, iterates: jax.Array, state: State, num_classes: int
+) -> tuple[Jacobian | jax.Array, jax.Array, State]:
+    """Gradients of leading logits, or of the margin of a targeted attack; logits; the state."""
     if batch.targeted:
         return oracle.gradients(iterates, batch, state)
-    return oracle.jacobian(iterates, state)
+    return oracle.jacobian(iterates, state, leading=(batch.classes, num_classes))
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _move(
     batch: Batch,
     iterates: jax.Array,
-    gradients: jax.Array,
+    gradients: Jacobian | jax.Array,
     logits: jax.Array,
     alpha_max: jax.Array,
     eta: jax.Array,
@@ -151,10 +157,10 @@ def _move(
     norm: str,
 ) -> jax.Array:
     """The biased step: between what the projections of iterates and originals lead to."""
-    if batch.targeted:
-        planes = Hyperplanes(margins(logits, batch), gradients)
-    else:
+    if isinstance(gradients, Jacobian):
         planes = nearest_boundaries(gradients, logits, batch, norm=norm)
+    else:
+        planes = Hyperplanes(margins(logits, batch), gradients)
     back = jnp.sum(planes.normals * (batch.images - iterates), axis=(1, 2, 3))
     seen_from_originals = Hyperplanes(planes.values + back, planes.normals)
     way = project_in_box(iterates, planes, norm) - iterates

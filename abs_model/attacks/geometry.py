@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from abs_model.attacks.base import check_norm, lengths, of_class, per_image
 from abs_model.attacks.batch import Batch
+from abs_model.attacks.oracle import Jacobian
 
 # A normal's entries below this part of its largest can't bring an image to a hyperplane.
 _NEGLIGIBLE = 1e-12
@@ -60,7 +61,7 @@ def farthest(images: jax.Array, norm: str) -> jax.Array:
 
 
 def nearest_boundaries(
-    jacobian: jax.Array, logits: jax.Array, batch: Batch, *, norm: str
+    jacobian: Jacobian, logits: jax.Array, batch: Batch, *, norm: str
 ) -> Hyperplanes:
     """For each image the nearest of the boundaries between its label and the other classes.
 
@@ -68,7 +69,7 @@ def nearest_boundaries(
     is |f_k - f_label| over the dual norm of the gradient of f_k - f_label.
 
     Args:
-        jacobian: Gradients of the logits, (n, classes, height, width, channels).
+        jacobian: Gradients of the label's logit and of those of the classes to look at.
         logits: (n, classes).
         batch: Of an untargeted attack.
         norm: "l2" or "linf", of the distances.
@@ -77,9 +78,10 @@ def nearest_boundaries(
         Hyperplanes, where f_k is ahead of f_label by `Batch.required_margins`; normals are zero
         where no class has a gradient that differs from the label's.
     """
-    is_label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
-    values = logits - (of_class(logits, batch.classes) + batch.required_margins(logits))[:, None]
-    normals = jacobian - of_class(jacobian, batch.classes)[:, None]
+    is_label = jacobian.classes == batch.classes[:, None]
+    values = jnp.take_along_axis(logits, jacobian.classes, axis=1)
+    values = values - (of_class(logits, batch.classes) + batch.required_margins(logits))[:, None]
+    normals = jacobian.gradients - of_class(jacobian.gradients, is_label.argmax(1))[:, None]
     steepness = dual_lengths(normals, norm)
     possible = ~is_label & (steepness > 0)
     away = jnp.where(possible, jnp.abs(values) / jnp.where(possible, steepness, 1.0), jnp.inf)

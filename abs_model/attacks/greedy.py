@@ -1,9 +1,9 @@
 """Greedy search for few changes that fool a classifier, one at a time, led by gradients.
 
-In each step the Jacobian of the logits gives, to first order, what every change gains towards every
-other class. The nearest class is the one that changes of the least total cost lead to. True scores
-pick among the changes of the highest gain per cost towards it. In the end, changes that have turned
-out unnecessary are undone.
+In each step the Jacobian of the logits gives, to first order, what every change gains towards each
+of the other classes, at most nine of the largest logits. The nearest class is the one that changes
+of the least total cost lead to. True scores pick among the changes of the highest gain per cost
+towards it. In the end, changes that have turned out unnecessary are undone.
 """
 
 import dataclasses
@@ -13,18 +13,20 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import choose, distances
+from abs_model.attacks.base import choose, distances, of_class
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.elimination import eliminate
 from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks.oracle import Jacobian, Oracle, State
 from abs_model.attacks.running import split_keys
 
 # How many changes towards each class are looked at when the classes are compared.
 _HORIZON = 64
+# The label and the others that are looked at.
+_NUM_CLASSES = 10
 
 
 @jax.tree_util.register_dataclass
@@ -81,7 +83,9 @@ def search(
         for step in range(1, num_steps + 1):
             if bool(done.all()):
                 break
-            jacobian, logits, state = oracle.jacobian(_images(batch, forms, space), state)
+            jacobian, logits, state = oracle.jacobian(
+                _images(batch, forms, space), state, leading=(batch.classes, _NUM_CLASSES)
+            )
             candidates, costs = _propose(
                 batch, forms, jacobian, logits, number * (num_steps + 1) + step, number > 0,
                 space=space, count=num_candidates,
@@ -140,7 +144,7 @@ def _images(batch: Batch, forms: jax.Array, space: Space) -> jax.Array:
 def _propose(
     batch: Batch,
     forms: jax.Array,
-    jacobian: jax.Array,
+    jacobian: Jacobian,
     logits: jax.Array,
     step: int,
     noisy: bool,
@@ -154,12 +158,14 @@ def _propose(
     """
     shape = forms.shape[1:]
     rows = jnp.arange(len(forms))
-    slopes = jacobian - jacobian[rows, batch.classes][:, None]
+    is_label = jacobian.classes == batch.classes[:, None]
+    slopes = jacobian.gradients - of_class(jacobian.gradients, is_label.argmax(1))[:, None]
     gains = space.units(jnp.maximum(slopes * (1 - forms[:, None]), -slopes * forms[:, None]))
     costs = space.costs(batch.images)
     free = ~space.changed(forms, space.forms(batch.images))
     gains = jnp.where(free[:, None], gains, 0.0)
-    which = _nearest_class(batch, logits, gains, costs)
+    logits = jnp.take_along_axis(logits, jacobian.classes, axis=1)
+    which = _nearest_class(is_label, logits, gains, costs)
     slope, gain = slopes[rows, which], gains[rows, which]
     # Where there is no gain to be seen, farthest from where it was, and anywhere.
     blind = space.spread(gain, shape) <= 0
@@ -176,17 +182,17 @@ def _propose(
 
 
 def _nearest_class(
-    batch: Batch, logits: jax.Array, gains: jax.Array, costs: jax.Array
+    is_label: jax.Array, logits: jax.Array, gains: jax.Array, costs: jax.Array
 ) -> jax.Array:
     """The class whose logit changes overtake the label's at the least cost, to first order, (n,).
 
     Args:
-        batch: The originals.
+        is_label: Which class is the label, bool (n, classes); one of each image.
         logits: (n, classes).
         gains: Of each unit on the way to each class, (n, classes, units), at least 0.
         costs: (n, units).
     """
-    own = logits[jnp.arange(len(logits)), batch.classes][:, None]
+    own = of_class(logits, is_label.argmax(1))[:, None]
     deficits = own - logits
     costs = jnp.broadcast_to(costs[:, None], gains.shape)
     places = jax.lax.top_k(gains / costs, min(_HORIZON, gains.shape[2]))[1]
@@ -204,8 +210,7 @@ def _nearest_class(
     )
     within = spent - cost * (gained - deficits) / jnp.where(gain > 0, gain, 1.0)
     needed = jnp.where(enough.any(2), within, beyond)
-    label = jnp.arange(logits.shape[1]) == batch.classes[:, None]
-    return jnp.where(label, jnp.inf, needed).argmin(1)
+    return jnp.where(is_label, jnp.inf, needed).argmin(1)
 
 
 @functools.partial(jax.jit, static_argnames="space")

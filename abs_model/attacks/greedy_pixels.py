@@ -36,7 +36,7 @@ def greedy_pixels(
     """Attacks a classifier by changing one pixel after the other; minimal distance in L0.
 
     Asks the classifier at most `1 + num_rounds * (1 + max_pixels * (2 + num_candidates))` times,
-    `num_rounds * (1 + max_pixels)` times with gradient (of all logits).
+    `num_rounds * (1 + max_pixels)` times with gradient (of up to ten logits).
 
     Args:
         model: The classifier.

@@ -20,6 +20,20 @@ from abs_model.mapping import map_classes
 State = Any
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Jacobian:
+    """Gradients of several logits of each image.
+
+    Attributes:
+        gradients: (n, k, height, width, channels).
+        classes: int32 (n, k): whose logits these are of.
+    """
+
+    gradients: jax.Array
+    classes: jax.Array
+
+
 class Oracle:
     """Answers an attack's questions about a batch of images, and counts them.
 
@@ -71,14 +85,27 @@ class Oracle:
         return gradients, logits, following
 
     def jacobian(
-        self, images: jax.Array, state: State = None
-    ) -> tuple[jax.Array, jax.Array, State]:
-        """The gradients of all logits, (n, classes, height, width, channels); logits; the state.
+        self,
+        images: jax.Array,
+        state: State = None,
+        *,
+        leading: tuple[jax.Array, int] | None = None,
+    ) -> tuple[Jacobian, jax.Array, State]:
+        """The gradients of the logits; logits (n, classes); the state.
 
-        All logits are exact, which makes it dearer than `gradients` for a warm-started classifier.
+        All logits are exact, which makes it more expensive than `gradients` for a warm-started
+        classifier.
+
+        Args:
+            images: (n, height, width, channels).
+            state: Of an answer nearby.
+            leading: Labels (n,) and a number of classes, at least 2: gradients are then of the
+                label's logit and of the largest others only. Time and memory grow with them.
         """
         self._count(gradient=True)
-        jacobian, logits, following, flaws = _jacobian(self.model, images, state)
+        labels, count = (None, self.model.num_classes) if leading is None else leading
+        count = min(count, self.model.num_classes)
+        jacobian, logits, following, flaws = _jacobian(self.model, images, state, labels, count)
         self._count_flaws(flaws)
         self.warm = bool(jax.tree.leaves(following))
         return jacobian, logits, following
@@ -151,18 +178,28 @@ def _gradients(
     return gradients, logits, following, flaws
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="count")
 def _jacobian(
-    model: Classifier, images: jax.Array, state: State
-) -> tuple[jax.Array, jax.Array, State, _Flaws]:
+    model: Classifier, images: jax.Array, state: State, labels: jax.Array | None, count: int
+) -> tuple[Jacobian, jax.Array, State, _Flaws]:
     asked = jnp.ones((len(images), model.num_classes), bool)
     logits, pull_back, following = jax.vjp(
         lambda images: _answer(model, images, state, asked), images, has_aux=True
     )
 
     def of_class(which: jax.Array) -> jax.Array:
-        return pull_back(jnp.broadcast_to(which, logits.shape))[0]
+        return pull_back(jax.nn.one_hot(which, model.num_classes, dtype=logits.dtype))[0]
 
-    rows = map_classes(of_class, jnp.eye(model.num_classes, dtype=logits.dtype))
-    jacobian, flaws = _usable(rows.transpose(1, 0, 2, 3, 4))
-    return jacobian, logits, following, flaws
+    classes = _leading(logits, labels, count)
+    gradients, flaws = _usable(map_classes(of_class, classes.T).transpose(1, 0, 2, 3, 4))
+    return Jacobian(gradients, classes), logits, following, flaws
+
+
+def _leading(logits: jax.Array, labels: jax.Array | None, count: int) -> jax.Array:
+    """The labels and the classes of the largest other logits, in order of class, (n, count)."""
+    every = jnp.arange(logits.shape[1])
+    if labels is None or count == logits.shape[1]:
+        return jnp.broadcast_to(every, logits.shape)
+    others = jnp.where(every == labels[:, None], -jnp.inf, logits)
+    leading = jax.lax.top_k(others, count - 1)[1]
+    return jnp.sort(jnp.concatenate([labels[:, None], leading], axis=1), axis=1)

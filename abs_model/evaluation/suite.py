@@ -136,13 +136,15 @@ class AttackSpec:
 
     def settings_on(self, model: Classifier) -> dict[str, Any]:
         """All settings for a model, the attack's defaults among them."""
+        return {**self._defaults(), **self.settings, **self.settings_for.get(kind_of(model), {})}
+
+    def _defaults(self) -> dict[str, Any]:
         parameters = inspect.signature(self.entry.function).parameters.values()
-        defaults = {
+        return {
             parameter.name: parameter.default
             for parameter in parameters
             if parameter.default is not inspect.Parameter.empty and parameter.name not in _GIVEN
         }
-        return {**defaults, **self.settings, **self.settings_for.get(kind_of(model), {})}
 
     def limit(self, model: Classifier) -> float:
         """How far from the clean images it looks on a model; infinite without a limit."""
@@ -154,10 +156,14 @@ class AttackSpec:
         Raises:
             SuiteError: A setting is nothing that a ledger can note.
         """
+        settings, defaults = self.settings_on(model), self._defaults()
+        for key in self.entry.newer:
+            if settings[key] == defaults[key]:
+                del settings[key]
         identity = {
             "attack": self.reference,
             "norm": self.norm,
-            "settings": self.settings_on(model),
+            "settings": settings,
             "estimate_gradients": self.estimate_gradients,
         }
         if self.targets is not None:
@@ -166,7 +172,7 @@ class AttackSpec:
             # One's own attack is at work on: what its file was counts.
             module = self.reference.partition(":")[0]
             identity["source"] = source_identity(self.entry.function, module)
-        for key, value in self.settings_on(model).items():
+        for key, value in settings.items():
             try:
                 json.dumps(value, allow_nan=False)
             except (TypeError, ValueError) as error:

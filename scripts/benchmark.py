@@ -30,6 +30,7 @@ from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
 from scripts import attack_benchmark, inference_benchmark
+from scripts.options import count, writable
 from scripts.timing import median_ratio, time_in_turns
 
 _IMAGE_SHAPE = (28, 28, 1)
@@ -40,26 +41,26 @@ def main() -> None:
     """Runs the benchmark asked for and prints it as a line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--turns", type=_count, default=7, help="how often each is timed")
-    common.add_argument("--json", type=_writable, help="also write the result to this file")
+    common.add_argument("--turns", type=count, default=7, help="how often each is timed")
+    common.add_argument("--json", type=writable, help="also write the result to this file")
     torch = argparse.ArgumentParser(add_help=False)
     torch.add_argument("--against", choices=["torch"], help="time another implementation in turns")
     benchmarks = parser.add_subparsers(dest="benchmark", required=True)
     form = argparse.ArgumentDefaultsHelpFormatter
     training = benchmarks.add_parser("training", parents=[common, torch], formatter_class=form)
-    training.add_argument("--batch_size", type=_count, default=64, help="images per class and step")
-    training.add_argument("--steps", type=_count, default=8, help="steps per turn")
+    training.add_argument("--batch_size", type=count, default=64, help="images per class and step")
+    training.add_argument("--steps", type=count, default=8, help="steps per turn")
     inference = benchmarks.add_parser("inference", parents=[common, torch], formatter_class=form)
     inference.add_argument("--workdir", default="runs/released", help="of a trained ABS model")
     inference.add_argument(
-        "--batch_sizes", type=_count, nargs="+", default=[64, 128, 256], help="images at a time"
+        "--batch_sizes", type=count, nargs="+", default=[64, 128, 256], help="images at a time"
     )
     inference.add_argument(
-        "--images", type=_count, default=1000, help="test images whose energies are compared"
+        "--images", type=count, default=1000, help="test images whose energies are compared"
     )
     attacks = benchmarks.add_parser("attacks", parents=[common], formatter_class=form)
     attacks.add_argument(
-        "--batch_sizes", type=_count, nargs="+", default=[10, 100], help="images at a time"
+        "--batch_sizes", type=count, nargs="+", default=[10, 100], help="images at a time"
     )
     options = parser.parse_args()
     if getattr(options, "against", None) and importlib.util.find_spec("torch") is None:
@@ -78,19 +79,6 @@ def main() -> None:
     print(json.dumps(result, indent=2))
     if options.json:
         write_json(options.json, result)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
-    return int(text)
-
-
-def _writable(text: str) -> str:
-    folder = pathlib.Path(text).absolute().parent
-    if not folder.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {folder}; make it first")
-    return text
 
 
 def _measure_inference(options: argparse.Namespace) -> dict[str, object]:

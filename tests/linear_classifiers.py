@@ -1,12 +1,8 @@
 """Classifiers whose closest adversarial images are known in closed form, for tests of attacks."""
 
-import dataclasses
-
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from abs_model.classifiers import Classifier
+from benchmarks.linear import make_classifier, plane_distances
 
 SHAPE = (6, 5, 2)
 PIXELS = 60
@@ -14,30 +10,8 @@ PIXELS = 60
 FARTHEST = {"linf": 1.0, "l2": PIXELS**0.5}
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LinearClassifier(Classifier):
-    """Logits x . weights + biases."""
-
-    weights: jax.Array
-    biases: jax.Array
-
-    def batch_logits(self, images):
-        return images.reshape(images.shape[0], -1) @ self.weights + self.biases
-
-    def logits_to_confidences(self, logits):
-        return jax.nn.softmax(logits)
-
-
 def linear_classifier(weights, biases, batch_size=4):
-    return LinearClassifier(
-        name="linear",
-        image_shape=SHAPE,
-        num_classes=len(biases),
-        batch_size=batch_size,
-        weights=jnp.asarray(weights, jnp.float32),
-        biases=jnp.asarray(biases, jnp.float32),
-    )
+    return make_classifier(weights, biases, SHAPE, batch_size, "linear")
 
 
 def two_classes(seed=0, scale=1.0):
@@ -61,8 +35,7 @@ def greys(count, seed=0):
 
 def boundary_distances(images, w, bias, norm):
     """Closed form: |w . x + b| over the dual norm of w."""
-    dual = np.abs(w).sum() if norm == "linf" else np.linalg.norm(w)
-    return np.abs(images.reshape(len(images), -1) @ w + bias) / dual
+    return plane_distances(images.reshape(len(images), -1) @ w + bias, w, norm)
 
 
 def check_bounds(result, images, norm, epsilon):

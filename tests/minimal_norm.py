@@ -4,7 +4,6 @@
 """
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,10 @@ import numpy as np
 import abs_model
 from abs_model.attacks import distances
 from abs_model.attacks.base import image_keys
+from benchmarks.linear import LinearClassifier, exact_distances
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
-    LinearClassifier,
     boundary_distances,
     check_bounds,
     greys,
@@ -59,23 +58,18 @@ def check_nearest_class(attack, norm, tolerance, /, **settings):
     """Three linear classes, of which either other may be the nearest."""
     model, images = three_classes(), greys(9)
     labels = model.predict(images)
-    weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
-    needed = np.full((len(images), 3), np.inf)
-    for label, other in itertools.permutations(range(3), 2):
-        w, bias = weights[:, label] - weights[:, other], biases[label] - biases[other]
-        rows = labels == label
-        needed[rows, other] = boundary_distances(images[rows], w, bias, norm)
-    assert len(set(needed.argmin(1))) == 3
+    needed = exact_distances(model, images, labels, norm, box=False)
     result = attack(model, images, labels, KEY, **settings)
     assert np.all(result.success)
-    np.testing.assert_allclose(result.distances, needed.min(1), rtol=tolerance)
+    np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
+    assert len(set(model.predict(result.images))) == 3
 
 
 def check_leading_classes(attack, **settings):
     """Three classes ahead of 50 others: gradients of four are as good as those of all."""
     three, random = three_classes(), np.random.default_rng(0)
     weights = np.concatenate([three.weights, random.normal(size=(PIXELS, 50))], axis=1)
-    biases = np.concatenate([three.biases, np.full(50, -1e3)])
+    biases = np.concatenate([three.biases, np.full(50, -40.0)])
     model, images = linear_classifier(weights, biases), greys(9)
     labels = three.predict(images)
     alone = attack(three, images, labels, KEY, **settings)
@@ -83,7 +77,7 @@ def check_leading_classes(attack, **settings):
     few = attack(model, images, labels, KEY, **settings, num_classes=4)
     assert np.all(every.success)
     np.testing.assert_allclose(few.images, every.images, atol=1e-6)
-    np.testing.assert_allclose(few.images, alone.images, atol=1e-5)
+    np.testing.assert_allclose(few.images, alone.images, atol=1e-4)
     # With the label and the class ahead alone, some miss the nearest boundary.
     two = attack(model, images, labels, KEY, **settings, num_classes=2)
     assert np.any(np.asarray(two.distances) > 1.01 * np.asarray(every.distances))
@@ -125,33 +119,16 @@ def walled(count, seed=0):
 
 def check_closed_form_at_the_walls(attack, norm, tolerance, /, **settings):
     """Two linear classes, where the way to the boundary meets the ends of the range."""
-    model, w, bias = two_classes()
+    model, _, _ = two_classes()
     images = walled(6)
     labels = model.predict(images)
-    needed = [_distance_in_box(image.reshape(-1), w, bias, norm) for image in images]
+    needed = exact_distances(model, images, labels, norm)
     # Else this would be no more than `check_closed_form`.
-    assert np.all(needed > 1.05 * boundary_distances(images, w, bias, norm))
+    assert np.all(needed > 1.05 * exact_distances(model, images, labels, norm, box=False))
     result = attack(model, images, labels, KEY, **settings)
     assert np.all(result.success)
-    assert np.all(np.asarray(result.distances) >= np.multiply(needed, 1 - 1e-4))
+    assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
     np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
-
-
-def _distance_in_box(x, w, bias, norm):
-    moved = bisect_projection(x, w, w @ x + bias, norm)
-    return np.abs(moved - x).max() if norm == "linf" else np.linalg.norm(moved - x)
-
-
-def bisect_projection(x, w, value, norm):
-    """The point of [0, 1] nearest to x with value + w (z - x) = 0, by its dual; float64."""
-    x, w = x.astype(np.float64), w.astype(np.float64)
-    way = -np.sign(value) * (np.sign(w) if norm == "linf" else w)
-    low, high = 0.0, 1.0 / np.abs(way[way != 0]).min()
-    for _ in range(200):
-        middle = (low + high) / 2
-        before = (value + w @ (np.clip(x + middle * way, 0, 1) - x)) * np.sign(value) > 0
-        low, high = (middle, high) if before else (low, middle)
-    return np.clip(x + high * way, 0, 1)
 
 
 def check_clean_errors(attack, **settings):
@@ -215,13 +192,18 @@ def check_zero_gradients(attack, **settings):
 
 
 def compare_with_foolbox(mnist_sample, count, norm, foolbox_attack, attack, /, **settings):
-    """Median distances on the small network: Foolbox's, and the attack's; and both's successes."""
+    """Median distances on the small network: Foolbox's, and the attack's; and both's successes.
+
+    Foolbox is given one image at a time: some of its attacks do worse the more images there are.
+    """
     model = abs_model.load("cnn").with_batch_size(count)
     images = mnist_sample["test_images"][:count].reshape(-1, 28, 28, 1).astype(np.float32) / 255
     labels = mnist_sample["test_labels"][:count].astype(np.int32)
     result = attack(model, images, labels, KEY, **settings)
-    _, found, _ = foolbox_attack(
-        abs_model.foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=None
+    their_model = abs_model.foolbox(model.with_batch_size(1))
+    pairs = zip(jnp.asarray(images)[:, None], jnp.asarray(labels)[:, None], strict=True)
+    found = jnp.concatenate(
+        [foolbox_attack(their_model, *pair, epsilons=None)[1] for pair in pairs]
     )
     away = np.asarray(distances(found, jnp.asarray(images), norm))
     theirs = np.where(model.predict(found) != labels, away, np.inf)

@@ -18,6 +18,7 @@ from abs_model.attacks.halfspaces import (
     smallest_changes,
 )
 from abs_model.classifiers import threshold
+from benchmarks.linear import nearest_in_box
 from tests.linear_classifiers import check_bounds
 from tests.linear_decoders import (
     IMAGE,
@@ -26,7 +27,7 @@ from tests.linear_decoders import (
     linear_abs,
     linear_energies,
 )
-from tests.minimal_norm import KEY, bisect_projection
+from tests.minimal_norm import KEY
 
 CLASSES = 3
 WEIGHTS = np.array([1.0, 0.9, 1.1], np.float32)
@@ -123,7 +124,7 @@ def test_cutting_planes_finds_the_closest_image_behind_planes(norm, walls):
         away = []
         for other in set(range(CLASSES)) - {label}:
             w, b = plane(offsets, label, other)
-            moved = bisect_projection(image.reshape(-1), w, w @ image.reshape(-1) + b, norm)
+            moved = nearest_in_box(image.reshape(-1), w, w @ image.reshape(-1) + b, norm)
             if w @ moved + b > -1e-6:
                 change = moved - image.reshape(-1)
                 away.append(np.abs(change).max() if norm == "linf" else np.linalg.norm(change))

@@ -25,7 +25,8 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.running import run
-from tests.linear_classifiers import LinearClassifier, boundary_distances, greys, two_classes
+from benchmarks.linear import LinearClassifier
+from tests.linear_classifiers import boundary_distances, greys, two_classes
 from tests.minimal_norm import KEY
 
 

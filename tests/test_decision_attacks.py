@@ -1,8 +1,7 @@
-"""Attacks that see decisions only, and where they begin: closed forms, bounds, and Foolbox."""
+"""Attacks that see decisions only, and where they begin: closed forms and bounds."""
 
 import dataclasses
 
-import foolbox
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -10,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import abs_model
 from abs_model.attacks import Batch, distances
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import image_keys
@@ -19,10 +17,10 @@ from abs_model.attacks.direction_estimates import estimate_direction
 from abs_model.attacks.hop_skip_jump import hop_skip_jump
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.starting import make_starts, max_questions, starting_images
+from benchmarks.linear import LinearClassifier
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
-    LinearClassifier,
     boundary_distances,
     check_bounds,
     greys,
@@ -30,7 +28,7 @@ from tests.linear_classifiers import (
     three_classes,
     two_classes,
 )
-from tests.minimal_norm import walled
+from tests.minimal_norm import check_closed_form_at_the_walls, walled
 
 KEY = jax.random.key(3)
 few_examples = hypothesis.settings(max_examples=6, deadline=None)
@@ -169,6 +167,20 @@ def test_reaches_the_boundary_of_a_linear_classifier(case, tolerance, settings):
     assert np.all(result.success)
     assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
     np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
+
+
+@pytest.mark.parametrize(
+    ("case", "tolerance", "settings"),
+    [
+        ("boundary", 0.1, {"num_steps": 1500}),
+        ("hop_skip_jump-l2", 0.1, {"num_steps": 20, "initial_num_evals": 60}),
+        ("hop_skip_jump-linf", 0.2, {"num_steps": 20, "initial_num_evals": 60}),
+    ],
+)
+def test_the_range_of_images_is_taken_into_account(case, tolerance, settings):
+    attack, norm, _ = CASES[case]
+    given = settings | ({"norm": norm} if attack is hop_skip_jump else {})
+    check_closed_form_at_the_walls(attack, norm, tolerance, **given)
 
 
 def test_directions_are_estimated_where_the_margin_grows():
@@ -320,57 +332,6 @@ def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
     )
     np.testing.assert_array_equal(limited.images, two.images)
     assert np.all(limited.num_queries < least + 3 * 16)
-
-
-@pytest.fixture(scope="module")
-def subjects(mnist_sample):
-    """The CNN, images that it classifies correctly, and training images to begin at."""
-    model = abs_model.load("cnn", batch_size=12)
-    images, train_images = (
-        mnist_sample[f"{part}_images"].reshape(-1, 28, 28, 1).astype(np.float32) / 255
-        for part in ("test", "train")
-    )
-    labels = mnist_sample["test_labels"][:20]
-    right = np.flatnonzero(model.predict(images[:20]) == labels)[:12]
-    starts = train_images[:300]
-    images, labels = jnp.asarray(images[right]), jnp.asarray(labels[right], jnp.int32)
-    predictions = model.predict(starts)
-    chosen = []
-    for image, label in zip(images, labels, strict=True):
-        lengths = np.array(distances(starts, image[None], "l2"))
-        lengths[predictions == int(label)] = np.inf
-        chosen.append(starts[lengths.argmin()])
-    return model, images, labels, starts, jnp.asarray(np.stack(chosen))
-
-
-def check_against_foolbox(subjects, attack, result, norm="l2"):
-    model, images, labels, _, chosen = subjects
-    _, (found,), (success,) = attack(
-        abs_model.foolbox(model), images, labels, starting_points=chosen, epsilons=[None]
-    )
-    assert np.all(success)
-    theirs = np.median(distances(found, images, norm))
-    assert np.all(result.success)
-    assert np.median(result.distances) <= 1.03 * theirs
-
-
-def test_boundary_comes_as_close_as_foolbox_at_equal_steps(subjects):
-    model, images, labels, starts, _ = subjects
-    result = run("boundary", model, images, labels, num_steps=200, starts=starts)
-    check_against_foolbox(subjects, foolbox.attacks.BoundaryAttack(steps=200), result)
-
-
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_hop_skip_jump_comes_as_close_as_foolbox_at_equal_steps(subjects, norm):
-    model, images, labels, starts, _ = subjects
-    result = run(
-        f"hop_skip_jump-{norm}", model, images, labels, num_steps=3, initial_num_evals=40,
-        starts=starts,
-    )  # fmt: skip
-    attack = foolbox.attacks.HopSkipJumpAttack(
-        steps=3, initial_gradient_eval_steps=40, constraint=norm
-    )
-    check_against_foolbox(subjects, attack, result, norm)
 
 
 @pytest.mark.parametrize(

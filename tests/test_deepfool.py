@@ -127,12 +127,12 @@ def test_dual_lengths_bound_the_growth_of_linear_functions(norm):
 
 
 @pytest.mark.parametrize(
-    ("norm", "attack", "num_steps"),
-    [("l2", foolbox.attacks.L2DeepFoolAttack, 11), ("linf", foolbox.attacks.LinfDeepFoolAttack, 9)],
+    ("norm", "attack"),
+    [("l2", foolbox.attacks.L2DeepFoolAttack), ("linf", foolbox.attacks.LinfDeepFoolAttack)],
 )
-def test_no_worse_than_foolbox(mnist_sample, norm, attack, num_steps):
+def test_no_worse_than_foolbox(mnist_sample, norm, attack):
     theirs, ours = minimal_norm.compare_with_foolbox(
-        mnist_sample, 20, norm, attack(steps=num_steps), deepfool, norm=norm, num_steps=num_steps
+        mnist_sample, 3, norm, attack(steps=50), deepfool, norm=norm
     )
     # The same method: most images end in the same place.
     both = np.isfinite(theirs) & np.isfinite(ours) & (theirs > 0)

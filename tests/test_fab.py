@@ -1,4 +1,4 @@
-"""FAB and its projection, against linear classifiers, a slow projection and Foolbox."""
+"""FAB and its projection, against linear classifiers and a slow projection."""
 
 import hypothesis
 import hypothesis.strategies as st
@@ -12,6 +12,7 @@ from abs_model.attacks.base import image_keys
 from abs_model.attacks.fab import _move, fab
 from abs_model.attacks.geometry import Hyperplanes, project_in_box
 from abs_model.attacks.oracle import Jacobian
+from benchmarks.linear import nearest_in_box
 from tests import minimal_norm
 from tests.linear_classifiers import SHAPE, greys, three_classes, two_classes
 from tests.minimal_norm import KEY
@@ -45,9 +46,7 @@ def test_projection_agrees_with_bisection(norm, seed, part, sign, scale, sparse)
     assert found.min() >= 0 and found.max() <= 1
     left = value + np.sum(normal * (found - image[0]), dtype=np.float64)
     assert abs(left) <= 1e-5 * reach
-    expected = minimal_norm.bisect_projection(
-        image.reshape(-1), normal.reshape(-1), value, norm
-    ).reshape(SHAPE)
+    expected = nearest_in_box(image.reshape(-1), normal.reshape(-1), value, norm).reshape(SHAPE)
     order = np.inf if norm == "linf" else 2
     length, shortest = (
         np.linalg.norm((point - image[0]).reshape(-1), order) for point in (found, expected)
@@ -79,11 +78,9 @@ def test_a_step_is_drawn_towards_the_original(norm, near):
     model, w, bias = two_classes()
     original, image = (values[0].reshape(-1) for values in (greys(1), greys(1, seed=1)))
     if near:
-        image = original + 0.999 * (minimal_norm.bisect_projection(
+        image = original + 0.999 * (nearest_in_box(
             original, w, w @ original + bias, norm) - original)  # fmt: skip
-    way, way_0 = (
-        minimal_norm.bisect_projection(x, w, w @ x + bias, norm) - x for x in (image, original)
-    )
+    way, way_0 = (nearest_in_box(x, w, w @ x + bias, norm) - x for x in (image, original))
     length, length_0 = (np.linalg.norm(x, np.inf if norm == "linf" else 2) for x in (way, way_0))
     alpha = min(0.3, length / (length + length_0))
     assert near == (alpha < 0.3)

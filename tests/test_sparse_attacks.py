@@ -2,7 +2,6 @@
 
 import itertools
 
-import foolbox
 import hypothesis
 import hypothesis.strategies as st
 import jax
@@ -18,6 +17,7 @@ from abs_model.attacks.elimination import eliminate
 from abs_model.attacks.greedy_pixels import greedy_pixels
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.sparse_rs import share_of_pixels, sparse_rs
+from benchmarks.linear import exact_distances
 from tests import minimal_norm
 from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import (
@@ -37,21 +37,6 @@ def gains_of_pixels(images, w):
     """How much w . x grows at most when a pixel goes to 0 or 1 in each channel, (N, pixels)."""
     w = w.reshape(SHAPE)
     return np.maximum(w * (1 - images), -w * images).sum(3).reshape(len(images), -1)
-
-
-def fewest_pixels(model, images, labels):
-    """How many pixels of a linear classifier must change, over all other classes."""
-    weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
-    fewest = []
-    for image, label in zip(images.astype(np.float64), labels, strict=True):
-        needed = []
-        for other in set(range(len(biases))) - {int(label)}:
-            w = weights[:, other] - weights[:, label]
-            missing = -(image.reshape(-1) @ w + biases[other] - biases[label])
-            climbed = np.cumsum(-np.sort(-gains_of_pixels(image[None], w)[0]))
-            needed.append(np.searchsorted(climbed, missing) + 1 if missing < climbed[-1] else 99)
-        fewest.append(min(needed))
-    return np.array(fewest)
 
 
 def biased_classes(share=0.6):
@@ -81,7 +66,7 @@ def test_the_share_of_pixels_follows_the_papers_schedule():
 def test_random_search_finds_the_fewest_pixels_but_for_one():
     model, images = biased_classes(), walled(6)
     labels = model.predict(images)
-    fewest = fewest_pixels(model, images, labels)
+    fewest = exact_distances(model, images, labels, "l0")
     assert fewest.min() >= 3
     result = sparse_rs(model, images, labels, KEY, num_pixels=20, num_steps=2000, minimize=True)
     check_changes(result, images, 20)
@@ -93,7 +78,7 @@ def test_random_search_finds_the_fewest_pixels_but_for_one():
 def test_random_search_succeeds_where_the_number_of_pixels_allows_it():
     model, images = biased_classes(), walled(6)
     labels = model.predict(images)
-    fewest = fewest_pixels(model, images, labels)
+    fewest = exact_distances(model, images, labels, "l0")
     for num_pixels in (int(fewest.min()) - 1, 20):
         result = sparse_rs(model, images, labels, KEY, num_pixels=num_pixels, num_steps=300)
         check_changes(result, images, num_pixels)
@@ -172,7 +157,7 @@ def test_random_search_reaches_targets():
 def test_greedy_pixels_are_exact_for_two_linear_classes(num_candidates):
     model, images = biased_classes(), walled(6)
     labels = model.predict(images)
-    fewest = fewest_pixels(model, images, labels)
+    fewest = exact_distances(model, images, labels, "l0")
     result = greedy_pixels(model, images, labels, KEY, num_candidates=num_candidates, num_rounds=1)
     check_changes(result, images, PLACES)
     assert np.all(result.success)
@@ -182,7 +167,7 @@ def test_greedy_pixels_are_exact_for_two_linear_classes(num_candidates):
 def test_greedy_pixels_lead_to_the_class_that_needs_fewest():
     model, images = three_classes(), greys(12)
     labels = model.predict(images)
-    fewest = fewest_pixels(model, images, labels)
+    fewest = exact_distances(model, images, labels, "l0")
     result = greedy_pixels(model, images, labels, KEY, num_candidates=1, num_rounds=1, max_pixels=9)
     np.testing.assert_array_equal(result.distances, fewest)
     # Nearest by the logits is not always nearest by pixels.
@@ -193,7 +178,7 @@ def test_greedy_pixels_lead_to_the_class_that_needs_fewest():
 def test_greedy_pixels_stop_at_the_most_that_is_allowed():
     model, images = biased_classes(), walled(6)
     labels = model.predict(images)
-    fewest = fewest_pixels(model, images, labels)
+    fewest = exact_distances(model, images, labels, "l0")
     most = int(np.median(fewest))
     result = greedy_pixels(model, images, labels, KEY, max_pixels=most, num_candidates=1)
     np.testing.assert_array_equal(result.success, fewest <= most)
@@ -303,22 +288,6 @@ def test_greedy_pixels_count_their_questions():
     # The original, two steps, and the gradient for the elimination, which has nothing to do.
     assert seen == list(range(1, 1 + 1 + 2 * 4 + 1))
     np.testing.assert_array_equal(result.num_gradients, 3)
-
-
-def test_greedy_pixels_are_no_more_than_those_of_foolbox(mnist_sample):
-    theirs, ours = minimal_norm.compare_with_foolbox(
-        mnist_sample, 16, "l0", foolbox.attacks.L0FMNAttack(steps=50), greedy_pixels,
-        max_pixels=40, num_candidates=3, num_rounds=1,
-    )  # fmt: skip
-    assert np.mean(ours <= theirs) >= 0.8
-
-
-def test_random_search_finds_fewer_pixels_than_noise_of_foolbox(mnist_sample):
-    theirs, ours = minimal_norm.compare_with_foolbox(
-        mnist_sample, 16, "l0", foolbox.attacks.SaltAndPepperNoiseAttack(steps=100), sparse_rs,
-        num_pixels=30, num_steps=300, minimize=True,
-    )  # fmt: skip
-    assert np.median(ours) <= 0.5 * np.median(theirs)
 
 
 @pytest.mark.parametrize(

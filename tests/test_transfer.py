@@ -12,6 +12,7 @@ import pytest
 import abs_model
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.transfer import transfer
+from benchmarks.linear import exact_distances
 from tests import minimal_norm
 from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
 from tests.linear_classifiers import (
@@ -84,14 +85,8 @@ def test_lines_go_on_far_beyond_the_surrogates_boundary_and_stop_before_it(norm,
     assert np.all(result.success)
     found = np.asarray(result.images).reshape(6, -1)
     # The ends of the range are passed by values that have reached them.
-    needed = [
-        np.linalg.norm(z - x) if norm == "l2" else np.abs(z - x).max()
-        for x, z in (
-            (x, minimal_norm.bisect_projection(x, w, x @ w + float(model.biases[1]), norm))
-            for x in images.reshape(6, -1)
-        )
-    ]
-    assert np.all(np.asarray(result.distances) >= np.multiply(needed, 1 - 1e-4))
+    needed = exact_distances(model, images, np.zeros(6, int), norm)
+    assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
     # DeepFool and the others bend their ways at the ends; the last corner is far off for all.
     np.testing.assert_allclose(result.distances, needed, rtol=0.005 if share < 0.5 else 0.15)
     assert np.all(found @ w + float(model.biases[1]) > 0)

@@ -1,0 +1,19 @@
+"""Types of command-line options."""
+
+import argparse
+import pathlib
+
+
+def count(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def writable(text: str) -> str:
+    """A file in a folder that exists."""
+    folder = pathlib.Path(text).absolute().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {folder}; make it first")
+    return text

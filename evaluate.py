@@ -1,12 +1,10 @@
 """Evaluates models: `python evaluate.py --config=configs/table1.py:cpu --models=abs,madry`."""
 
 import dataclasses
-import pathlib
 import sys
 
 import rich.console
 from absl import flags, logging
-from ml_collections import config_flags
 
 from abs_model.errors import UserError
 from abs_model.evaluation import (
@@ -26,32 +24,26 @@ from abs_model.evaluation import (
     show,
     to_rich,
 )
-from abs_model.training.configuration import (
-    check,
-    non_negative_int,
-    positive_int,
-    run_main,
-)
+from abs_model.training.command_line import define_config, define_path, run_main
+from abs_model.training.configuration import check_all, positive_int, section, seed
 from abs_model.training.tracking import MODES, open_tracker
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", help_string="FILE[:VARIANT], such as configs/table1.py:cpu."
-)
+_CONFIG = define_config()
 _MODELS = flags.DEFINE_list(
     "models",
     None,
     "Names of pretrained models and workdirs of training runs, [NAME=]PATH[,[NAME=]PATH...]; a PATH"
     " alone is named by its folder, PATH:binary is evaluated on thresholded images (Binary ABS,"
-    " Binary CNN); NAME=package.module:function is a model of one's own.",
+    " Binary CNN); NAME=package.module:function is a user-defined model.",
     required=True,
 )
 _ATTACKS = flags.DEFINE_list(
     "attacks",
     ["all"],
     "Names of the configuration's attacks, or all; NAME=package.module:function[:NORM] is an"
-    " attack of one's own.",
+    " user-defined attack.",
 )
-_WORKDIR = flags.DEFINE_string("workdir", "runs/eval", "Directory of ledger, tables and pictures.")
+_WORKDIR = define_path("workdir", "runs/eval", "Directory of ledger, tables and pictures.")
 _SHARD = flags.DEFINE_string(
     "shard",
     "1/1",
@@ -67,7 +59,6 @@ _EXPORT = flags.DEFINE_bool(
     "Instead of attacking, write the adversarial images that --workdir holds of these models and"
     " attacks to WORKDIR/export: 8-bit PNG, and arrays.",
 )
-flags.mark_flag_as_required("config")
 
 
 def main(argv: list[str]) -> None:
@@ -75,13 +66,14 @@ def main(argv: list[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
-    check(
+    check_all(
         config,
         {
-            "seed": non_negative_int,
+            "seed": seed,
             "num_clean": positive_int,
             "num_images": positive_int,
             "batch_size": positive_int,
+            "attacks": section,
         },
     )
     shard = parse_shard(_SHARD.value)
@@ -89,10 +81,10 @@ def main(argv: list[str]) -> None:
     known = read_suite(config)
     suite = choose_attacks(known, _ATTACKS.value)
     models, dataset = load_models(specs, data_dir=_DATA_DIR.value)
-    named = [entry for entry in _ATTACKS.value if entry != "all"]
-    check_taken(choose_attacks(known, named), models)
+    if named := [entry for entry in _ATTACKS.value if entry != "all"]:
+        check_taken(choose_attacks(known, named), models)
     check_any_taken(suite, models)
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = _WORKDIR.value
     if _EXPORT.value:
         names = {spec.name for spec in suite}
         print("\n".join(export_evaluation(workdir, collect(workdir), models, dataset, names)))

@@ -1,29 +1,29 @@
 """Trains a model: python train.py --config=configs/abs.py --workdir=runs/abs
 
 A configuration is a file with variants, `configs/abs.py:quick`, and any of its values can be set:
-`--config.train.epochs=5`. Started again with the same command, training goes on from the last
-checkpoint.
+`--config.train.epochs=5`; None stands for no value. Started again with the same command, training
+goes on from the last checkpoint.
 """
 
 import sys
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from abs_model.networks import NETWORKS
 from abs_model.training.abs import train_and_evaluate as train_abs
-from abs_model.training.configuration import check, one_of, run_main
+from abs_model.training.command_line import define_config, define_path, run_main
+from abs_model.training.configuration import check, one_of
 from abs_model.training.network import train_and_evaluate as train_network
 
-_CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE[:VARIANT]", lock_config=True)
-_WORKDIR = flags.DEFINE_string("workdir", None, "Directory of the run; made when missing.")
+_CONFIG = define_config()
+_WORKDIR = define_path("workdir", None, "Directory of the run; made when missing.")
 _WANDB = flags.DEFINE_enum(
     "wandb",
     "auto",
     ["auto", "online", "offline", "off"],
     "Weights & Biases; auto is online where you are logged in, offline otherwise.",
 )
-flags.mark_flags_as_required(["config", "workdir"])
+flags.mark_flag_as_required("workdir")
 
 _TRAINERS = {"abs": train_abs} | dict.fromkeys(NETWORKS, train_network)
 

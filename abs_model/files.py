@@ -1,15 +1,53 @@
-"""Atomic files: a reader, or a run after a kill, sees the old content or the new, never a part."""
+"""Files: paths as people write them, atomic writes, and locks.
 
+Of an atomic file a reader, or a run after a kill, sees the old content or the new, never a part.
+"""
+
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 PathLike = str | os.PathLike[str]
+
+
+def as_path(path: PathLike) -> pathlib.Path:
+    """The path, with the home directory in place of a leading ~.
+
+    A shell replaces only a ~ at the start of a word, which that of --workdir=~/runs is not.
+
+    Args:
+        path: As a person wrote it.
+
+    Raises:
+        ValueError: It is empty, which `pathlib` would take for the current directory.
+    """
+    if not os.fspath(path):
+        raise ValueError("must name a file or directory, got ''")
+    return pathlib.Path(os.path.expanduser(path))
+
+
+@contextlib.contextmanager
+def locked(path: PathLike, *, shared: bool = False) -> Iterator[None]:
+    """Holds the lock of a file while the context lasts; a kill of the process frees it, too.
+
+    Args:
+        path: The file, made if needed; its directory must exist.
+        shared: Whether others may hold it at the same time, if theirs are shared, too.
+
+    Raises:
+        BlockingIOError: Another process holds it.
+        OSError: The file can't be made or locked.
+    """
+    with open(path, "w") as file:
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+        yield
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:

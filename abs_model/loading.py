@@ -1,7 +1,6 @@
 """`load`: a trained model as a classifier, from the zoo or from the workdir of its training run."""
 
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -10,12 +9,14 @@ from flax import nnx
 
 from abs_model import zoo
 from abs_model.allocation import keep_freed_memory
+from abs_model.attacks.base import check_count
 from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
 from abs_model.classifiers import Classifier, NetworkClassifier
 from abs_model.compilation import keep_compiled
 from abs_model.data import load_dataset
 from abs_model.decoders import Decoder
 from abs_model.errors import UserError
+from abs_model.files import as_path
 from abs_model.nearest_neighbor import nearest_neighbor
 from abs_model.networks import create_network
 from abs_model.precision import single_precision
@@ -69,9 +70,9 @@ def load(
 
     Args:
         model: A name of `abs_model.available()`, such as "abs", or the workdir of a training run,
-            such as "runs/abs", of which the best checkpoint is taken. A name goes before a folder
-            of that name; "./abs" is the folder. "nearest_neighbor" is made of MNIST's training
-            images, which are prepared when they aren't yet.
+            such as "runs/abs" or "~/runs/abs", of which the best checkpoint is taken. A name goes
+            before a folder of that name; "./abs" is the folder. "nearest_neighbor" is made of
+            MNIST's training images, which are prepared when they aren't yet.
         binary: Whether to classify thresholded images: Binary ABS, Binary CNN.
         batch_size: Images per call of the compiled function; by default 64, for the nearest
             neighbour 100.
@@ -84,10 +85,10 @@ def load(
     Raises:
         UserError: There is no such model or workdir, its files can't be used, its training has not
             ended, or an option does not fit the kind of model.
-        ValueError: There is no such solver, or the batch size is below 1.
+        ValueError: There is no such solver, or the batch size is no integer of at least 1.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     keep_compiled()
     keep_freed_memory()
     if model == zoo.NEAREST_NEIGHBOR:
@@ -146,9 +147,9 @@ def find_trained(model: str | os.PathLike[str]) -> Trained:
     entry = zoo.find(model) if isinstance(model, str) else None
     if entry is not None:
         return entry
-    if pathlib.Path(model).is_dir():
-        return FinishedRun(model)
     text = os.fspath(model)
+    if text and as_path(text).is_dir():
+        return FinishedRun(text)
     if text.endswith(BINARY_SUFFIX):
         plain = text.removesuffix(BINARY_SUFFIX)
         raise UserError(f"for {text!r}, thresholded images, call load({plain!r}, binary=True)")

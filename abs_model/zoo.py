@@ -118,13 +118,13 @@ class Entry:
             data = self.path.read_bytes()
         except OSError as error:
             raise ZooError(
-                f"the weights of {self.name!r} can't be read: {error}; get them anew, together with"
-                f" {self.path.stem}.json"
+                f"the weights of {self.name!r} can't be read: {error}; get them again, together"
+                f" with {self.path.stem}.json"
             ) from error
         if hashlib.sha256(data).hexdigest() != self.card["sha256"]:
             raise ZooError(
                 f"{self.path} is not the file that its card describes: the SHA-256 differs. Check"
-                " both out anew, or export the model again"
+                " both out again, or export the model again"
             )
         return safetensors.numpy.load(data)
 
@@ -221,7 +221,7 @@ def read_entries(folder: pathlib.Path) -> dict[str, Entry]:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
         except (OSError, ValueError, TypeError) as error:
             raise ZooError(
-                f"the card {path} can't be read: {error}; check it out anew, export the model"
+                f"the card {path} can't be read: {error}; check it out again, export the model"
                 " again, or remove the card"
             ) from error
         for name in card["models"]:

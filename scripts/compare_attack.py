@@ -30,6 +30,7 @@ from abs_model.evaluation.report import open_sources
 from abs_model.evaluation.results import GROUPS, PlannedAttack
 from abs_model.evaluation.statistics import robust
 from abs_model.evaluation.thorough_search import has_thorough_search, more_thorough
+from abs_model.files import as_path
 
 _TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
 
@@ -37,9 +38,9 @@ Closer = tuple[PlannedAttack, Record]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the comparison; what the user can mend ends as one message and exit status 2."""
+    """Prints the comparison; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
+    parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument("model", metavar="MODEL", help="its name in the tables")
     parser.add_argument("attack", metavar="ATTACK", help="its name in the configuration")
     parser.add_argument("--thorough", action="store_true", help="ask a thorough search, too")

@@ -35,6 +35,7 @@ from abs_model.evaluation import (
     summarise,
 )
 from abs_model.evaluation.tables import NORM_NAMES
+from abs_model.files import as_path
 from abs_model.loading import build_classifier, find_trained, load_arrays
 from configs import pgd
 
@@ -44,9 +45,9 @@ _NUM_COMPARED = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the export; what the user can mend ends as one message and exit status 2."""
+    """Runs the export; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", help="of the training run")
+    parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of the training run")
     parser.add_argument("name", metavar="NAME", help="what abs_model.load will call the model")
     parser.add_argument("--binary_name", help="also the same model on thresholded images")
     parser.add_argument(
@@ -65,16 +66,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print(f"Exported: {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
 
 
-def _export(workdir: str, names: Sequence[str], num_attacked: int) -> pathlib.Path:
+def _export(workdir: pathlib.Path, names: Sequence[str], num_attacked: int) -> pathlib.Path:
     """Exports a run under a name and, where there are two, its binary twin under the other."""
     name = names[0]
     # Absolute, because a workdir may be called like a model of the zoo.
-    directory = pathlib.Path(workdir).absolute()
+    directory = workdir.absolute()
     trained = find_trained(directory)
     if "training" not in trained.run:
         raise UserError(
             f"{workdir} does not say when and how it was trained, which a card must; it is from"
-            " before train.py noted that, or imported. Train it anew"
+            " before train.py noted that, or imported. Train it again"
         )
     specs = [ModelSpec(each, str(directory), binary=each != name) for each in names]
     models, dataset = load_models(specs)

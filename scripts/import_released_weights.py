@@ -23,6 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.building import vaes_structure
 from abs_model.errors import UserError
+from abs_model.files import as_path
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.runs import open_store, write_run
 from abs_model.training.workdir import open_workdir
@@ -72,13 +73,17 @@ class _Tensor:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the import; what the user can mend ends as one message and exit status 2."""
+    """Runs the import; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("source", metavar="SRC", help="the folder of ABS_0.net to ABS_9.net")
-    parser.add_argument("out", metavar="OUT", help="the workdir to make; must not exist, or empty")
+    parser.add_argument(
+        "source", metavar="SRC", type=as_path, help="the folder of ABS_0.net to ABS_9.net"
+    )
+    parser.add_argument(
+        "out", metavar="OUT", type=as_path, help="the workdir to make; must not exist, or empty"
+    )
     options = parser.parse_args(arguments)
     try:
-        _import(pathlib.Path(options.source), pathlib.Path(options.out))
+        _import(options.source, options.out)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"Imported: {options.out}", file=sys.stderr)

@@ -3,6 +3,8 @@
 import argparse
 import pathlib
 
+from abs_model.files import as_path
+
 
 def count(text: str) -> int:
     """An integer of at least 1."""
@@ -11,9 +13,10 @@ def count(text: str) -> int:
     return int(text)
 
 
-def writable(text: str) -> str:
+def writable(text: str) -> pathlib.Path:
     """A file in a folder that exists."""
-    folder = pathlib.Path(text).absolute().parent
+    path = as_path(text)
+    folder = path.absolute().parent
     if not folder.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {folder}; make it first")
-    return text
+    return path

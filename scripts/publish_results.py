@@ -24,7 +24,7 @@ from abs_model.errors import UserError
 from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
 from abs_model.evaluation.publication import lost_images
 from abs_model.evaluation.show import CURVES, find_pictures
-from abs_model.files import atomic_write_bytes
+from abs_model.files import as_path, atomic_write_bytes
 from abs_model.provenance import DIRTY
 
 _ARCHIVE = "workdir.tar.xz"
@@ -32,10 +32,10 @@ _TABLES = ("results.json", "results.md")
 
 
 def main() -> None:
-    """Writes the folder; what the user can mend ends as one message and exit status 2."""
+    """Writes the folder; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
-    parser.add_argument("folder", metavar="FOLDER", type=pathlib.Path, help="made if needed")
+    parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
+    parser.add_argument("folder", metavar="FOLDER", type=as_path, help="made if needed")
     options = parser.parse_args()
     try:
         _publish(options.workdir, options.folder)
@@ -73,13 +73,13 @@ def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     if dirty := [commit for commit in results.commits if commit.endswith(DIRTY)]:
         print(
             f"Note: some results are of code that no commit holds ({', '.join(dirty)}). To have"
-            " them found anew, delete their folders of the ledger and run evaluate.py",
+            " them found again, delete their folders of the ledger and run evaluate.py",
             file=sys.stderr,
         )
     if lost := lost_images(results):
         print(
             f"Note: some of the closest adversarial images were not kept ({'; '.join(lost)}). To"
-            " have them found anew, delete the ledgers of these attacks and run evaluate.py",
+            " have them found again, delete the ledgers of these attacks and run evaluate.py",
             file=sys.stderr,
         )
 

@@ -28,16 +28,14 @@ from abs_model.evaluation.report import (
     reconstruct,
     to_html,
 )
-from abs_model.files import atomic_write_text
+from abs_model.files import as_path, atomic_write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the page; what the user can mend ends as one message and exit status 2."""
+    """Writes the page; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("workdir", metavar="WORKDIR", type=pathlib.Path, help="of evaluate.py")
-    parser.add_argument(
-        "--output", type=pathlib.Path, help="the page to write (WORKDIR/report.html)"
-    )
+    parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
+    parser.add_argument("--output", type=as_path, help="the page to write (WORKDIR/report.html)")
     parser.add_argument(
         "--num_images",
         type=_positive,
@@ -51,13 +49,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     output = options.output or options.workdir / "report.html"
     try:
+        if options.output is not None:
+            _check_output(output)
         page, notes = _make_page(options.workdir, options.num_images, options.data_dir)
-        atomic_write_text(output, page)
+        _write(output, page)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for note in notes:
         print(note, file=sys.stderr)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
+
+
+def _check_output(output: pathlib.Path) -> None:
+    """Raises a UserError before the work where the page could not be written after it."""
+    if not output.parent.is_dir():
+        raise UserError(f"--output={output}: there is no directory {output.parent}; make it first")
+    if output.is_dir():
+        raise UserError(f"--output={output} must be a file, and is a directory")
+
+
+def _write(output: pathlib.Path, page: str) -> None:
+    try:
+        atomic_write_text(output, page)
+    except OSError as error:
+        raise UserError(f"can't write --output={output}: {error}") from error
 
 
 def _make_page(

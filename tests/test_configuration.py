@@ -1,5 +1,5 @@
+import dataclasses
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -11,28 +11,40 @@ from abs_model.training.configuration import (
     between,
     boolean,
     check,
+    check_all,
     choose_variant,
     non_negative,
     non_negative_int,
     one_of,
+    optional,
     positive,
     positive_int,
+    section,
+    seed,
     sequence_of,
+    text,
 )
+from tests.conftest import ROOT
+from tests.forked_scripts import run_forked
 
 SCRIPT = """
-from absl import flags
-from ml_collections import config_flags
 from abs_model.errors import UserError
-from abs_model.training.configuration import check, positive_int, run_main
+from abs_model.training.command_line import define_config, define_path, run_main
+from abs_model.training import configuration as known
 from abs_model.training.workdir import open_workdir
 
-CONFIG = config_flags.DEFINE_config_file("config", help_string="FILE[:VARIANT]")
-WORKDIR = flags.DEFINE_string("workdir", None, "where to write")
-flags.mark_flag_as_required("config")
+CONFIG = define_config()
+WORKDIR = define_path("workdir", None, "where to write")
+KNOWN = {
+    "seed": known.optional(known.seed),
+    "train.epochs": known.positive_int,
+    "train.learning_rate": known.positive,
+    "train.augment": known.boolean,
+    "train.name": known.optional(known.text),
+}
 
 def main(argv):
-    check(CONFIG.value, {"train.epochs": positive_int})
+    known.check_all(CONFIG.value, KNOWN)
     if WORKDIR.value:
         open_workdir(WORKDIR.value, CONFIG.value)
     if CONFIG.value.train.name == "fault":
@@ -40,6 +52,7 @@ def main(argv):
     if CONFIG.value.train.name == "unknown":
         raise UserError("no data set 'unknown'")
     print("epochs", CONFIG.value.train.epochs)
+    print("seed", CONFIG.value.seed, "name", CONFIG.value.train.name)
 
 if __name__ == "__main__":
     run_main(main)
@@ -51,35 +64,78 @@ from abs_model.training.configuration import choose_variant
 def get_config(variant="full"):
     epochs = choose_variant(variant, {"full": 50, "quick": 1})
     return ml_collections.ConfigDict({
-        "seed": 0,
+        "seed": 1,
         "train": {"epochs": epochs, "learning_rate": 0.1, "augment": True, "name": "x"},
     })
 """
+FILES = {
+    "script.py": SCRIPT,
+    "conf.py": CONFIG,
+    "derived.py": """
+import conf
+
+def get_config():
+    config = conf.get_config()
+    config.train.learning_rat = 100.0
+    config.optimizer = {"name": "sgd", "momentum": 0.9}
+    return config
+""",
+    "fresh.py": """
+import ml_collections
+
+def get_config():
+    return ml_collections.ConfigDict({"seed": 1, "train": {"epoch": 3}})
+""",
+    "choosy.py": "def get_config(variant): ...",
+    "other.py": "def config(): ...",
+    "plain.py": "def get_config(): return {'seed': 1}",
+    "slip.py": "import conf\ndef get_config():\n    conf.get_config().trian.epochs = 3",
+    "syntax.py": "def get_config(:",
+    "good.flags": "# a comment\n--config=conf.py:quick\n--config.train.epochs=7\n",
+    "typo.flags": "--config=conf.py\n--config.train.epoch=7\n",
+    "flag.flags": "--config=conf.py\n--wokdir=x\n",
+    "dashes.flags": "--config=conf.py\ntrain.epochs=5\n",
+}
 
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory):
     path = tmp_path_factory.mktemp("script")
-    (path / "script.py").write_text(SCRIPT)
-    (path / "conf.py").write_text(CONFIG)
+    for name, content in FILES.items():
+        (path / name).write_text(content)
+    (path / "binary.flags").write_bytes(b"\xff\xfe")
     return path
 
 
-def run(directory, *arguments):
-    root = str(pathlib.Path(__file__).parents[1])
-    return subprocess.run(
-        [sys.executable, "script.py", *arguments],
-        cwd=directory,
-        env={**os.environ, "PYTHONPATH": root},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
+def run(directory, *arguments, **variables):
+    return run_forked(directory / "script.py", *arguments, **variables)
 
 
 def test_good_overrides_are_taken(directory):
     result = run(directory, "--config=conf.py:quick", "--config.train.epochs=5")
-    assert (result.returncode, result.stdout) == (0, "epochs 5\n")
+    assert (result.returncode, result.stdout) == (0, "epochs 5\nseed 1 name x\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["--config.seed=None", "--config.train.name", "None"], "seed None name None"),
+        (["--config.seed=None", "--config.seed=3"], "seed 3 name x"),
+        (["--config.seed=3", "--config.seed=None"], "seed None name x"),
+    ],
+)
+def test_none_undoes_a_setting_whatever_its_type(directory, arguments, shown):
+    result = run(directory, "--config=conf.py:quick", *arguments)
+    assert (result.returncode, result.stdout) == (0, f"epochs 1\n{shown}\n"), result.stderr
+
+
+def test_flag_files_and_a_configuration_in_the_home(directory):
+    result = run(directory, "--flagfile=good.flags", "--config.seed=None")
+    assert (result.returncode, result.stdout) == (0, "epochs 7\nseed None name x\n")
+    result = run(directory, "--config=~/conf.py", HOME=str(directory))
+    assert (result.returncode, result.stdout) == (0, "epochs 50\nseed 1 name x\n")
+    assert run(directory, "--config=conf.py", "--workdir=~/a", HOME=str(directory)).returncode == 0
+    assert (directory / "a" / "config.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -109,6 +165,37 @@ def test_good_overrides_are_taken(directory):
         (["--config=conf.py", "--config.train.epochs=0"], "at least 1, got 0"),
         (["--config=conf.py", "--workdir=conf.py"], "another --workdir"),
         (["--config=conf.py", "--config.train.name=unknown"], "no data set 'unknown'"),
+        (["--config=conf.py", "--config.train.epochs=None"], "at least 1, got None"),
+        (["--config=conf.py", "--config.trian=None"], "conf.py has no key 'trian'"),
+        (["--config=conf.py", "--config.seed=4294967296"], "seed must be None or an integer from"),
+        (["--config=conf.py", "--workdir="], "--workdir=: must name a file or directory, got ''"),
+        (
+            ["--config=derived.py"],
+            "script.py: optimizer: the program knows no such key\ntrain.learning_rat: the program"
+            " knows no such key, did you mean train.learning_rate?\n",
+        ),
+        (
+            ["--config=derived.py", "--config.train.learning_rat=3"],
+            "train.learning_rat: the program knows no such key, did you mean train.learning_rate?",
+        ),
+        (
+            ["--config=fresh.py"],
+            "train.epoch: the program knows no such key, did you mean train.epochs?",
+        ),
+        (["--config=fresh.py:cpu"], "--config: fresh.py has no variants, got 'cpu'"),
+        (["--config=choosy.py"], "--config: choosy.py requires a variant: choosy.py:VARIANT"),
+        (["--config=other.py"], "--config: other.py must have a function get_config"),
+        (["--config=plain.py"], "get_config must return an ml_collections.ConfigDict, got dict"),
+        (["--config=plain.py", "--config.seed=2"], "return an ml_collections.ConfigDict, got dict"),
+        (["--config=slip.py"], "--config: slip.py, line 3: AttributeError: "),
+        (["--config=syntax.py"], "--config: syntax.py: SyntaxError: "),
+        (["--flagfile=absent.flags"], "--flagfile can't be read: [Errno 2]"),
+        (["--flagfile=."], "--flagfile can't be read: [Errno 21]"),
+        (["--flagfile=binary.flags"], "--flagfile must be a text file"),
+        (["--flagfile"], "--flagfile with no argument"),
+        (["--flagfile=typo.flags"], "did you mean --config.train.epochs?"),
+        (["--flagfile=flag.flags"], "Unknown command line flag 'wokdir'. Did you mean: workdir"),
+        (["--flagfile=dashes.flags"], "unexpected argument 'train.epochs=5'"),
     ],
 )
 def test_faulty_command_lines_end_in_one_short_message(directory, arguments, message):
@@ -116,11 +203,19 @@ def test_faulty_command_lines_end_in_one_short_message(directory, arguments, mes
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) <= 4
+    assert len(result.stderr.strip().splitlines()) <= 6
 
 
 def test_faults_of_the_program_keep_their_traceback(directory):
-    result = run(directory, "--config=conf.py", "--config.train.name=fault")
+    command = [sys.executable, "script.py", "--config=conf.py", "--config.train.name=fault"]
+    result = subprocess.run(
+        command,
+        cwd=directory,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert result.returncode == 1
     assert "Traceback" in result.stderr
     assert "a fault of the program" in result.stderr
@@ -135,6 +230,10 @@ def test_faults_of_the_program_keep_their_traceback(directory):
         (non_negative, [0, 0.0, 2], [-1e-9, float("nan")]),
         (between(0, 1), [0, 0.5, 1], [-0.1, 1.1, float("nan"), None]),
         (boolean, [True, False], [1, 0, "true"]),
+        (seed, [0, 2**32 - 1], [-1, 2**32, 2**70, 0.0, True, None]),
+        (text, ["", "a"], [None, 1]),
+        (optional(positive_int), [None, 1], [0, "1"]),
+        (section, [{"a": 1}], [{}, None, 3]),
         (one_of("a", "b"), ["a", "b"], ["c", "", None]),
         (sequence_of(positive_int), [(1,), [1, 2]], [(), (1, 0), 1, "12"]),
     ],
@@ -145,6 +244,16 @@ def test_expectations(expectation, good, bad):
     for value in bad:
         with pytest.raises(ConfigError, match=r"^a\.b must be "):
             check(ml_collections.ConfigDict({"a": {"b": value}}), {"a.b": expectation})
+
+
+def test_keys_within_a_known_section_are_its_own_affair():
+    known = {"seed": seed, "attacks": section}
+    config = ml_collections.ConfigDict({"seed": 0, "attacks": {"a": {"norm": "l2"}}})
+    check_all(config, known)
+    check_all(config, known | {"later": dataclasses.replace(seed, required=False)})
+    config.attack = {"b": {}}
+    with pytest.raises(ConfigError, match=r"^attack: .* did you mean attacks\?$"):
+        check_all(config, known)
 
 
 def test_check_reports_every_problem_at_once():

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks import NORMS, AttackResult
+from abs_model.attacks import ATTACKS, NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
 from abs_model.errors import UserError
 from abs_model.evaluation import (
@@ -329,6 +329,33 @@ def test_too_many_images_are_refused(key, tmp_path):
         evaluate({"m": stripe_classifier()}, stripe_dataset(), [spec()], settings, tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("num_images", 2.5, "num_images must be an integer of at least 1, got 2.5"),
+        ("batch_size", 2.5, "batch_size must be an integer of at least 1, got 2.5"),
+        ("batch_size", 0, "batch_size must be an integer of at least 1, got 0"),
+        ("seed", 2**32, r"seed must be an integer from 0 to 2\^32 - 1, got 4294967296"),
+        ("seed", -1, r"seed must be an integer from 0 to 2\^32 - 1, got -1"),
+    ],
+)
+def test_settings_that_cannot_be_meant_are_refused(key, value, message, tmp_path):
+    settings = dataclasses.replace(SETTINGS, **{key: value})
+    with pytest.raises(EvaluationError, match=message):
+        evaluate({"m": stripe_classifier()}, stripe_dataset(), [spec()], settings, tmp_path)
+
+
+def test_settings_of_all_attacks_are_checked_before_the_first_batch(tmp_path):
+    entry = ATTACKS["pgd"]
+    bad = AttackSpec(
+        "bad", "pgd", entry, "linf", "paper", {"epsilon": 0.1, "step_size": 0.1, "num_steps": 0}
+    )
+    models = {"m": stripe_classifier()}
+    with pytest.raises(UserError, match="attack 'bad' on 'm': num_steps must be an integer of at"):
+        evaluate(models, stripe_dataset(), [spec(), bad], SETTINGS, tmp_path)
+    assert not list(tmp_path.glob("ledger/*"))
+
+
 def test_a_workdir_that_cannot_be_made_is_reported(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="can't use --workdir"):
@@ -442,7 +469,7 @@ def test_results_are_of_labels_surrogate_and_starts(tmp_path, monkeypatch):
     models, dataset = {"m": stripe_classifier()}, stripe_dataset()
     chosen = [spec(attack, settings={"surrogate": "other", "starts": 3})]
     surrogates = {"other": stripe_classifier(scale=0.5)}
-    monkeypatch.setattr("abs_model.evaluation.suite.load", surrogates.get)
+    monkeypatch.setattr("abs_model.evaluation.launcher.load", surrogates.get)
 
     def num_ledgers():
         evaluate(models, dataset, chosen, SETTINGS, tmp_path)
@@ -464,6 +491,7 @@ def test_the_command_line_reports_without_traceback():
     for arguments, message in (
         (["--models=cnn", "--shard=3/2"], "--shard must be i/n"),
         (["--models=cnn", "--attacks=pgd_l3"], "no attack 'pgd_l3', did you mean pgd_l2?"),
+        (["--models=cnn", "--attacks="], "--attacks names no attack"),
     ):
         done = run_script("evaluate.py", config, "--workdir=absent-too", *arguments)
         assert done.returncode == 2 and "Traceback" not in done.stderr, done.stderr

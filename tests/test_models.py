@@ -4,9 +4,12 @@ import ml_collections
 import numpy as np
 import pytest
 
+import abs_model
 import abs_model.evaluation.models as evaluation_models
 from abs_model.errors import UserError
 from abs_model.evaluation import ModelSpec, load_models, parse_models
+from abs_model.files import write_json
+from abs_model.loading import find_trained
 from abs_model.training.workdir import open_workdir
 from tests.conftest import load_tiny
 from tests.evaluation_fakes import stripe_classifier
@@ -47,7 +50,8 @@ def test_a_missing_workdir_is_named():
 def make_run(path, dataset):
     section = {"name": dataset, "data_dir": "", "validation_size": 5, "module": ""}
     open_workdir(path, ml_collections.ConfigDict({"dataset": section}))
-    (path / "run.json").write_text("{}")
+    keys = ("image_shape", "num_classes", "best_metric", "best_mode")
+    write_json(path / "run.json", dict.fromkeys(keys))
     return ModelSpec(path.name, str(path))
 
 
@@ -109,3 +113,33 @@ def test_a_model_of_ones_own_is_made_by_its_function(data_dir, monkeypatch):
         load_models(parse_models(["mine=tests.test_models:make_nothing"]))
     with pytest.raises(UserError, match="must have a function 'absent', but there is none"):
         load_models(parse_models(["mine=tests.test_models:absent"]))
+
+
+def test_a_home_directory_and_a_misspelt_suffix(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    make_run(tmp_path / "run", "mnist")
+    (spec,) = parse_models(["~/run:binary"])
+    assert (spec.name, spec.path, spec.binary) == ("run", "~/run", True)
+    assert find_trained("~/run").config.dataset.name == "mnist"
+    for entry in ("cnn:binry", "x=cnn:binry", "~/run:binry", f"x={tmp_path}/run:Binary"):
+        with pytest.raises(UserError, match=r"--models: .*did you mean .*:binary\?"):
+            parse_models([entry])
+
+
+def test_no_model_is_called_nothing():
+    with pytest.raises(UserError, match="there is no pretrained model ''"):
+        find_trained("")
+
+
+def test_a_damaged_description_of_a_run_is_named(tmp_path):
+    make_run(tmp_path, "mnist")
+    for content in ('{"image_shape": [28', "{}", "[]", ""):
+        (tmp_path / "run.json").write_text(content)
+        with pytest.raises(UserError, match=rf"^{tmp_path}/run\.json is damaged .*delete it"):
+            find_trained(tmp_path)
+
+
+@pytest.mark.parametrize("batch_size", [2.5, 0, True, "4"])
+def test_a_batch_size_is_a_whole_number(batch_size):
+    with pytest.raises(ValueError, match="batch_size must be an integer of at least 1, got"):
+        abs_model.load("cnn", batch_size=batch_size)

@@ -239,6 +239,14 @@ def test_what_has_no_evaluation_is_refused(tmp_path, workdir, capfd):
     assert_fails([str(workdir)], "must be a TFDS data set", capfd)
 
 
+def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capfd):
+    absent = tmp_path / "absent"
+    assert_fails(
+        [str(absent), f"--output={absent}/a.html"], "/a.html: there is no directory", capfd
+    )
+    assert_fails([str(absent), f"--output={tmp_path}"], "must be a file", capfd)
+
+
 def assert_fails(arguments, message, capfd):
     with pytest.raises(SystemExit) as stopped:
         report.main(arguments)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import json
 import math
 import sys
@@ -25,10 +26,17 @@ from abs_model.evaluation import (
     choose_attacks,
     read_suite,
 )
-from abs_model.evaluation.suite import KINDS, Launcher, kind_of
+from abs_model.evaluation.launcher import Launcher
+from abs_model.evaluation.suite import _GIVEN, KINDS, kind_of
 from configs import table1
 from tests.conftest import ROOT
-from tests.evaluation_fakes import stripe_classifier, stripe_images, towards_next_class
+from tests.evaluation_fakes import (
+    StripeClassifier,
+    stripe_classifier,
+    stripe_images,
+    towards_next_class,
+)
+from tests.linear_decoders import linear_abs
 
 ENTRY = {
     "attack": "pgd",
@@ -106,11 +114,107 @@ def test_newer_settings_are_part_of_an_identity_where_they_differ_from_their_def
         ({"setings": {}}, "there is no key 'setings', did you mean settings"),
         ({"only": ("networks",)}, "only: 'networks' is none of network, abs, .*, madry"),
         ({"settings_for": {"cnn": {}}}, "settings_for: 'cnn' is none of network, abs, nearest"),
+        ({"settings": 3}, r"attacks\.row: settings must be a section, got 3"),
+        ({"settings_for": 3}, "settings_for must be a section of sections, got 3"),
+        ({"settings_for": {"abs": 3}}, "settings must be a section, got 3"),
+        ({"settings": {"labels": 3}}, "'labels' is no setting: the evaluation itself gives it"),
+        ({"settings": {"key": 0}}, "'key' is no setting"),
+        ({"settings": {"norm": "l2"}}, "'norm' is no setting"),
+        ({"only": "abs"}, "only must be a sequence of names, got 'abs'"),
+        ({"estimate_gradients": "no"}, "estimate_gradients must be true or false, got 'no'"),
+        ({"title": 3}, "title must be a text, got 3"),
+        ({"attack": ["pgd"]}, r"attack must be a name, got \['pgd'\]"),
     ],
 )
 def test_faulty_entries_are_named(changes, message):
     with pytest.raises(SuiteError, match=message):
         suite(row=ENTRY | changes)
+
+
+def test_what_is_no_section_of_attacks_is_refused():
+    with pytest.raises(UserError, match=r"attacks must be a section.* but it isn't there"):
+        read_suite(ml_collections.ConfigDict({"seed": 0}))
+    with pytest.raises(UserError, match=r"attacks must be a section.* got 3"):
+        read_suite(ml_collections.ConfigDict({"attacks": 3}))
+    with pytest.raises(UserError, match=r"attacks\.row: it must be a section with attack, norm"):
+        suite(row=3)
+    with pytest.raises(UserError, match=r"attacks\.a/row: its name must be of letters"):
+        suite(**{"a/row": ENTRY})
+    with pytest.raises(UserError, match="--attacks names no attack"):
+        choose_attacks(suite(row=ENTRY), [""])
+
+
+def test_none_undoes_a_setting():
+    settings = ENTRY["settings"] | {"num_restarts": None}
+    (spec,) = suite(row=ENTRY | {"settings": settings})
+    (plain,) = suite(row=ENTRY)
+    assert spec.identity(stripe_classifier()) == plain.identity(stripe_classifier())
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class BinaryStripes(StripeClassifier):
+    """As if it thresholded its images."""
+
+    binary = True
+
+
+REQUIRED = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "num_pixels": 5, "surrogate": "cnn"}
+
+
+@pytest.fixture
+def unasked(monkeypatch):
+    """Launches an attack of the catalogue, on a model that fails when it is asked anything."""
+    for name in ("_logits", "_gradients", "_jacobian"):
+        monkeypatch.setattr(f"abs_model.attacks.oracle.{name}", None)
+    generator = np.random.default_rng(0)
+    linear = linear_abs(generator.random((3, 16, 2)), generator.random((3, 16)))
+    models = {
+        Needs.ABS: linear,
+        Needs.BINARY: stripe_classifier((4, 4, 1), 4, BinaryStripes),
+    }
+    plain = stripe_classifier((4, 4, 1), 4)
+
+    def load(name):
+        if name != "cnn":
+            raise UserError("there is no such model")
+        return plain
+
+    monkeypatch.setattr("abs_model.evaluation.launcher.load", load)
+    launcher = Launcher(stripe_images(3, (4, 4, 1))[0])
+    images, labels = np.full((1, 4, 4, 1), 0.5, np.float32), np.zeros(1, np.int32)
+
+    def check(name, norm, **changes):
+        accepted = inspect.signature(ATTACKS[name].function).parameters
+        settings = {key: value for key, value in REQUIRED.items() if key in accepted} | changes
+        entry = ENTRY | {"attack": name, "norm": norm, "settings": settings}
+        (spec,) = suite(row=entry)
+        model = models.get(ATTACKS[name].needs, plain)
+        launcher.identity(spec, model)
+        launcher.check(spec, model, images, labels)
+
+    return check
+
+
+@pytest.mark.parametrize("name", ATTACKS)
+def test_settings_are_checked_before_the_model_is_asked_anything(name, unasked):
+    for norm in ATTACKS[name].norms:
+        unasked(name, norm)
+    parameters = inspect.signature(ATTACKS[name].function).parameters
+    for key in [key for key in parameters if key not in _GIVEN]:
+        for value in ("many", -1, [2], {"a": 1}):
+            with pytest.raises(SuiteError, match=rf"attack 'row'.*\b{key}\b"):
+                unasked(name, norm, **{key: value})
+        if parameters[key].default is inspect.Parameter.empty:
+            with pytest.raises(SuiteError, match=rf"missing a required .*\b{key}\b"):
+                unasked(name, norm, **{key: None})
+
+
+def test_a_surrogate_that_is_not_there_is_named(monkeypatch):
+    settings = {"surrogate": "absent/run"}
+    (spec,) = suite(row=ENTRY | {"attack": "transfer", "settings": settings})
+    with pytest.raises(SuiteError, match="'row': setting surrogate: there is no pretrained model"):
+        Launcher(stripe_images(3)[0]).identity(spec, stripe_classifier())
 
 
 def test_attacks_are_chosen_by_name():

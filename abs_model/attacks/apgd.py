@@ -145,7 +145,7 @@ def fewest_classes(loss: str, *, targeted: bool = False) -> int:
 
 
 def _check_loss(loss: str, num_classes: int, targeted: bool) -> None:
-    if loss not in LOSSES:
+    if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if num_classes < (fewest := fewest_classes(loss, targeted=targeted)):
         raise ValueError(

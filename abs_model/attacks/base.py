@@ -306,6 +306,12 @@ def _shown(value: Any) -> str:
     return repr(value)
 
 
+def check_bool(name: str, value: Any) -> None:
+    """Raises ValueError unless `value` is True or False."""
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"{name} must be True or False, got {value!r}")
+
+
 def check_labels(labels: Any, num_images: int, num_classes: int, name: str = "labels") -> jax.Array:
     """Labels as int32 (N,), after checking that they are one class for each image.
 

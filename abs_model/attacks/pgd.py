@@ -21,6 +21,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import (
     AttackResult,
     ascent_direction,
+    check_bool,
     check_count,
     check_epsilon,
     check_norm,
@@ -86,6 +87,7 @@ def pgd(
     step_size = check_epsilon(step_size, norm, model.image_shape, name="step_size", exclusive=True)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
+    check_bool("random_start", random_start)
     if not random_start and num_restarts > 1:
         raise ValueError(
             f"num_restarts must be 1 without random_start, got {num_restarts}: all would be equal"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_number, choose
+from abs_model.attacks.base import AttackResult, check_bool, check_count, check_number, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import Confirmations
@@ -80,6 +80,7 @@ def sparse_rs(
     num_steps = check_count("num_steps", num_steps)
     alpha_init = check_number("alpha_init", alpha_init, minimum=0.0, maximum=1.0, exclusive=True)
     num_restarts = check_count("num_restarts", num_restarts)
+    check_bool("minimize", minimize)
 
     def attack(oracle: Oracle, batch: Batch) -> Best:
         best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")

@@ -10,14 +10,17 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
 from abs_model.errors import UserError
+from abs_model.evaluation.launcher import Launcher
 from abs_model.evaluation.ledger import missing, read_records
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.results import Plan, PlannedAttack, Results, collect
 from abs_model.evaluation.runner import Runner, Settings, Task
-from abs_model.evaluation.suite import AttackSpec, Launcher
+from abs_model.evaluation.suite import AttackSpec
 from abs_model.evaluation.workdir import (
     CLEAN,
     WHOLE,
@@ -27,6 +30,7 @@ from abs_model.evaluation.workdir import (
     locked,
     model_identity,
 )
+from abs_model.training.configuration import positive_int, seed
 
 
 class EvaluationError(UserError):
@@ -59,7 +63,7 @@ def evaluate(
         What there is of results, which other shards may still be adding to.
 
     Raises:
-        EvaluationError: There are fewer test images than asked for.
+        EvaluationError: A setting can't be used, such as more images than there are test images.
         UserError: The workdir, its ledger or an attack can't be used.
     """
     _check(dataset, settings)
@@ -70,9 +74,10 @@ def evaluate(
     with locked(workdir, shard):
         launcher = Launcher(dataset.train.images)
         tasks = _tasks(models, dataset, suite, settings, workdir, launcher)
+        shares = _share(tasks, shard)
+        _check_attacks(shares, launcher, dataset)
         _plan(tasks, models, suite, settings, workdir, about or {}).write(workdir)
         runner = Runner(dataset, settings, workdir, shard, launcher)
-        shares = _share(tasks, shard)
         num_attacked = sum(
             len(batch) for task in shares if task.spec is not None for batch in task.batches
         )
@@ -83,9 +88,14 @@ def evaluate(
 
 
 def _check(dataset: Dataset, settings: Settings) -> None:
+    expected = dict.fromkeys(("num_clean", "num_images", "batch_size"), positive_int)
+    for key, expectation in (expected | {"seed": seed}).items():
+        value = getattr(settings, key)
+        if not expectation.accepts(value):
+            raise EvaluationError(f"{key} must be {expectation.description}, got {value!r}")
     available = len(dataset.test.labels)
     for key in ("num_clean", "num_images"):
-        if not 1 <= getattr(settings, key) <= available:
+        if getattr(settings, key) > available:
             raise EvaluationError(
                 f"{key} must be from 1 to the {available} test images there are, got"
                 f" {getattr(settings, key)}"
@@ -120,6 +130,14 @@ def _tasks(
                 batches = _batches(settings.num_images, settings.batch_size)
                 tasks.append(Task(model, spec, folder, attack_identity, batches))
     return tasks
+
+
+def _check_attacks(tasks: Sequence[Task], launcher: Launcher, dataset: Dataset) -> None:
+    """Raises a SuiteError for settings that an attack would refuse once its turn comes."""
+    image = dataset.test.images[:1].astype(np.float32) / 255
+    for task in tasks:
+        if task.spec is not None and task.batches:
+            launcher.check(task.spec, task.model, image, dataset.test.labels[:1])
 
 
 def _plan(

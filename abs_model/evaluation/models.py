@@ -2,7 +2,6 @@
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, load_dataset
 from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
+from abs_model.files import as_path
 from abs_model.loading import BINARY_SUFFIX, find_trained, load
 from abs_model.nearest_neighbor import nearest_neighbor
 
@@ -54,12 +54,12 @@ class ModelSpec:
 def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     """Reads NAME=PATH, NAME=PATH:binary, PATH or PATH:binary; PATH alone is named by its folder.
 
-    PATH is a workdir or the name of a pretrained model. NAME=package.module:function is a model of
-    one's own: the function takes nothing and returns a `Classifier`; see `abs_model.wrap`.
+    PATH is a workdir or the name of a pretrained model. NAME=package.module:function is a
+    user-defined model: the function takes nothing and returns a `Classifier`; see `abs_model.wrap`.
 
     Raises:
         ModelsError: There is no entry, a name can't be part of a file name, two are the same, or
-            the nearest neighbour or a model of one's own is to threshold images.
+            the nearest neighbor or a user-defined model is to threshold images.
     """
     if not any(entry.strip() for entry in entries):
         raise ModelsError("--models names no model; give NAME=PATH[,NAME=PATH...]")
@@ -69,7 +69,12 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
         location = location if separator else name
         path = location.removesuffix(BINARY_SUFFIX)
         if not separator:
-            name = pathlib.Path(os.path.abspath(path)).name
+            name = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+        if (plain := _misspelt_binary(path)) is not None:
+            raise ModelsError(
+                f"--models: {entry!r}: did you mean {plain}{BINARY_SUFFIX}? {plain} is a trained"
+                " model, not a module with a function"
+            )
         if not path or not _NAME.fullmatch(name):
             raise ModelsError(
                 f"--models: {entry!r} must be NAME=PATH or NAME=package.module:function, the name"
@@ -100,7 +105,7 @@ def load_models(
     """Loads the models, and the data set that all of them were trained on.
 
     The nearest neighbour is made of the data set of the other models; by itself, of MNIST. MNIST is
-    the data set, too, where all models are one's own.
+    the data set, too, where all models are user-defined.
 
     Args:
         specs: The models, with different names.
@@ -125,6 +130,14 @@ def load_models(
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
     return models, dataset
+
+
+def _misspelt_binary(path: str) -> str | None:
+    """The trained model in what was meant to be MODEL:binary, such as cnn:binry."""
+    plain, separator, _ = path.rpartition(":")
+    if not separator or not plain:
+        return None
+    return plain if zoo.find(plain) is not None or as_path(plain).is_dir() else None
 
 
 def check_shape(name: str, model: Any, image_shape: tuple[int, ...], num_classes: int) -> None:

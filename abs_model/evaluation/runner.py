@@ -19,12 +19,13 @@ from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
 from abs_model.decisions import decide, margins
 from abs_model.evaluation.eight_bit import with_eight_bit
+from abs_model.evaluation.launcher import Launcher
 from abs_model.evaluation.ledger import Part, Record, read_records
 from abs_model.evaluation.origins import note_batch
 from abs_model.evaluation.probe import probe, read_probe, write_probe
 from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
-from abs_model.evaluation.suite import AttackSpec, Launcher
+from abs_model.evaluation.suite import AttackSpec
 from abs_model.evaluation.targets import choose_targets
 from abs_model.evaluation.verification import (
     Verification,

@@ -1,4 +1,4 @@
-"""The attacks of an evaluation: from a configuration and the command line, and calling them.
+"""The attacks of an evaluation, from a configuration and the command line.
 
 A configuration's section `attacks` has an entry for each row of the table::
 
@@ -28,15 +28,13 @@ its minima. So a targeted PGD beside the untargeted one of configs/pgd.py is::
 import dataclasses
 import inspect
 import json
-import logging
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import ml_collections
-import numpy as np
 
-from abs_model.attacks.base import NORMS, AttackResult
+from abs_model.attacks.base import NORMS
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs, limit_of
 from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
@@ -44,10 +42,9 @@ from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import GROUPS
 from abs_model.evaluation.targets import RULES, Targets, is_targets, title_of
-from abs_model.evaluation.workdir import CLEAN, array_identity, model_identity, source_identity
-from abs_model.loading import load
+from abs_model.evaluation.workdir import CLEAN, source_identity
 from abs_model.nearest_neighbor import NearestNeighborClassifier
-from abs_model.training.configuration import suggestion
+from abs_model.training.configuration import check, section, suggestion
 from abs_model.zoo import available
 
 KINDS = ("network", "abs", "nearest_neighbor")
@@ -63,8 +60,15 @@ _KEYS = (
     "estimate_gradients",
     "targets",
 )
+_TYPES: Mapping[str, tuple[Any, str]] = {
+    "attack": (str, "a name"),
+    "title": (str, "a text"),
+    "settings": (Mapping, "a section"),
+    "settings_for": (Mapping, "a section of sections"),
+    "only": (list | tuple, "a sequence of names"),
+    "estimate_gradients": (bool, "true or false"),
+}
 _GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
-_LOGGER = logging.getLogger(__name__)
 
 
 class SuiteError(UserError):
@@ -135,8 +139,9 @@ class AttackSpec:
         return self.entry.refusal(attacked, self.settings_on(model), targeted=targeted)
 
     def settings_on(self, model: Classifier) -> dict[str, Any]:
-        """All settings for a model, the attack's defaults among them."""
-        return {**self._defaults(), **self.settings, **self.settings_for.get(kind_of(model), {})}
+        """All settings for a model: the attack's defaults where there are none, or None."""
+        given = {**self.settings, **self.settings_for.get(kind_of(model), {})}
+        return self._defaults() | {key: value for key, value in given.items() if value is not None}
 
     def _defaults(self) -> dict[str, Any]:
         parameters = inspect.signature(self.entry.function).parameters.values()
@@ -183,81 +188,13 @@ class AttackSpec:
         return json.loads(json.dumps(identity))
 
 
-class Launcher:
-    """Calls attacks, with what their settings name put in the place of the names.
-
-    `surrogate` in a configuration is the name of a model, `starts` a number of training images.
-    """
-
-    def __init__(self, training_images: np.ndarray) -> None:
-        """Takes the training images, uint8 (N, height, width, channels)."""
-        self._training_images = training_images
-        self._surrogates: dict[str, Classifier] = {}
-
-    def identity(self, spec: AttackSpec, model: Classifier) -> dict[str, Any]:
-        """`AttackSpec.identity`, and that of what its settings name.
-
-        Raises:
-            SuiteError: A setting is nothing that a ledger can note.
-            UserError: There is no such surrogate.
-        """
-        identity = spec.identity(model)
-        surrogate, starts = (identity["settings"].get(key) for key in ("surrogate", "starts"))
-        if surrogate is not None:
-            identity["surrogate"] = model_identity(self._surrogate(surrogate))
-        if starts is not None:
-            identity["starts"] = array_identity(self._training_images[:starts])
-        return identity
-
-    def __call__(
-        self,
-        spec: AttackSpec,
-        model: Classifier,
-        images: np.ndarray,
-        labels: np.ndarray,
-        keys: jax.Array,
-        progress: Callable[[int], None],
-        targets: np.ndarray | None = None,
-    ) -> AttackResult:
-        """Attacks a batch, with the classes to lead to where the attack is targeted.
-
-        Raises:
-            SuiteError: The attack does not take the settings, or returns something else than an
-                AttackResult of these images.
-        """
-        settings = spec.settings_on(model)
-        if settings.get("surrogate") is not None:
-            surrogate = self._surrogate(settings["surrogate"])
-            settings["surrogate"] = surrogate.with_batch_size(model.batch_size)
-        if settings.get("starts") is not None:
-            first = self._training_images[: settings["starts"]]
-            settings["starts"] = first.astype(np.float32) / 255
-        target = estimate_gradients(model) if spec.estimate_gradients else model
-        accepted = inspect.signature(spec.entry.function).parameters
-        optional = {"norm": spec.norm, "progress": progress}
-        given = {name: value for name, value in optional.items() if name in accepted}
-        if targets is not None:
-            given["targets"] = targets
-        try:
-            found = spec.entry.function(target, images, labels, keys, **given, **settings)
-        except ValueError as error:
-            _LOGGER.debug("attack %r on %r", spec.name, model.name, exc_info=error)
-            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
-        _check_result(spec, found, images)
-        return found
-
-    def _surrogate(self, name: str) -> Classifier:
-        if name not in self._surrogates:
-            self._surrogates[name] = load(name)
-        return self._surrogates[name]
-
-
 def read_suite(config: ml_collections.ConfigDict) -> list[AttackSpec]:
     """The attacks of a configuration's section `attacks`, in its order.
 
     Raises:
         SuiteError: An entry is not as described above; the message names it.
     """
+    check(config, {"attacks": section})
     return [_read_entry(name, entry) for name, entry in config.attacks.to_dict().items()]
 
 
@@ -271,8 +208,10 @@ def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[
             given none attacks in all of `NORMS`.
 
     Raises:
-        SuiteError: There is no such attack.
+        SuiteError: There is no such attack, or none is named.
     """
+    if not any(entry.strip() for entry in entries):
+        raise SuiteError("--attacks names no attack; give names of the configuration's, or all")
     known = {spec.name: spec for spec in suite}
     chosen: dict[str, AttackSpec] = {}
     for entry in entries:
@@ -328,9 +267,16 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     def refuse(what: str) -> SuiteError:
         return SuiteError(f"attacks.{name}: {what}")
 
+    if not re.fullmatch("[A-Za-z0-9_]+", name):
+        raise refuse("its name must be of letters, digits and _ (it becomes part of file names)")
+    if not isinstance(entry, Mapping):
+        raise refuse(f"it must be a section with {', '.join(_KEYS[:3])} and others; got {entry!r}")
     for key in entry:
         if key not in _KEYS:
             raise refuse(f"there is no key {key!r}{suggestion(key, _KEYS)}")
+    for key, (kind, described) in _TYPES.items():
+        if key in entry and not isinstance(entry[key], kind):
+            raise refuse(f"{key} must be {described}, got {entry[key]!r}")
     reference = entry.get("attack")
     if reference not in ATTACKS:
         known = ", ".join(ATTACKS)
@@ -347,8 +293,12 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
         if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:
             raise refuse(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
-    accepted = list(inspect.signature(found.function).parameters)
+    accepted = [key for key in inspect.signature(found.function).parameters if key not in _GIVEN]
     for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
+        if not isinstance(settings, Mapping):
+            raise refuse(f"settings must be a section, got {settings!r}")
+        if given := [key for key in settings if key in _GIVEN]:
+            raise refuse(f"{given[0]!r} is no setting: the evaluation itself gives it to attacks")
         if unknown := [key for key in settings if key not in accepted]:
             hint = suggestion(unknown[0], accepted)
             raise refuse(f"{reference} has no setting {unknown[0]!r}{hint}")
@@ -374,25 +324,3 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
         AttackSpec(name if norm else f"{name}_{each}", path, entry, each, "stronger")
         for each in ([norm] if norm else NORMS)
     ]
-
-
-def _check_result(spec: AttackSpec, found: Any, images: np.ndarray) -> None:
-    wanted = f"an AttackResult whose images are {images.shape}"
-    if not isinstance(found, AttackResult):
-        raise SuiteError(
-            f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
-            f" {type(found).__name__}"
-        )
-    if np.shape(found.images) != images.shape:
-        raise SuiteError(
-            f"attack {spec.name!r} ({spec.reference}) must return {wanted}, got"
-            f" {np.shape(found.images)}"
-        )
-    counts = ("num_queries", "num_gradients", "num_zero_gradients", "num_nonfinite_gradients")
-    for name in ("success", *counts):
-        value = getattr(found, name)
-        if np.shape(value) != (len(images),) and (name == "success" or value is not None):
-            raise SuiteError(
-                f"attack {spec.name!r} ({spec.reference}) must return {name} of the shape"
-                f" ({len(images)},), got {np.shape(value)}"
-            )

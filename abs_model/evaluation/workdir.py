@@ -13,7 +13,6 @@ results.json the packages' versions, that did it (`abs_model.evaluation.origins`
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import hashlib
 import inspect
@@ -26,6 +25,7 @@ from typing import Any
 
 import jax
 
+from abs_model import files
 from abs_model.classifiers import Classifier
 from abs_model.errors import UserError
 from abs_model.function_classifier import FunctionClassifier
@@ -157,15 +157,14 @@ def locked(workdir: pathlib.Path, shard: Shard) -> Iterator[None]:
     Raises:
         WorkdirError: Another does, or the directory can't be written to.
     """
-    locks = {".evaluation.lock": fcntl.LOCK_EX}
+    locks = {".evaluation.lock": shard.count > 1}
     if shard.count > 1:
-        locks = {".evaluation.lock": fcntl.LOCK_SH, f".{shard.part}.lock": fcntl.LOCK_EX}
+        locks[f".{shard.part}.lock"] = False
     with contextlib.ExitStack() as stack:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
-            for name, kind in locks.items():
-                file = stack.enter_context(open(workdir / name, "w"))
-                fcntl.flock(file, kind | fcntl.LOCK_NB)
+            for name, shared in locks.items():
+                stack.enter_context(files.locked(workdir / name, shared=shared))
         except BlockingIOError as error:
             raise WorkdirError(
                 f"another process is at work in --workdir={workdir}; give each a share of its own"

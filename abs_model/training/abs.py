@@ -20,26 +20,26 @@ from abs_model.training.configuration import (
     ConfigError,
     between,
     boolean,
-    check,
-    non_negative_int,
+    check_all,
     one_of,
     positive,
     positive_int,
+    seed,
     sequence_of,
 )
 from abs_model.training.loop import fit
 from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (
+    DATASET_EXPECTED,
     build_task,
     is_finished,
-    note_session,
     open_store,
+    session,
     write_run,
 )
-from abs_model.training.workdir import open_workdir
 
 _EXPECTED = {
-    "seed": non_negative_int,
+    "seed": seed,
     "model.name": one_of("abs"),
     "model.latent_size": positive_int,
     "model.encoder_features": sequence_of(positive_int),
@@ -58,7 +58,7 @@ _EXPECTED = {
     "inference.solver": one_of(*SOLVERS),
     "inference.num_prior_samples": positive_int,
     "inference.max_norm": positive,
-    "inference.seed": non_negative_int,
+    "inference.seed": seed,
     "inference.num_steps": positive_int,
     "inference.learning_rate": positive,
     "inference.num_starts": positive_int,
@@ -72,14 +72,14 @@ _EXPECTED = {
     "surrogate.num_steps": positive_int,
     "surrogate.batch_size": positive_int,
     "surrogate.learning_rate": positive,
-    "surrogate.seed": non_negative_int,
+    "surrogate.seed": seed,
     "calibration.num_images": positive_int,
     "calibration.weigh_abs": boolean,
     "calibration.alpha": positive,
     "calibration.median_confidence": between(0, 1),
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
-    "dataset.validation_size": positive_int,
+    **DATASET_EXPECTED,
 }
 
 
@@ -95,38 +95,36 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         Whether training has been completed; False when it was asked to stop.
 
     Raises:
-        UserError: The configuration can't be used, the workdir holds another one, or training
-            diverged.
+        UserError: The configuration can't be used, the workdir holds another one or can't be
+            written to, another process trains in it, or training diverged.
     """
-    check(config, _EXPECTED)
+    check_all(config, _EXPECTED)
     if is_finished(workdir, config):
         return True
     task, dataset = build_task(config, ABSTask)
     _check_median_confidence(config, dataset.num_classes)
-    path = open_workdir(workdir, config)
-    store = open_store(path, task, config.checkpoint.keep)
-    note_session(path)
-    if not fit(task, config, path, store, wandb_mode):
-        return False
-    start = time.perf_counter()
-    best = store.restore_best({"model": task.init_state()["model"]})["model"]
-    classifier = build_abs(
-        config,
-        task.graphdef,
-        best,
-        dataset.image_shape,
-        search=search_settings(config),
-        open_surrogate=functools.partial(kept_surrogate, path, config),
-    )
-    calibration = calibrate(classifier, config, dataset)
-    write_run(
-        path,
-        task,
-        dataset.image_shape,
-        dataset.num_classes,
-        calibration=calibration,
-        seconds=training_seconds(path) + time.perf_counter() - start,
-    )
+    with session(workdir, config) as path:
+        store = open_store(path, task, config.checkpoint.keep)
+        if not fit(task, config, path, store, wandb_mode):
+            return False
+        start = time.perf_counter()
+        best = store.restore_best({"model": task.init_state()["model"]})["model"]
+        classifier = build_abs(
+            config,
+            task.graphdef,
+            best,
+            dataset.image_shape,
+            search=search_settings(config),
+            open_surrogate=functools.partial(kept_surrogate, path, config),
+        )
+        write_run(
+            path,
+            task,
+            dataset.image_shape,
+            dataset.num_classes,
+            calibration=calibrate(classifier, config, dataset),
+            seconds=training_seconds(path) + time.perf_counter() - start,
+        )
     return True
 
 

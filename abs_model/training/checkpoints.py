@@ -212,7 +212,8 @@ class CheckpointStore:
         if damaged:
             raise CheckpointError(
                 f"none of the checkpoints in {self._directory} can be read (steps"
-                f" {', '.join(map(str, reversed(damaged)))}); use another --workdir to start anew"
+                f" {', '.join(map(str, reversed(damaged)))}); use another --workdir to"
+                " start again"
             )
         return None
 

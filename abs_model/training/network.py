@@ -31,34 +31,34 @@ from abs_model.training.configuration import (
     ConfigError,
     Expectation,
     boolean,
-    check,
+    check_all,
     non_negative,
     non_negative_int,
     one_of,
+    optional,
     positive,
     positive_int,
+    seed,
     sequence_of,
 )
 from abs_model.training.loop import State, fit
 from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (
+    DATASET_EXPECTED,
     build_task,
     is_finished,
-    note_session,
     open_store,
+    session,
     write_run,
 )
-from abs_model.training.workdir import open_workdir
 
 PyTree = Any
 
 _EXPECTATIONS = {
-    "seed": non_negative_int,
+    "seed": seed,
     "model.name": one_of(*NETWORKS),
     "train.epochs": positive_int,
-    "train.steps_per_epoch": Expectation(
-        "None or an integer of at least 1", lambda v: v is None or positive_int.accepts(v)
-    ),
+    "train.steps_per_epoch": optional(positive_int),
     "train.batch_size": positive_int,
     "train.learning_rate": positive,
     "train.schedule": one_of("constant", "one_cycle"),
@@ -71,6 +71,7 @@ _EXPECTATIONS = {
     "validation.batch_size": positive_int,
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
+    **DATASET_EXPECTED,
 }
 _THREE_COUNTS = Expectation(
     "a sequence of three integers of at least 1",
@@ -99,24 +100,24 @@ def train_and_evaluate(
         Whether training has been completed; False when it was asked to stop.
 
     Raises:
-        UserError: The configuration, the workdir or the data can't be used, or training diverged.
+        UserError: The configuration, the workdir or the data can't be used, another process trains
+            in the workdir, or training diverged.
     """
     check_config(config)
     if is_finished(workdir, config):
         return True
     task, dataset = build_task(config, NetworkTask)
-    directory = open_workdir(workdir, config)
-    store = open_store(directory, task, config.checkpoint.keep)
-    note_session(directory)
-    if not fit(task, config, directory, store, wandb_mode):
-        return False
-    write_run(
-        directory,
-        task,
-        dataset.image_shape,
-        dataset.num_classes,
-        seconds=training_seconds(directory),
-    )
+    with session(workdir, config) as directory:
+        store = open_store(directory, task, config.checkpoint.keep)
+        if not fit(task, config, directory, store, wandb_mode):
+            return False
+        write_run(
+            directory,
+            task,
+            dataset.image_shape,
+            dataset.num_classes,
+            seconds=training_seconds(directory),
+        )
     return True
 
 
@@ -131,7 +132,7 @@ def check_config(config: ml_collections.ConfigDict) -> None:
     if config.model.name == "cnn":
         features["model.features"] = _THREE_COUNTS
     attacks["validation.attack.num_steps"] = positive_int
-    check(config, _EXPECTATIONS | features | attacks)
+    check_all(config, _EXPECTATIONS | features | attacks)
     train = config.train
     if train.final_attack.epochs > train.epochs:
         raise ConfigError(

@@ -1,9 +1,11 @@
 """What a training run leaves beside its checkpoints for whoever loads the model: `run.json`."""
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
@@ -12,21 +14,32 @@ from abs_model.building import kept_surrogate
 from abs_model.data import Dataset, load_dataset
 from abs_model.decoders import Decoder
 from abs_model.errors import UserError
-from abs_model.files import write_json
+from abs_model.files import as_path, locked, write_json
 from abs_model.provenance import environment, git_commit
 from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.configuration import ConfigError
-from abs_model.training.workdir import load_config, open_workdir
+from abs_model.training.configuration import ConfigError, boolean, optional, positive_int, text
+from abs_model.training.workdir import WorkdirError, load_config, open_workdir
 
 if TYPE_CHECKING:  # whoever loads a model needs no training loop
     from abs_model.training.loop import Task
 
 _FILE = "run.json"
 _SESSIONS_FILE = "sessions.json"
+_LOCK_FILE = ".training.lock"
 _CHECKPOINTS = "checkpoints"
 PyTree = Any
 _T = TypeVar("_T")
+# The configuration's section `dataset`, which every trainer has; see `load_dataset`.
+DATASET_EXPECTED = {
+    "dataset.name": text,
+    "dataset.data_dir": optional(text),
+    "dataset.validation_size": positive_int,
+    "dataset.module": text,
+    # Configurations from before there was the key lack it.
+    "dataset.drop_empty_classes": dataclasses.replace(optional(boolean), required=False),
+}
+_RUN_KEYS = {"image_shape", "num_classes", "best_metric", "best_mode"}
 
 
 def build_task(
@@ -68,7 +81,43 @@ def open_store(workdir: pathlib.Path, task: "Task", keep: int) -> CheckpointStor
     )
 
 
-def note_session(workdir: pathlib.Path) -> None:
+@contextlib.contextmanager
+def session(
+    workdir: str | os.PathLike[str], config: ml_collections.ConfigDict
+) -> Iterator[pathlib.Path]:
+    """A session of training: opens the workdir, notes code and hardware, and keeps others out.
+
+    Args:
+        workdir: As in `open_workdir`.
+        config: Likewise.
+
+    Yields:
+        The directory, as an absolute path.
+
+    Raises:
+        UserError: The workdir holds another configuration, another process trains in it, or it
+            can't be written to, such as when the disk is full.
+    """
+    directory = as_path(workdir).absolute()
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with locked(directory / _LOCK_FILE):
+            open_workdir(directory, config)
+            _note_session(directory)
+            yield directory
+    except BlockingIOError as error:
+        raise WorkdirError(
+            f"another process trains in --workdir={workdir}; wait until it has ended, or give"
+            " another --workdir"
+        ) from error
+    except OSError as error:
+        raise WorkdirError(
+            f"can't write to --workdir={workdir}: {error}; once that is solved, the same command"
+            " goes on from the last checkpoint"
+        ) from error
+
+
+def _note_session(workdir: pathlib.Path) -> None:
     """Notes with what code and on what hardware a run begins or goes on, for `write_run`."""
     session = {"git_commit": git_commit(), **environment()}
     sessions = _sessions(workdir)
@@ -78,7 +127,9 @@ def note_session(workdir: pathlib.Path) -> None:
 
 def _sessions(workdir: pathlib.Path) -> list[dict[str, Any]]:
     path = workdir / _SESSIONS_FILE
-    return json.loads(path.read_text())["sessions"] if path.exists() else []
+    remedy = "delete it: it only tells with what code and on what hardware the run was trained"
+    content = _read(path, {"sessions"}, remedy)
+    return [] if content is None else content["sessions"]
 
 
 def write_run(
@@ -130,10 +181,10 @@ class FinishedRun:
         Raises:
             UserError: It holds no run, or one that has not ended.
         """
-        self._workdir = pathlib.Path(workdir)
+        self._workdir = as_path(workdir)
         self.name = self._workdir.absolute().name
-        self.config = load_config(workdir)
-        run = read_run(workdir)
+        self.config = load_config(self._workdir)
+        run = read_run(self._workdir)
         if run is None:
             raise UserError(
                 f"{str(workdir)!r} holds a training run that has not ended; start train.py again"
@@ -162,6 +213,25 @@ class FinishedRun:
 
 
 def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:
-    """What `write_run` wrote, or None when the run is not finished."""
-    path = pathlib.Path(workdir) / _FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    """What `write_run` wrote, or None when the run is not finished.
+
+    Raises:
+        WorkdirError: The file is damaged.
+    """
+    remedy = "delete it, and start train.py again with the same command, which writes it again"
+    return _read(as_path(workdir) / _FILE, _RUN_KEYS, remedy)
+
+
+def _read(path: pathlib.Path, keys: set[str], remedy: str) -> dict[str, Any] | None:
+    """A JSON object with these keys; None where there is no file."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text("utf-8"))
+        if not isinstance(content, dict) or not keys <= content.keys():
+            raise ValueError(f"it must be an object with {', '.join(sorted(keys))}")
+    except ValueError as error:
+        raise WorkdirError(f"{path} is damaged ({error}); {remedy}") from error
+    except OSError as error:
+        raise WorkdirError(f"{path} can't be read: {error}") from error
+    return content

@@ -6,7 +6,9 @@ number; so the record also holds a checksum of each item.
 
 import contextlib
 import logging
+import os
 import pathlib
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -38,8 +40,13 @@ def write_step(path: pathlib.Path, items: Mapping[str, Arrays], record: Mapping[
     args = {name: ocp.args.StandardSave(dict(arrays)) for name, arrays in items.items() if arrays}
     checksums = {name: _checksum(arrays) for name, arrays in items.items()}
     args[RECORD] = ocp.args.JsonSave({**record, "checksums": checksums})
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=ocp.args.Composite(**args))
+    try:
+        with _checkpointer() as checkpointer:
+            checkpointer.save(path, args=ocp.args.Composite(**args))
+    except ValueError as error:  # Orbax's for what a file system refuses, such as a full disk
+        if (code := re.search(r"os_error_code='(\d+)'", str(error))) is None:
+            raise
+        raise OSError(int(code[1]), os.strerror(int(code[1])), str(path)) from error
 
 
 def read_step(
@@ -92,12 +99,12 @@ def _checksum(arrays: Arrays) -> int:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """A synchronous Orbax checkpointer whose progress messages stay out of the run's log."""
+    """A synchronous Orbax checkpointer whose messages stay out of the run's log."""
     logger = absl_logging.get_absl_logger()
     level = logger.level
     # Orbax logs through absl's logger, which the user's script logs through as well: quiet it
-    # only while Orbax works.
-    logger.setLevel(max(level, logging.WARNING))
+    # only while Orbax works. Its errors come with tracebacks, and are raised besides.
+    logger.setLevel(max(level, logging.CRITICAL))
     try:
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
             yield checkpointer

@@ -10,7 +10,7 @@ from typing import Any
 import ml_collections
 
 from abs_model.errors import UserError
-from abs_model.files import write_json
+from abs_model.files import as_path, write_json
 
 CONFIG_FILE = "config.json"
 _ABSENT = object()
@@ -40,7 +40,7 @@ def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict
         WorkdirError: The directory or its config.json can't be created or read, or a value of
             `config` can't be kept as JSON.
     """
-    workdir = pathlib.Path(path).absolute()
+    workdir = as_path(path).absolute()
     asked = _plain(config)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     Raises:
         WorkdirError: There is no such directory, no config.json in it, or not a readable one.
     """
-    return as_config(_read(pathlib.Path(path).absolute()))
+    return as_config(_read(as_path(path).absolute()))
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

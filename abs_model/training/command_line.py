@@ -1,0 +1,265 @@
+"""The command lines of train.py and evaluate.py: a configuration, flags, and short messages.
+
+`ml_collections.config_flags` parses `--config=FILE:VARIANT --config.section.key=value`. A key that
+the configuration lacks, a faulty file or a missing one end in tracebacks of its own insides.
+`run_main` turns these, and every `UserError`, into one message and exit status 2::
+
+    _CONFIG = define_config()
+
+    if __name__ == "__main__":
+        run_main(main)
+
+`--config.section.key=None` sets any key to None, whatever its type.
+"""
+
+import inspect
+import os
+import pathlib
+import re
+import runpy
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import jax
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import is_config_flag
+
+from abs_model.allocation import keep_freed_memory
+from abs_model.compilation import keep_compiled
+from abs_model.errors import UserError
+from abs_model.files import as_path
+from abs_model.training.configuration import ConfigError, suggestion
+from abs_model.training.workdir import flatten
+
+# config_flags would read flag files while the script is being imported, where nothing could catch
+# their errors; so it gets the arguments from here, when `run_main` has read them.
+_ARGUMENTS: list[str] = []
+flags.disclaim_key_flags()
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines the required flag --config; to be called once, by a script."""
+    holder = config_flags.DEFINE_config_file(
+        "config",
+        help_string="FILE[:VARIANT], such as configs/table1.py:cpu.",
+        lock_config=True,
+        sys_argv=_ARGUMENTS,
+    )
+    flags.mark_flag_as_required("config")
+    return holder
+
+
+class _PathParser(flags.ArgumentParser):
+    """Reads paths as people write them."""
+
+    def parse(self, argument: str) -> pathlib.Path:
+        return as_path(argument)
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+def define_path(name: str, default: str | None, help_string: str) -> flags.FlagHolder:
+    """Defines a flag for a path, which may begin with ~ and must not be empty."""
+    return flags.DEFINE(_PathParser(), name, default, help_string)
+
+
+def run_main(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a script through `absl.app.run`, with one clean message for what the user can fix.
+
+    What it compiles is kept on disk.
+
+    Faulty flags and configuration files, unknown keys and every `UserError` that `main` raises are
+    printed to stderr without a traceback, and the process exits with status 2. Anything else is
+    a fault of the program and keeps its traceback.
+
+    Args:
+        main: Called with [program name] once the flags are parsed; its result is the exit status.
+    """
+
+    def guarded(argv: list[str]) -> int | None:
+        # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
+        jax.config.update("jax_enable_x64", False)
+        keep_compiled()
+        keep_freed_memory()
+        try:
+            return main(argv)
+        except UserError as error:
+            _exit_with_message(str(error))
+
+    app.run(guarded, flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    try:
+        arguments = _with_flag_files(argv)
+        given, undone = _without_nones(arguments)
+        _ARGUMENTS[:] = given
+        remaining = flags.FLAGS(given)
+        _check_loaded()
+        for name, key in undone:
+            _undo(name, key)
+    except UserError as error:
+        _exit_with_message(str(error))
+    except flags.Error as error:
+        _exit_with_message(_faulty_file(arguments) or str(error))
+    except Exception as error:  # config_flags raises what it likes for keys that there aren't
+        message = _faulty_file(arguments) or _unknown_key(arguments)
+        if message is None and not isinstance(error, OSError):
+            raise
+        _exit_with_message(message or str(error))
+    if len(remaining) > 1:
+        _exit_with_message(
+            f"unexpected argument {remaining[1]!r}; options are written --name=value"
+        )
+    return remaining
+
+
+def _with_flag_files(argv: Sequence[str]) -> list[str]:
+    """The arguments, with those in --flagfile=FILE in its place; --config=~/FILE is of the home."""
+    names = "|".join(map(re.escape, _config_flag_names()))
+    try:
+        arguments = flags.FLAGS.read_flags_from_files(list(argv[1:]), force_gnu=False)
+    except flags.CantOpenFlagFileError as error:
+        reason = str(error).removeprefix("ERROR:: Unable to open flagfile: ")
+        raise ConfigError(f"--flagfile can't be read: {reason}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--flagfile must be a text file of one flag a line: {error}") from error
+    except flags.Error as error:
+        raise ConfigError(str(error)) from error
+    home = re.compile(rf"(--?(?:{names})=)(~.*)", re.DOTALL)
+    return [argv[0], *(home.sub(lambda m: m[1] + os.path.expanduser(m[2]), a) for a in arguments)]
+
+
+def _without_nones(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The arguments but those that set a configuration's key to None, and these keys by flag.
+
+    As for any flag, the last of several settings of a key counts.
+    """
+    names = "|".join(map(re.escape, _config_flag_names()))
+    kept: list[tuple[tuple[str, str] | None, list[str]]] = []
+    undone: dict[tuple[str, str], None] = {}
+    rest = list(arguments)
+    while rest:
+        words = [rest.pop(0)]
+        match = re.fullmatch(rf"--?({names})\.([^=]+)(?:=(.*))?", words[0], re.DOTALL)
+        if match is None:
+            kept.append((None, words))
+            continue
+        key, value = (match[1], match[2]), match[3]
+        if value is None and rest and not rest[0].startswith("-"):
+            value = rest.pop(0)
+            words.append(value)
+        undone.pop(key, None)
+        if value == "None":
+            kept = [entry for entry in kept if entry[0] != key]
+            undone[key] = None
+        else:
+            kept.append((key, words))
+    return [word for _, words in kept for word in words], list(undone)
+
+
+def _undo(name: str, key: str) -> None:
+    """Sets a key of a configuration to None."""
+    *sections, last = key.split(".")
+    place: Any = flags.FLAGS[name].value
+    for part in sections:
+        place = place.get(part) if isinstance(place, ml_collections.ConfigDict) else None
+    if not isinstance(place, ml_collections.ConfigDict) or last not in place:
+        raise ConfigError(_no_such_key(name, key, flags.FLAGS[name].value))
+    place[last] = None
+
+
+def _config_flag_names() -> list[str]:
+    return [name for name in flags.FLAGS if is_config_flag(flags.FLAGS[name])]
+
+
+def _check_loaded() -> None:
+    """Raises the OSError that config_flags keeps for the first use of an unreadable file."""
+    for name in _config_flag_names():
+        config = flags.FLAGS[name].value
+        hasattr(config, "lock")
+        if not isinstance(config, ml_collections.ConfigDict):
+            raise ConfigError(
+                f"--{name}: get_config must return an ml_collections.ConfigDict, got"
+                f" {type(config).__name__}"
+            )
+
+
+def _faulty_file(arguments: Sequence[str]) -> str | None:
+    """Describes what is wrong with a configuration's file; None where it does its work."""
+    for name in _config_flag_names():
+        argument = _argument(arguments, name)
+        if not argument:
+            continue
+        file, *variant = argument.split(":", 1)
+        try:
+            get_config = runpy.run_path(file).get("get_config")
+            if get_config is None:
+                return f"--{name}: {file} must have a function get_config"
+            if (problem := _variant_problem(get_config, file, variant)) is not None:
+                return f"--{name}: {problem}"
+            get_config(*variant)
+        except (OSError, UserError):
+            continue
+        except Exception as error:
+            lines = [
+                frame.lineno
+                for frame in traceback.extract_tb(error.__traceback__)
+                if frame.filename == file
+            ]
+            where = f"{file}, line {lines[-1]}" if lines else file
+            return f"--{name}: {where}: {type(error).__name__}: {error}"
+    return None
+
+
+def _variant_problem(
+    get_config: Callable[..., Any], file: str, variant: Sequence[str]
+) -> str | None:
+    try:
+        inspect.signature(get_config).bind(*variant)
+    except TypeError:
+        if variant:
+            return f"{file} has no variants, got {variant[0]!r}; give {file} alone"
+        return f"{file} requires a variant: {file}:VARIANT"
+    return None
+
+
+def _unknown_key(arguments: Sequence[str]) -> str | None:
+    """Describes the first override of a key its configuration doesn't have; None without one."""
+    for name in _config_flag_names():
+        file = _argument(arguments, name)
+        if not file:
+            continue
+        config: Any = flags.FLAGS[name].parser.parse(file)
+        if not isinstance(config, ml_collections.ConfigDict):
+            continue
+        for argument in arguments:
+            match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
+            # A prefix of a key is a section, which may be overridden as a whole.
+            if match and not any(f"{key}.".startswith(f"{match[1]}.") for key in flatten(config)):
+                return _no_such_key(name, match[1], config)
+    return None
+
+
+def _no_such_key(name: str, key: str, config: ml_collections.ConfigDict) -> str:
+    near = suggestion(key, list(flatten(config)), form=f"--{name}.{{}}")
+    return f"--{name}.{key}: {_argument(_ARGUMENTS, name)} has no key {key!r}{near}"
+
+
+def _argument(arguments: Sequence[str], name: str) -> str | None:
+    """The value given to --name on the command line, as --name=value or --name value."""
+    value = None
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if match := re.fullmatch(rf"--?{re.escape(name)}(?:=(.*))?", argument):
+            value = following if match[1] is None else match[1]
+    return value
+
+
+def _exit_with_message(message: str) -> NoReturn:
+    print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    sys.exit(2)

@@ -521,3 +521,13 @@ def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):
     assert (tmp_path / "curves.png").stat().st_size > 10_000
     for suffix in ("md", "tex", "csv"):
         assert "binary_abs" in (tmp_path / f"results.{suffix}").read_text().replace("\\", "")
+    done = run_script(*arguments, "--export")
+    assert done.returncode == 0, done.stderr
+    held = [
+        record
+        for attack in collect(tmp_path).plan.attacks
+        for record in collect(tmp_path).records("abs", attack.name)
+        if record.holds
+    ]
+    numbers = [len(np.load(path)["labels"]) for path in tmp_path.glob("export/abs/*/images.npz")]
+    assert sum(numbers) == len(held) > 0

@@ -324,5 +324,6 @@ def test_a_browser_says_how_far_attacks_were_tried(tmp_path):
     drawn = draw(tmp_path / "page.html", "norm=linf&model=0&attack=closest")
     assert drawn.count("tried to 0.02 only") == 2 and ">at 0.02<" in drawn
     assert "&gt;0.02" in drawn and "∞</b>" not in drawn
+    assert not re.search(r">(false|null|undefined|NaN)<", drawn)
     # Beyond it, where the curve is read at rest, nothing is known.
     assert re.search(r'<div class="panels".*?</th><td>\N{EN DASH}</td>', drawn, re.S)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from abs_model.attacks.base import check_norm
 from abs_model.classifiers import Classifier
-from abs_model.evaluation.eight_bit import LOST, is_adversarial, to_eight_bit
+from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, is_adversarial, to_eight_bit
 from abs_model.evaluation.verification import (
     NOT_CLASSIFIED,
     check_arguments,
@@ -62,10 +62,9 @@ class Export:
     @property
     def summary(self) -> str:
         """E.g. "92 images: 63 rounded, 27 nudged, 2 lost"."""
-        kinds, counts = np.unique(self.outcomes, return_counts=True)
-        order = np.argsort(-counts, kind="stable")
-        parts = ", ".join(f"{counts[row]:,} {kinds[row]}" for row in order)
-        return f"{len(self.indices):,} images" + (f": {parts}" if parts else "")
+        counts = {kind: np.sum(self.outcomes == kind) for kind in (ROUNDED, NUDGED, LOST, REJECTED)}
+        parts = ", ".join(f"{count:,} {kind}" for kind, count in counts.items() if count)
+        return f"{len(self.indices):,} images: {parts}"
 
 
 def export_images(

@@ -74,7 +74,8 @@ function overviewCells(norm, model) {
         ? [element("b", {}, percent(cell.accuracy[0])), interval(cell.accuracy, withoutSign)]
         : element("small", {}, triedTo(norm, cell)),
       paper && published(percent(paper.accuracy[0])),
-      cell?.reached && bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].colour)),
+      cell?.reached
+        ? bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].colour) : null),
   ];
 }
 

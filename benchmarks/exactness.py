@@ -78,12 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     print("\n\n".join(f"{bed.name}\n\n{table(found, bed.name)}" for bed in beds))
 
 
-def _finished(path: str | None, about: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _finished(path: pathlib.Path | None, about: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The measurements that a stopped run of the same code has left."""
-    if path is None or not pathlib.Path(path).exists() or str(about["commit"]).endswith(DIRTY):
+    if path is None or not path.exists() or str(about["commit"]).endswith(DIRTY):
         return []
     try:
-        before = dict(json.loads(pathlib.Path(path).read_text()))
+        before = dict(json.loads(path.read_text()))
     except (ValueError, TypeError):  # something else, which is overwritten
         return []
     found = before.pop("measurements", [])

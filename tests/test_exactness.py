@@ -168,10 +168,10 @@ def test_attacks_reach_the_exact_distances(beds, name):
 
 
 @pytest.fixture
-def no_training(beds, monkeypatch):
+def no_training(beds, mnist_sample, monkeypatch):
     """The command measures on the beds that there are already."""
-    none = Split(np.zeros((0, 28, 28, 1), np.uint8), np.zeros(0, np.int32))
-    dataset = Dataset("none", 10, none, none, none)
+    split = Split(mnist_sample["train_images"].reshape(-1, 28, 28, 1), mnist_sample["train_labels"])
+    dataset = Dataset("sample", 10, split, split, split)
     monkeypatch.setattr(exactness.abs_model, "load_dataset", lambda name: dataset)
     monkeypatch.setattr(exactness, "make_bed", lambda name, *_: beds[name])
 

@@ -64,7 +64,7 @@ def wrap(
         name: For tables and messages.
         batch_size: Images at a time.
         black_box: Whether attacks must do without its gradients; they always must where logits are
-            integers or booleans.
+            integers or booleans, or come from a callback without a gradient.
 
     Raises:
         ValueError: An argument is not as described: the function does not give logits of that
@@ -94,7 +94,9 @@ def wrap(
         num_classes=num_classes,
         batch_size=batch_size,
         function=snapshot,
-        black_box=bool(black_box) or not jnp.issubdtype(kind, jnp.floating),
+        black_box=(
+            bool(black_box) or not jnp.issubdtype(kind, jnp.floating) or not snapshot.has_gradient()
+        ),
     )
 
 

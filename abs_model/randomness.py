@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from abs_model.classifiers import Classifier
-from abs_model.decisions import uncertainty
+from abs_model.decisions import RELATIVE_ROUNDING, uncertainty
 
 
 def is_random(model: Classifier, images: jax.Array | np.ndarray) -> bool:
@@ -28,7 +28,9 @@ def is_random(model: Classifier, images: jax.Array | np.ndarray) -> bool:
         ValueError: The images are not as described.
     """
     first, second = (model.logits(images) for _ in range(2))
-    tolerance = np.asarray(uncertainty(first, model.logit_tolerance))[:, None]
+    leading = uncertainty(first, first.argmax(axis=1), logit_tolerance=model.logit_tolerance)
+    sizes = np.where(np.isfinite(first), np.abs(first), 0.0)
+    tolerance = np.asarray(leading)[:, None] + RELATIVE_ROUNDING * sizes
     return bool(np.any(_differences(first, second) > tolerance))
 
 

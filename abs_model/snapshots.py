@@ -179,6 +179,10 @@ class Snapshot:
         held = [array_identity(array) for array in self._held]
         return identity + (held if held != self._key.held_identity else [])
 
+    def has_gradient(self) -> bool:
+        """Whether JAX can differentiate it: it can't where Python code is called back."""
+        return self._living().trace_gradient(self._state) is not None
+
     def _programs(self, count: int) -> tuple[Program, Program | None]:
         programs = self._key.programs
         if count not in programs:

@@ -13,12 +13,20 @@ from abs_model.decisions import (
     NO_DECISION,
     RELATIVE_ROUNDING,
     decide,
+    logit_scales,
     margins,
     uncertainty,
 )
 from abs_model.evaluation import verify
 from tests.function_classifiers import function_classifier
-from tests.linear_classifiers import SHAPE, greys, three_classes, two_classes
+from tests.linear_classifiers import (
+    PIXELS,
+    SHAPE,
+    greys,
+    linear_classifier,
+    three_classes,
+    two_classes,
+)
 
 KEY = jax.random.key(0)
 
@@ -36,17 +44,39 @@ def test_margins_are_of_the_largest_other_logit():
     np.testing.assert_array_equal(margins(logits, np.array([1, 2, 1])), [-1.0, 0.5, np.nan])
 
 
-def test_uncertainty_follows_the_largest_finite_logit():
-    logits = jnp.array([[-200.0, 1.0, 3.0], [0.5, 2.0, -jnp.inf]])
+def test_uncertainty_follows_the_two_logits_that_decide():
+    logits = jnp.array([[-1e9, 1.0, 3.0], [0.5, 2.0, -jnp.inf], [-7.0, -1e9, 4.0]])
     np.testing.assert_allclose(
-        uncertainty(logits, 0.25), 0.25 + RELATIVE_ROUNDING * np.array([200, 2]), rtol=1e-6
+        uncertainty(logits, jnp.array([1, 0, 0]), jnp.array([0, 5, 0]), 0.25),
+        0.25 + RELATIVE_ROUNDING * np.array([3, 5, 7]),
+        rtol=1e-6,
     )
+
+
+def test_classes_that_are_masked_by_large_negative_logits_protect_nobody():
+    linear = three_classes()
+
+    def logits(images):
+        found = images.reshape(len(images), -1) @ linear.weights + linear.biases
+        return jnp.concatenate([found, jnp.full((len(found), 2), -1e9)], axis=1)
+
+    model, images = function_classifier(logits, 5), greys(6)
+    labels = model.predict(images)
+    found = attacks.fmn(model, images, labels, KEY, norm="l2", num_steps=40)
+    assert found.success.all()
+    assert verify(model, images, labels, np.asarray(found.images), norm="l2").verified.all()
 
 
 def test_in_doubt_a_decision_is_for_the_label():
     logits = np.array([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [0.0, np.nan]])
     decided = decide(logits, np.array([0, 0, 0, 0]), np.array([0.9, 1.0, 0.0, 0.0]))
     np.testing.assert_array_equal(decided, [1, 0, 0, NO_DECISION])
+
+
+def test_a_tie_is_a_decision_for_nobody():
+    logits = np.ones((3, 3))
+    decided = decide(logits, np.array([0, 1, 2]), np.full(3, 1e-5))
+    np.testing.assert_array_equal(decided, [NO_DECISION] * 3)
 
 
 @pytest.mark.parametrize("targeted", [False, True])
@@ -57,8 +87,8 @@ def test_attacks_look_for_twice_the_margin_of_verification(targeted):
         classes = random.integers(0, 4, 50)
         # The class as far behind the others, or ahead of them, as `lead` times the uncertainty.
         logits[np.arange(50), classes] = 0.0
-        allowed = RELATIVE_ROUNDING * np.abs(logits).max(1) + tolerance
         others = np.where(np.eye(4, dtype=bool)[classes], -np.inf, logits).max(1)
+        allowed = RELATIVE_ROUNDING * np.abs(others) + tolerance
         sign = 1 if targeted else -1
         logits[np.arange(50), classes] = others + sign * lead * allowed
         attacked = batch(classes, targeted=targeted, logit_tolerance=tolerance)
@@ -90,17 +120,20 @@ def test_a_model_whose_logits_are_nan_is_never_fooled():
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("name", ["fab", "bim", "fmn", "deepfool"])
 def test_what_attacks_report_is_verified_at_every_batch_size(name, norm):
-    images = greys(24)
-    for model in (two_classes()[0], three_classes(scale=30.0)):
+    images = np.random.default_rng(1).uniform(size=(24, *SHAPE)).astype(np.float32)
+    weights = np.random.default_rng(2).normal(size=(PIXELS, 10))
+    for model in (linear_classifier(scale * weights, np.zeros(10)) for scale in (0.01, 30.0)):
         labels = model.predict(images)
         found = attacks.ATTACKS[name].function(
             model.with_batch_size(24), images, labels, KEY, norm=norm
         )
         assert found.success.all()
+        assert abs_model.verify(model, images, labels, found.images, norm=norm).verified.all()
         for batch_size in (1, 7, 64):
-            sized = model.with_batch_size(batch_size)
-            checked = abs_model.verify(sized, images, labels, found.images, norm=norm)
-            assert checked.verified.all()
+            logits = np.asarray(model.with_batch_size(batch_size).logits(found.images))
+            scales = logit_scales(model.logits(images), jnp.asarray(labels))
+            allowed = np.asarray(uncertainty(jnp.asarray(logits), jnp.asarray(labels), scales))
+            assert (margins(logits, labels) > allowed).all()
 
 
 @pytest.mark.parametrize("name", ["pgd", "apgd", "bim", "mim", "fmn", "carlini_wagner", "fab"])

@@ -60,6 +60,7 @@ def test_an_average_is_of_different_draws():
     model, linear = noisy(draws=draws)
     images = greys(4)
     averaged = average_logits(model, 10)
+    draws.clear()
     logits = np.asarray(averaged.logits(images))
     assert len(set(draws)) == 10
     np.testing.assert_allclose(logits, np.mean(draws) * linear.logits(images), rtol=1e-4, atol=1e-5)
@@ -70,6 +71,7 @@ def test_gradients_are_means_over_different_draws():
     model, linear = noisy(draws=draws)
     images, batch = jnp.asarray(greys(4)), batch_of(greys(4), np.zeros(4, int))
     oracle = Oracle(average_logits(model, 10))
+    draws.clear()
     found, logits, state = oracle.gradients(images, batch)
     assert len(set(draws)) >= 10 and state == ()
     exact, expected, _ = Oracle(linear).gradients(images, batch)
@@ -133,3 +135,18 @@ def test_the_fingerprint_is_of_the_model_and_the_number():
 def test_faulty_numbers_are_named(number):
     with pytest.raises(ValueError, match="num_samples must be an integer of at least 1"):
         average_logits(three_classes(), number)
+
+
+def test_a_model_that_draws_once_for_all_samples_is_refused():
+    generator = np.random.default_rng(0)
+
+    def logits(images):
+        noise = jax.pure_callback(
+            lambda: generator.normal(size=3).astype(np.float32),
+            jax.ShapeDtypeStruct((3,), np.float32),
+        )
+        return images.reshape(len(images), -1)[:, :3] + noise
+
+    model = function_classifier(logits, 3)
+    with pytest.raises(ValueError, match=r"give jax\.pure_callback the images"):
+        average_logits(model, 10)

@@ -10,6 +10,7 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.running import run
 from abs_model.decisions import RELATIVE_ROUNDING
 from abs_model.evaluation import verify
+from abs_model.evaluation.thorough_search import adversarial_by_search
 from abs_model.evaluation.verification import NOT_CLASSIFIED, verification_batch_size
 from tests.evaluation_fakes import stripe_classifier, stripe_images
 from tests.linear_decoders import linear_abs, linear_energies
@@ -109,7 +110,7 @@ def test_a_target_has_to_be_reached():
     assert reached.verified.all() and not missed.verified.any()
     assert missed.reasons(0) == ("not_adversarial",)
     np.testing.assert_array_equal(reached.predictions, one)
-    with pytest.raises(ValueError, match="targets must differ from labels"):
+    with pytest.raises(ValueError, match="targets must differ from labels: the true class"):
         verify(model, images, labels, moved, norm="l2", targets=labels)
 
 
@@ -136,7 +137,7 @@ def test_clean_images_are_checked():
         verify(stripe_classifier(), eight_bit, labels, clean, norm="l2")
     with pytest.raises(ValueError, match="images"):
         verify(stripe_classifier(), clean[:0], labels[:0], clean[:0], norm="l2")
-    for epsilon in (np.nan, -0.1, 8, "0.3"):
+    for epsilon in (np.nan, -0.1, 9, "0.3"):
         with pytest.raises(ValueError, match="epsilon must be"):
             verify(stripe_classifier(), clean, labels, clean, norm="l2", epsilon=epsilon)
 
@@ -175,6 +176,8 @@ def test_a_random_model_is_verified_by_its_mean_over_samples():
     one = verify(model, images, labels, images, norm="l2").verified.mean()
     many = verify(model, images, labels, images, norm="l2", num_samples=400).verified.mean()
     assert 0.2 < one < 1.0 and many == 1.0
+    with pytest.raises(ValueError, match="num_samples must be 1 or at least 20"):
+        verify(model, images, labels, images, norm="l2", num_samples=5)
     images[:, 2:4] -= 0.1  # and now behind
     assert not verify(model, images, labels, images, norm="l2", num_samples=400).verified.any()
 
@@ -192,11 +195,11 @@ def test_what_only_a_failing_search_makes_adversarial_is_told():
     settings = dataclasses.replace(good.solver.settings, max_evaluations=1)
     solver = dataclasses.replace(good.solver, surrogate=wrong, settings=settings)
     bad = dataclasses.replace(good, solver=solver)
-    found = verify(bad, images, labels, images, norm="l2")
-    assert found.adversarial.any() and not found.adversarial.all()
-    np.testing.assert_array_equal(found.by_search, found.adversarial)
+    found = verify(bad, images, labels, images, norm="l2").verified
+    assert found.any() and not found.all()
+    np.testing.assert_array_equal(adversarial_by_search(bad, images, labels, found), found)
     other = np.where(labels == 0, 1, 0)
-    by_label = verify(good, images, other, images, norm="l2")
-    assert by_label.adversarial.any() and not by_label.by_search.any()
+    found = verify(good, images, other, images, norm="l2").verified
+    assert found.any() and not adversarial_by_search(good, images, other, found).any()
     clean, labels = clean_images(2)
-    assert verify(stripe_classifier(), clean, labels, clean, norm="l2").by_search is None
+    assert adversarial_by_search(stripe_classifier(), clean, labels, labels >= 0) is None

@@ -10,10 +10,12 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from abs_model.attacks.base import check_count
 from abs_model.classifiers import Classifier
+from abs_model.randomness import is_random
 
 
 def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
@@ -25,10 +27,11 @@ def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
             of a mean is that of one evaluation over the square root of this.
 
     Raises:
-        ValueError: `num_samples` is not as described.
+        ValueError: `num_samples` is not as described; or the model draws once for all samples, as
+            one does whose callback is not given the images.
     """
     check_count("num_samples", num_samples)
-    return AveragedLogits(
+    averaged = AveragedLogits(
         name=f"{model.name}, mean of {num_samples}",
         image_shape=model.image_shape,
         num_classes=model.num_classes,
@@ -36,6 +39,19 @@ def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
         model=model,
         num_samples=int(num_samples),
     )
+    _check_draws(averaged)
+    return averaged
+
+
+def _check_draws(averaged: "AveragedLogits") -> None:
+    noise = np.random.default_rng(0).uniform(size=(2, *averaged.image_shape)).astype(np.float32)
+    first, second = np.asarray(_two_draws(averaged, noise))
+    if np.array_equal(first, second, equal_nan=True) and is_random(averaged.model, noise):
+        raise ValueError(
+            f"model {averaged.model.name!r} is random, but draws once for all samples of an"
+            " answer: a compiler evaluates a callback that is not given the images only once; give"
+            " jax.pure_callback the images as an argument"
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -75,16 +91,26 @@ class AveragedLogits(Classifier):
         return self.num_samples * self.model.evaluations_per_gradient
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        # Compilers take one of several equal evaluations for all. As far as a compiler can know,
-        # these differ: it does not know that no image has values above 1.
-        never = jnp.any(images > 2)
-
         def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            return total + self.model.batch_logits(images + jnp.where(never, number, 0.0)), None
+            return total + self.draw(images, number), None
 
         start = jnp.zeros((len(images), self.num_classes), jnp.float32)
         total, _ = lax.scan(add, start, jnp.arange(1.0, self.num_samples + 1))
         return total / self.num_samples
 
+    def draw(self, images: jax.Array, number: jax.Array) -> jax.Array:
+        """One evaluation of the model, (n, classes), which differs from those of other numbers.
+
+        Compilers take one of several equal evaluations for all. As far as a compiler can know,
+        these differ: it does not know that no image has values above 1.
+        """
+        never = jnp.any(images > 2)
+        return self.model.batch_logits(images + jnp.where(never, number, 0.0))
+
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return self.model.logits_to_confidences(logits)
+
+
+@jax.jit
+def _two_draws(averaged: AveragedLogits, images: jax.Array) -> jax.Array:
+    return lax.map(lambda number: averaged.draw(images, number), jnp.arange(1.0, 3.0))

@@ -23,6 +23,7 @@ from abs_model.attacks.best import Best
 from abs_model.attacks.confirmation import settle
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import Classifier
+from abs_model.decisions import logit_scales
 from abs_model.images import check_images
 from abs_model.precision import single_precision
 
@@ -81,7 +82,7 @@ def run(
     if targets is not None:
         goals = check_labels(targets, len(images), model.num_classes, name="targets")
         if bool((goals == classes).any()):
-            raise ValueError("targets must differ from labels: an image is of its label already")
+            raise ValueError("targets must differ from labels: the true class is no target")
         classes = goals
     keys = image_keys(key, len(images))
     model, rows = _split(model, len(images))
@@ -91,6 +92,7 @@ def run(
             images, classes, keys, row, model.logit_tolerance, targeted=targets is not None
         )
         oracle = Oracle(model, progress)
+        batch = _with_scales(batch, Oracle(model).logits(batch.images)[0])
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
         if getattr(model, "binary", False):
             found = _snap(batch, found, norm)
@@ -126,6 +128,12 @@ def _batch(
     targeted: bool,
 ) -> Batch:
     return Batch(images[rows], classes[rows], keys[rows], targeted, logit_tolerance)
+
+
+@jax.jit
+def _with_scales(batch: Batch, logits: jax.Array) -> Batch:
+    """The batch with the scales of its originals' logits (n, classes)."""
+    return dataclasses.replace(batch, clean_scales=logit_scales(logits, batch.classes))
 
 
 @functools.partial(jax.jit, static_argnames="norm")

@@ -30,7 +30,7 @@ class Cell:
             unknown.
         num_gradients: Those with gradient.
         num_by_search: Adversarial examples that a thorough search for latents does not confirm
-            (`verification.Verification.by_search`); None where that was not looked at.
+            (`thorough_search.adversarial_by_search`); None where that was not looked at.
         warnings: Reasons for doubt about the figure; see `abs_model.evaluation.indicators`.
         eight_bit: How many adversarial images there are of each outcome in 8 bits (`eight_bit`), as
             far as it is known; of a minimum, of the closest ones.

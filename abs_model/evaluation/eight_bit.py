@@ -11,10 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from abs_model import decisions
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.verification import uncertain_margins, verification_batch_size
+from abs_model.evaluation.verification import (
+    judge,
+    uncertain_margins,
+    verification_batch_size,
+)
 
 ROUNDED, NUDGED, LOST = "rounded", "nudged", "lost"
 
@@ -67,7 +70,8 @@ def to_eight_bit(
         targeted: What the classes are.
         refine: Whether to look for the nearest nudged image, not for any.
     """
-    search = _Search(model, clean, classes, adversarial, targeted)
+    clean_logits = np.asarray(model.logits(clean))
+    search = _Search(model, clean, classes, adversarial, targeted, clean_logits)
     levels = np.rint(adversarial.astype(np.float64) * 255).astype(np.uint8)
     found, predictions = search.check(np.arange(len(clean)), levels)
     outcomes = np.where(found, ROUNDED, LOST).astype("<U7")
@@ -83,7 +87,11 @@ def to_eight_bit(
 
 
 def is_adversarial(
-    model: Classifier, images: np.ndarray, classes: np.ndarray, targeted: bool
+    model: Classifier,
+    images: np.ndarray,
+    classes: np.ndarray,
+    targeted: bool,
+    clean_logits: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether images are misclassified beyond doubt, bool (n,), and their classes, int32 (n,).
 
@@ -92,11 +100,11 @@ def is_adversarial(
         images: float32 (n, height, width, channels) in [0, 1].
         classes: Integers (n,): the labels or, `targeted`, the classes that count as success.
         targeted: What the classes are.
+        clean_logits: The model's of the clean images, (n, classes).
     """
     logits = np.asarray(model.logits(images))
-    margins = decisions.margins(logits, classes)
-    margins = -margins if targeted else margins
-    return margins > uncertain_margins(model, logits), logits.argmax(axis=1).astype(np.int32)
+    predictions, margins = judge(model, logits, classes, targeted=targeted)
+    return margins > uncertain_margins(model, logits, classes, clean_logits), predictions
 
 
 def with_eight_bit(model: Classifier, images: np.ndarray, records: list[Record]) -> list[Record]:
@@ -135,6 +143,7 @@ class _Search:
     classes: np.ndarray
     adversarial: np.ndarray
     targeted: bool
+    clean_logits: np.ndarray
 
     def update(
         self, rows: np.ndarray, scale: Any, least: Any, levels: np.ndarray, predictions: np.ndarray
@@ -157,7 +166,9 @@ class _Search:
 
     def check(self, rows: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether the candidates of the images in some rows are adversarial, and their classes."""
-        return is_adversarial(self.model, _floats(levels), self.classes[rows], self.targeted)
+        return is_adversarial(
+            self.model, _floats(levels), self.classes[rows], self.targeted, self.clean_logits[rows]
+        )
 
     def _candidates(self, rows: np.ndarray, scale: Any, least: Any) -> np.ndarray:
         scale, least = (np.broadcast_to(x, len(rows)).reshape(-1, 1, 1, 1) for x in (scale, least))

@@ -247,7 +247,7 @@ def _remarks(tables: Tables) -> list[tuple[str, Sequence[str]]]:
     remarks = [
         (_WARNINGS, warning_lines(tables)),
         ("Claims refused by verification", _refusals(tables)),
-        ("Adversarial only as the model's search for latents fails", _by_search(tables)),
+        ("Adversarial only because the model's latent search fails", _by_search(tables)),
         ("Not tried", tables.not_tried),
         ("Commits of the code", tables.commits),
     ]

@@ -7,6 +7,7 @@ FOLDER/images.npz    what is known of all images; see `Export`
 import dataclasses
 import io
 import pathlib
+import zipfile
 from collections.abc import Callable
 
 import numpy as np
@@ -21,7 +22,7 @@ from abs_model.evaluation.verification import (
     measure_distances,
     verification_batch_size,
 )
-from abs_model.files import PathLike, atomic_write_bytes
+from abs_model.files import PathLike, as_path, atomic_write_bytes
 
 ARRAYS = "images.npz"
 REJECTED = "rejected"
@@ -106,15 +107,15 @@ def export_images(
     clean, classes, adversarial = check_arguments(model, clean, labels, adversarial, targets)
     check_norm(norm)
     numbers = _check_indices(indices, len(clean))
-    folder = pathlib.Path(folder)
+    folder = as_path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    asked = model.with_batch_size(verification_batch_size(model, len(clean)))
+    sized = model.with_batch_size(verification_batch_size(model, len(clean)))
     parts = []
     for first in range(0, len(clean), model.batch_size):
         rows = slice(first, first + model.batch_size)
         parts.append(
             _convert(
-                asked, clean[rows], classes[rows], adversarial[rows], norm, targets is not None
+                sized, clean[rows], classes[rows], adversarial[rows], norm, targets is not None
             )
         )
         if progress is not None:
@@ -157,7 +158,10 @@ def _convert(
     images_8bit = np.rint(255 * np.clip(np.nan_to_num(adversarial), 0, 1)).astype(np.uint8)
     rows = np.flatnonzero(np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3)))
     if len(rows):
-        fools, predictions[rows] = is_adversarial(model, adversarial[rows], classes[rows], targeted)
+        clean_logits = np.asarray(model.logits(clean[rows]))
+        fools, predictions[rows] = is_adversarial(
+            model, adversarial[rows], classes[rows], targeted, clean_logits
+        )
         rows = rows[fools]
     if len(rows):
         distances[rows] = measure_distances(clean[rows], adversarial[rows], norm)
@@ -179,12 +183,12 @@ def _convert(
 
 
 def _write(folder: pathlib.Path, found: Export) -> None:
-    written = {ARRAYS}
+    earlier, written = _earlier(folder), set()
     for index, image, distance in zip(
         found.indices.tolist(), found.images_8bit, found.distances_8bit, strict=True
     ):
         if np.isfinite(distance):
-            name = f"{index:05d}.png"
+            name = _png_name(index)
             shown = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
             content = io.BytesIO()
             shown.save(content, "PNG")
@@ -193,6 +197,18 @@ def _write(folder: pathlib.Path, found: Export) -> None:
     content = io.BytesIO()
     np.savez_compressed(content, **dataclasses.asdict(found))
     atomic_write_bytes(folder / ARRAYS, content.getvalue())
-    for old in folder.glob("[0-9]*.png"):
-        if old.name not in written:
-            old.unlink()
+    for name in earlier - written:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _earlier(folder: pathlib.Path) -> set[str]:
+    """The PNG of an earlier export to the folder, as its arrays name them."""
+    try:
+        with np.load(folder / ARRAYS) as arrays:
+            return {_png_name(index) for index in arrays["indices"].tolist()}
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile):
+        return set()
+
+
+def _png_name(index: int) -> str:
+    return f"{index:05d}.png"

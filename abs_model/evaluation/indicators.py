@@ -15,7 +15,7 @@ import numpy as np
 from abs_model.attacks.catalogue import Needs
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
-from abs_model.evaluation.statistics import THRESHOLDS, robust
+from abs_model.evaluation.statistics import THRESHOLDS, reaches, robust
 
 # Shares above which there is a warning.
 MOST_ZERO_GRADIENTS = 0.1  # of all gradients of an attack
@@ -66,17 +66,16 @@ def _of_model(results: Results, model: str) -> Iterator[AttackWarning]:
     if probe.num_undecided:
         yield AttackWarning(
             "no_decision", model, "", "",
-            f"logits are NaN for {probe.num_undecided} of {probe.num_images} clean images",
+            f"logits are NaN or tie for {probe.num_undecided} of {probe.num_images} clean images",
         )  # fmt: skip
     if probe.random:
         yield AttackWarning(
             "random", model, "", "",
-            "two answers to the same images differ; attack the mean over several answers, and"
-            " verify with num_samples",
+            "two answers to the same images differ; evaluate attacks.average_logits of the model",
         )  # fmt: skip
     if probe.accuracies and probe.accuracies[-1] > 0:
         yield AttackWarning(
-            "growing_epsilon", model, "", "linf",
+            "growing_epsilon", model, "", "",
             f"{probe.summary} of L-infinity: it does not fall to 0, so gradients are masked",
         )  # fmt: skip
 
@@ -84,7 +83,13 @@ def _of_model(results: Results, model: str) -> Iterator[AttackWarning]:
 def _of_comparison(results: Results, model: str, norm: str) -> Iterator[AttackWarning]:
     """Whether attacks without gradients find what none of those with gradients does."""
     attacks = results.attacks_on(model, norm, GROUPS)
-    white = [each for each in attacks if each.access in _WHITE_BOX]
+    threshold = THRESHOLDS[norm]
+    # An attack that keeps closer than the threshold cannot find what lies there.
+    white = [
+        each
+        for each in attacks
+        if each.access in _WHITE_BOX and reaches(each.limit(model), threshold)
+    ]
     black = [each for each in attacks if each.access == Needs.LOGITS.value]
     if not white or not black:
         return
@@ -92,7 +97,6 @@ def _of_comparison(results: Results, model: str, norm: str) -> Iterator[AttackWa
         np.min([results.distances(model, each.name) for each in some], axis=0)
         for some in (white, black)
     )
-    threshold = THRESHOLDS[norm]
     only = robust(with_gradients, threshold) & ~robust(without, threshold)
     only &= ~np.isnan(with_gradients) & ~np.isnan(without)
     if only.mean() > MOST_BLACK_BOX_ONLY:
@@ -131,8 +135,8 @@ def _of_attack(results: Results, model: str, attack: PlannedAttack) -> Iterator[
     if still > MOST_STILL_LOSSES * len(failed):
         yield AttackWarning(
             "still_loss", model, attack.name, attack.norm,
-            f"on {still} of the {len(failed)} images on which it found nothing the loss did not"
-            " move",
+            f"the loss did not move on {still} of the {len(failed)} images on which it found"
+            " nothing",
         )  # fmt: skip
 
 

@@ -55,8 +55,8 @@ class Record:
             count, and in ledgers from before this was noted, as all that follows.
         num_nonfinite_gradients: How many had an entry that was not finite.
         margin: Of the attack's image, as `verification.Verification.margins` has it.
-        clean_margin: Of the clean image, likewise.
-        by_search: See `verification.Verification`.
+        clean_margin: Of the clean image, against the same class.
+        by_search: See `thorough_search.adversarial_by_search`.
         eight_bit: What becomes of the adversarial image in 8 bits, an outcome of
             `abs_model.evaluation.eight_bit`; None also without such an image.
         target: The class that a targeted attack led to; None for an untargeted one.

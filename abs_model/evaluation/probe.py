@@ -1,4 +1,4 @@
-"""A quick look at each model before its attacks: are its gradients of use, its answers steady?
+"""A quick look at each model before its attacks: useful gradients? deterministic outputs?
 
 PGD from the clean images themselves, at growing L-infinity epsilons. Within epsilon 1 lies every
 image, so that an attack whose gradients are of use fools the model on all of them; accuracy that is
@@ -20,6 +20,7 @@ import numpy as np
 
 from abs_model.attacks.pgd import pgd
 from abs_model.classifiers import Classifier
+from abs_model.decisions import margins
 from abs_model.errors import UserError
 from abs_model.evaluation.verification import verify
 from abs_model.files import write_json
@@ -43,7 +44,7 @@ class Probe:
     Attributes:
         num_images: That it was looked at with.
         random: Whether two answers to the same images differ.
-        num_undecided: Clean images with a logit that is NaN.
+        num_undecided: Clean images with a logit that is NaN, or whose label ties with another.
         thresholds: Whether it sees thresholded images, so that its gradients are passed straight
             through.
         accuracies: Share of the images that PGD leaves right at each of `EPSILONS`, from 0 to 1;
@@ -78,7 +79,8 @@ def probe(model: Classifier, images: np.ndarray, labels: np.ndarray) -> Probe:
     # Of the size of a batch of attacks, whose compiled programs serve then.
     rows = np.resize(np.arange(count), model.batch_size)
     images, labels = images[rows], labels[rows]
-    undecided = np.isnan(np.asarray(model.logits(images))).any(axis=1)
+    margin = margins(np.asarray(model.logits(images)), labels)
+    undecided = np.isnan(margin) | (margin == 0)
     left = _left(model, images, labels) if model.differentiable else []
     return Probe(
         num_images=count,

@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.attacks.base import AttackResult, fold_in
+from abs_model.attacks.base import AttackResult, check_epsilon, fold_in
 from abs_model.classifiers import Classifier
 from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
-from abs_model.decisions import decide, margins
+from abs_model.decisions import decide
 from abs_model.evaluation.eight_bit import with_eight_bit
 from abs_model.evaluation.launcher import Launcher
 from abs_model.evaluation.ledger import Part, Record, read_records
@@ -27,9 +27,11 @@ from abs_model.evaluation.progress import Progress
 from abs_model.evaluation.statistics import THRESHOLDS, median, robust
 from abs_model.evaluation.suite import AttackSpec
 from abs_model.evaluation.targets import choose_targets
+from abs_model.evaluation.thorough_search import adversarial_by_search
 from abs_model.evaluation.verification import (
     Verification,
     cold_logits,
+    judge,
     uncertain_margins,
     verify,
 )
@@ -99,7 +101,7 @@ class Runner:
         self._device = device_name()
         self._packages = ", ".join(f"{name} {each}" for name, each in package_versions().items())
         self._clean: dict[str, dict[int, Record]] = {}
-        self._answers: dict[tuple[Any, ...], tuple[Array, Array]] = {}
+        self._logits: dict[tuple[Any, ...], Array] = {}
 
     def run(self, task: Task, progress: Progress) -> None:
         """Runs a task's batches; each is in the ledger before the next one starts."""
@@ -127,11 +129,13 @@ class Runner:
         progress.finish(_outcome(task, found))
 
     def _probe(self, task: Task, progress: Progress) -> None:
-        """Probes a model that has not been yet."""
-        if read_probe(task.folder) is not None:
+        """Probes a model, unless it has been with as many images; the first shard does it."""
+        count = min(self._settings.batch_size, self._settings.num_images)
+        known = read_probe(task.folder)
+        if (known is not None and known.num_images >= count) or self._shard.index > 1:
             return
-        progress.start(f"{task.model.name}: probe", self._settings.batch_size, attacked=False)
-        first = slice(min(self._settings.batch_size, self._settings.num_images))
+        progress.start(f"{task.model.name}: probe", count, attacked=False)
+        first = slice(count)
         images = self._dataset.test.images[first].astype(np.float32) / 255
         found = probe(task.model, images, self._dataset.test.labels[first])
         task.folder.mkdir(parents=True, exist_ok=True)
@@ -145,7 +149,8 @@ class Runner:
         images = self._dataset.test.images[rows].astype(np.float32) / 255
         labels = self._dataset.test.labels[rows]
         if task.spec is None:
-            return _clean_records(batch, labels, _clean_answer(task.model, images, labels)[0])
+            logits = cold_logits(task.model, images)
+            return _clean_records(batch, labels, _decided(task.model, logits, labels))
         keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
         targets = self._targets(task, images, labels, rows)
         goals = None
@@ -157,18 +162,20 @@ class Runner:
             task.spec, task.model, images, labels, keys, progress.questions, goals
         )
         adversarial = np.asarray(found.images)
-        epsilon = task.spec.settings_on(task.model).get("epsilon")
         verification = verify(
             task.model,
             images,
             labels,
             adversarial,
             norm=task.spec.norm,
-            epsilon=math.inf if epsilon is None else epsilon,
+            epsilon=_epsilon(task.spec, task.model),
             targets=goals,
         )
-        clean = self._clean_answers(task.model, batch, images, labels)
-        records = _attack_records(batch, labels, targets, clean, found, adversarial, verification)
+        by_search = adversarial_by_search(task.model, adversarial, labels, verification.verified)
+        clean = self._clean_answers(task.model, batch, images, labels, goals)
+        records = _attack_records(
+            batch, labels, targets, clean, found, adversarial, verification, by_search
+        )
         return with_eight_bit(task.model, images, records)
 
     def _targets(self, task: Task, images: Array, labels: Array, rows: Array) -> Array | None:
@@ -178,18 +185,26 @@ class Runner:
         return choose_targets(task.spec.targets, task.model, images, labels, rows, seed)
 
     def _clean_answers(
-        self, model: Classifier, batch: Sequence[int], images: Array, labels: Array
+        self,
+        model: Classifier,
+        batch: Sequence[int],
+        images: Array,
+        labels: Array,
+        targets: Array | None,
     ) -> tuple[Array, Array]:
-        """Predictions and margins; the predictions of the ledger where it has them."""
+        """Predictions, those of the ledger where it has them, and margins as of the attack."""
         key = model.name, *batch
-        if key not in self._answers:
-            # Every attack asks about the same batches.
-            self._answers[key] = _clean_answer(model, images, labels)
-        predictions, margins = self._answers[key]
+        if key not in self._logits:
+            # All attacks are made on the same batches.
+            self._logits[key] = cold_logits(model, images)
+        logits = self._logits[key]
         known = self._clean[model.name]
         if all(index in known for index in batch):
             predictions = np.array([known[index].clean_prediction for index in batch])
-        return predictions, margins
+        else:
+            predictions = _decided(model, logits, labels)
+        classes = labels if targets is None else targets
+        return predictions, judge(model, logits, classes, targeted=targets is not None)[1]
 
     def _note(self, task: Task, batch: Sequence[int], seconds: float) -> None:
         note_batch(
@@ -233,11 +248,18 @@ def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) ->
     return fold_in(jnp.broadcast_to(key, indices.shape), jnp.asarray(indices))
 
 
-def _clean_answer(model: Classifier, images: Array, labels: Array) -> tuple[Array, Array]:
-    """What a model calls clean images, as `Record.clean_prediction` has it, and their margins."""
-    logits = cold_logits(model, images)
-    predictions = decide(logits, labels, uncertain_margins(model, logits))
-    return predictions, margins(logits, labels)
+def _epsilon(spec: AttackSpec, model: Classifier) -> float:
+    """The distance that an attack promises to keep within; infinite where it does not."""
+    try:
+        epsilon = spec.settings_on(model).get("epsilon")
+        return check_epsilon(epsilon, spec.norm, model.image_shape)
+    except ValueError:  # none, or what a user-defined attack calls by that name
+        return math.inf
+
+
+def _decided(model: Classifier, logits: Array, labels: Array) -> Array:
+    """What a model calls clean images of these logits, as `Record.clean_prediction` has it."""
+    return decide(logits, labels, uncertain_margins(model, logits, labels))
 
 
 def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> list[Record]:
@@ -266,9 +288,9 @@ def _attack_records(
     found: AttackResult,
     adversarial: Array,
     verification: Verification,
+    by_search: Array | None,
 ) -> list[Record]:
     claimed, verified = np.asarray(found.success), verification.verified
-    by_search = verification.by_search
     counts = {name: getattr(found, name) for name in _COUNTS}
     predictions, clean_margins = clean
     records = []

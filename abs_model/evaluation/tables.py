@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from abs_model.attacks.catalogue import Needs
 from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
 from abs_model.evaluation.indicators import AttackWarning, find_warnings
 from abs_model.evaluation.published import published
@@ -111,14 +112,19 @@ def make_tables(results: Results) -> Tables:
 
 
 def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
-    """The block with the warnings in its cells; minima bear those of the model as a whole."""
+    """The block with the warnings in its cells.
+
+    Minima, and attacks that use gradients, bear those of the model as a whole, too.
+    """
 
     def reasons(row: Row, model: str) -> list[str]:
-        name = row.attack.name if row.attack else ""
+        names = {row.attack.name} if row.attack else {""}
+        if row.attack and row.attack.access == Needs.GRADIENTS.value:
+            names.add("")
         return [
             each.reason
             for each in warnings
-            if (each.model, each.attack) == (model, name) and each.norm in ("", block.norm)
+            if each.model == model and each.attack in names and each.norm in ("", block.norm)
         ]
 
     rows = [

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.classifiers import ABSClassifier, threshold
+from abs_model.classifiers import ABSClassifier, Classifier, threshold
 from abs_model.solvers import QuasiNewton
 
 # More take gigabytes: each image has 48 searches at the same time.
@@ -36,6 +36,28 @@ def more_thorough(model: ABSClassifier) -> ABSClassifier:
 def has_thorough_search(model: ABSClassifier) -> bool:
     """Whether the model's solver has settings to be more thorough with."""
     return isinstance(model.solver, QuasiNewton)
+
+
+def adversarial_by_search(
+    model: Classifier, images: np.ndarray, labels: np.ndarray, adversarial: np.ndarray
+) -> np.ndarray | None:
+    """What is adversarial only because the model's own search misses the best explanation, (N,).
+
+    Args:
+        model: Any classifier.
+        images: Float32 (N, height, width, channels); in [0, 1] where adversarial.
+        labels: Integers (N,).
+        adversarial: bool (N,): the images to look at; the others are False.
+
+    Returns:
+        bool (N,); None for other models than ABS with the solver "quasi_newton".
+    """
+    if not isinstance(model, ABSClassifier) or not has_thorough_search(model):
+        return None
+    by_search = np.zeros(len(adversarial), bool)
+    if adversarial.any():
+        by_search[adversarial] = found_right(model, images[adversarial], labels[adversarial])
+    return by_search
 
 
 def found_right(model: ABSClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:

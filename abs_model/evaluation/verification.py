@@ -9,13 +9,13 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from abs_model import decisions
 from abs_model.attacks.base import check_count, check_epsilon, check_labels
-from abs_model.classifiers import ABSClassifier, Classifier
-from abs_model.evaluation.thorough_search import found_right, has_thorough_search
+from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 from abs_model.precision import single_precision
 
@@ -25,8 +25,10 @@ ABSOLUTE_ROUNDING = 1e-6
 
 REASONS = ("out_of_bounds", "beyond_epsilon", "no_decision", "within_rounding", "not_adversarial")
 NOT_CLASSIFIED = -1
-# Of a random model's mean margin: beyond these it is above 0 with more than 99.8% confidence.
+# Of a random model's mean margin: with this many samples, noise alone exceeds them in 0.4% of
+# images (Student's t distribution).
 _STANDARD_ERRORS = 3.0
+_FEWEST_SAMPLES = 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,9 +45,6 @@ class Verification:
             target's logit above the largest other; NaN where there is no prediction.
         uncertain: float64 (N,): the margin that rounding, or the search for latents, may undo.
         adversarial: bool (N,): the margin is above that.
-        by_search: bool (N,): adversarial only because the model's search for latents misses the
-            label's best explanation, which a thorough search finds. None for other models than ABS
-            with the solver "quasi_newton".
     """
 
     in_bounds: np.ndarray
@@ -55,7 +54,6 @@ class Verification:
     margins: np.ndarray
     uncertain: np.ndarray
     adversarial: np.ndarray
-    by_search: np.ndarray | None
 
     @property
     def verified(self) -> np.ndarray:
@@ -105,14 +103,19 @@ def verify(
             for L0 in pixels; infinite, or at most the distance of black and white. An image without
             a finite distance is never within it.
         targets: Integers (N,): the classes that count as success; by default any but the label.
-        num_samples: For a model whose answers are random: how many to average the logits over. The
-            mean margin must then be above three standard errors, too.
+        num_samples: For a model whose answers are random: how many to average the logits over, at
+            least 20. The mean margin must then be above three standard errors, too.
 
     Raises:
         ValueError: An argument is not as described; the message says what came.
     """
     clean, classes, adversarial = check_arguments(model, clean, labels, adversarial, targets)
     check_count("num_samples", num_samples)
+    if 1 < num_samples < _FEWEST_SAMPLES:
+        raise ValueError(
+            f"num_samples must be 1 or at least {_FEWEST_SAMPLES}, got {num_samples}: fewer samples"
+            " say too little about the mean"
+        )
     if not (isinstance(epsilon, float) and epsilon == math.inf):
         epsilon = check_epsilon(epsilon, norm, model.image_shape)
     # False for NaN too.
@@ -122,11 +125,15 @@ def verify(
     predictions = np.full(len(clean), NOT_CLASSIFIED, np.int32)
     margins, uncertain = np.full((2, len(clean)), np.nan)
     if in_bounds.any():
-        answer = _answer(model, adversarial[in_bounds], classes[in_bounds], num_samples)
-        predictions[in_bounds], margins[in_bounds], uncertain[in_bounds] = answer
-    if targets is not None:
-        margins = -margins
-    fooled = margins > uncertain
+        predictions[in_bounds], margins[in_bounds], uncertain[in_bounds] = _answer(
+            model,
+            clean[in_bounds],
+            adversarial[in_bounds],
+            classes[in_bounds],
+            targeted=targets is not None,
+            num_samples=num_samples,
+            num_attacked=len(clean),
+        )
     return Verification(
         in_bounds=in_bounds,
         distances=distances,
@@ -134,8 +141,7 @@ def verify(
         predictions=predictions,
         margins=margins,
         uncertain=uncertain,
-        adversarial=fooled,
-        by_search=_by_search(model, adversarial, np.asarray(labels), fooled),
+        adversarial=margins > uncertain,
     )
 
 
@@ -152,7 +158,7 @@ def check_arguments(
     if targets is not None:
         goals = np.asarray(check_labels(targets, len(clean), model.num_classes, name="targets"))
         if (goals == classes).any():
-            raise ValueError("targets must differ from labels: an image is of its label already")
+            raise ValueError("targets must differ from labels: the true class is no target")
         classes = goals
     adversarial = np.asarray(adversarial, np.float32)
     if adversarial.shape != clean.shape:
@@ -175,42 +181,78 @@ def verification_batch_size(model: Classifier, num_images: int) -> int:
     return size
 
 
-def cold_logits(model: Classifier, images: np.ndarray) -> np.ndarray:
-    """The logits that verification goes by, float32 (N, classes); see `verification_batch_size`."""
-    size = verification_batch_size(model, len(images))
+def cold_logits(
+    model: Classifier, images: np.ndarray, num_attacked: int | None = None
+) -> np.ndarray:
+    """The logits that verification goes by, float32 (N, classes); see `verification_batch_size`.
+
+    Args:
+        model: The classifier.
+        images: Float32 (N, height, width, channels) in [0, 1].
+        num_attacked: Images that were attacked together, by default N.
+    """
+    size = verification_batch_size(model, len(images) if num_attacked is None else num_attacked)
     return np.asarray(model.with_batch_size(size).logits(images))
 
 
-def uncertain_margins(model: Classifier, logits: np.ndarray) -> np.ndarray:
-    """The margin up to which the model's decision is in doubt, float64 (N,)."""
+def uncertain_margins(
+    model: Classifier,
+    logits: np.ndarray,
+    classes: np.ndarray,
+    clean_logits: np.ndarray | None = None,
+) -> np.ndarray:
+    """The margin up to which the model's decision is in doubt, float64 (N,).
+
+    Args:
+        model: The classifier.
+        logits: (N, classes).
+        classes: Integers (N,): the labels or targets.
+        clean_logits: Those of the clean images; None where the images are these.
+    """
+    labels = jnp.asarray(classes)
+    scales: float | jax.Array = 0.0
+    if clean_logits is not None:
+        scales = decisions.logit_scales(jnp.asarray(clean_logits), labels)
     tolerance = float(model.logit_tolerance)
-    return np.asarray(decisions.uncertainty(jnp.asarray(logits), tolerance), np.float64)
+    found = decisions.uncertainty(jnp.asarray(logits), labels, scales, tolerance)
+    return np.asarray(found, np.float64)
+
+
+def judge(
+    model: Classifier, logits: np.ndarray, classes: np.ndarray, *, targeted: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """What logits (N, classes) say about success.
+
+    Returns:
+        Predictions, int32 (N,), `NOT_CLASSIFIED` where a logit is NaN; and margins, float64 (N,):
+        of the largest other logit above that of the class or, `targeted`, of the class above it.
+    """
+    margins = decisions.margins(logits, classes)
+    predictions = np.where(np.isnan(margins), NOT_CLASSIFIED, np.asarray(logits).argmax(axis=1))
+    return predictions.astype(np.int32), -margins if targeted else margins
 
 
 def _answer(
-    model: Classifier, images: np.ndarray, classes: np.ndarray, num_samples: int
+    model: Classifier,
+    clean: np.ndarray,
+    images: np.ndarray,
+    classes: np.ndarray,
+    *,
+    targeted: bool,
+    num_samples: int,
+    num_attacked: int,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Predictions; margins against the classes; and how far these are in doubt; (n,) each."""
-    samples = np.stack([cold_logits(model, images) for _ in range(num_samples)]).astype(np.float64)
+    """Predictions; margins as `judge` has them; and how far these are in doubt; (n,) each."""
+    drawn = [cold_logits(model, images, num_attacked) for _ in range(num_samples)]
+    samples = np.stack(drawn).astype(np.float64)
     logits = samples.mean(axis=0)
-    margins = decisions.margins(logits, classes)
-    uncertain = uncertain_margins(model, logits)
+    predictions, margins = judge(model, logits, classes, targeted=targeted)
+    clean_logits = cold_logits(model, clean, num_attacked)
+    uncertain = uncertain_margins(model, logits, classes, clean_logits)
     if num_samples > 1:
         each = np.stack([decisions.margins(sample, classes) for sample in samples])
         uncertain += _STANDARD_ERRORS * each.std(axis=0, ddof=1) / math.sqrt(num_samples)
-    predictions = np.where(np.isnan(margins), NOT_CLASSIFIED, logits.argmax(axis=1))
     return predictions, margins, uncertain
-
-
-def _by_search(
-    model: Classifier, images: np.ndarray, labels: np.ndarray, fooled: np.ndarray
-) -> np.ndarray | None:
-    if not isinstance(model, ABSClassifier) or not has_thorough_search(model):
-        return None
-    by_search = np.zeros(len(fooled), bool)
-    if fooled.any():
-        by_search[fooled] = found_right(model, images[fooled], labels[fooled])
-    return by_search
 
 
 def measure_distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> np.ndarray:

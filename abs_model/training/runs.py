@@ -105,6 +105,8 @@ def session(
             open_workdir(directory, config)
             _note_session(directory)
             yield directory
+    except (ConnectionError, TimeoutError):  # of the network, not of the workdir
+        raise
     except BlockingIOError as error:
         raise WorkdirError(
             f"another process trains in --workdir={workdir}; wait until it has ended, or give"
@@ -113,7 +115,7 @@ def session(
     except OSError as error:
         raise WorkdirError(
             f"can't write to --workdir={workdir}: {error}; once that is solved, the same command"
-            " goes on from the last checkpoint"
+            " resumes from the last checkpoint"
         ) from error
 
 

@@ -227,8 +227,8 @@ function cellTip(norm, row, cell, model) {
     }
   }
   if (cell.num_by_search) {
-    lines.push(`${plural(cell.num_by_search, "image")} adversarial only as the model's search for`
-      + " latents fails");
+    lines.push(`${plural(cell.num_by_search, "image")} adversarial only because the model's`
+      + " latent search fails");
   }
   return [...lines, ...cell.warnings.map((reason) => `(!) ${reason}`)];
 }

@@ -347,7 +347,7 @@ def test_progress_and_result_count_the_questions(changes, num_ascents):
     ("changes", "message"),
     [
         ({"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
-        ({"epsilon": -0.1}, "epsilon must be a finite number of at least 0.0, got -0.1"),
+        ({"epsilon": -0.1}, r"epsilon must be .* of at least 0.0 and at most .*, got -0.1"),
         ({"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
         ({"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         ({"num_targets": 0}, "num_targets must be an integer of at least 1, got 0"),

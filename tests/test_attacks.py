@@ -189,7 +189,7 @@ def test_epsilon_zero_leaves_images_alone(norm):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_large_epsilon_fools_every_image(norm):
     model, images = three_classes(), greys(6)
-    epsilon = 1.0 if norm == "linf" else 8.0
+    epsilon = FARTHEST[norm]
     result = attack(
         model, images, model.predict(images), norm=norm, epsilon=epsilon, step_size=epsilon / 5
     )

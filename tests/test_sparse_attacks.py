@@ -293,10 +293,10 @@ def test_greedy_pixels_count_their_questions():
 @pytest.mark.parametrize(
     ("attack", "settings", "message"),
     [
-        (sparse_rs, {"num_pixels": 0}, "num_pixels must be an integer of at least 1, got 0"),
-        (sparse_rs, {"num_pixels": 31}, "num_pixels must be .* at most 30, got 31; an image"),
+        (sparse_rs, {"num_pixels": 0}, r"num_pixels must be .* at least 1 and at most 30, got 0"),
+        (sparse_rs, {"num_pixels": 31}, r"num_pixels must be .* at most 30, got 31; an image"),
         (sparse_rs, {"num_steps": 0}, "num_steps must be an integer of at least 1, got 0"),
-        (sparse_rs, {"alpha_init": 0.0}, "alpha_init must be a finite number above 0.0, got 0.0"),
+        (sparse_rs, {"alpha_init": 0.0}, r"alpha_init must be .* above 0.0 and at most 1, got 0.0"),
         (sparse_rs, {"alpha_init": 2.0}, "alpha_init must be .* at most 1, got 2.0"),
         (sparse_rs, {"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         (greedy_pixels, {"max_pixels": 0}, "max_pixels must be an integer of at least 1, got 0"),

@@ -7,17 +7,16 @@ an `AttackResult`; `norm` is among the settings of those that know several. Ther
   pixels: `sparse_rs`, unless it minimises that;
 - the closest adversarial image: all others.
 
-What they share is in `running` (checks, batches), `oracle` (questions to the classifier), `best`
-(what was found), `confirmation` (what of that holds) and `base` (norms); `catalogue` has them by
-name, with what each needs of a classifier. `estimate_gradients` gives a classifier without
-gradients estimated ones, `average_logits` a random one means. `ascend` is PGD as a pure function,
-for adversarial training.
+What they share is in `checks` (of arguments), `running` (batches), `oracle` (questions to the
+classifier), `best` (what was found), `confirmation` (what of that holds) and `base` (norms);
+`catalogue` has them by name, with what each needs of a classifier. `estimate_gradients` gives a
+classifier without gradients estimated ones, `average_logits` a random one means. `ascend` is PGD as
+a pure function, for adversarial training.
 """
 
 from abs_model.attacks.apgd import apgd
 from abs_model.attacks.averaging import average_logits
 from abs_model.attacks.base import (
-    NORMS,
     AttackResult,
     ascent_direction,
     distances,
@@ -30,6 +29,7 @@ from abs_model.attacks.binary import flip_pixels
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.carlini_wagner import carlini_wagner
 from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.checks import NORMS
 from abs_model.attacks.cutting_planes import cutting_planes
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fab import fab

@@ -23,9 +23,6 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import (
     AttackResult,
     ascent_direction,
-    check_count,
-    check_epsilon,
-    check_norm,
     choose,
     per_image,
     project,
@@ -33,6 +30,7 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_epsilon, check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import Loss, log_odds, margins
 from abs_model.attacks.oracle import Oracle, State

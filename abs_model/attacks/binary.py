@@ -13,18 +13,11 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    check_count,
-    check_norm,
-    choose,
-    per_image,
-    random_start,
-    snap,
-)
+from abs_model.attacks.base import AttackResult, choose, per_image, random_start, snap
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
+from abs_model.attacks.checks import check_count, check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.greedy import search
 from abs_model.attacks.losses import margins

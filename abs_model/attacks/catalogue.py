@@ -8,10 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from abs_model.attacks.apgd import apgd, fewest_classes
-from abs_model.attacks.base import NORMS, AttackResult
+from abs_model.attacks.base import AttackResult
 from abs_model.attacks.binary import flip_pixels
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.carlini_wagner import carlini_wagner
+from abs_model.attacks.checks import NORMS
 from abs_model.attacks.cutting_planes import cutting_planes
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fab import fab

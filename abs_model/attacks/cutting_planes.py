@@ -24,10 +24,11 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import NORMS, AttackResult, check_count, distances, snap
+from abs_model.attacks.base import AttackResult, distances, snap
 from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import NORMS, check_count
 from abs_model.attacks.explanations import asking, check_abs
 from abs_model.attacks.halfspaces import (
     Cost,

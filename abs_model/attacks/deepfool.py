@@ -11,16 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    ascent_direction,
-    check_count,
-    check_number,
-    choose,
-    per_image,
-)
+from abs_model.attacks.base import AttackResult, ascent_direction, choose, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest, nearest_boundaries
 from abs_model.attacks.oracle import Jacobian, Oracle

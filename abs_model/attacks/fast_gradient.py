@@ -18,14 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    ascent_direction,
-    check_count,
-    per_image,
-)
+from abs_model.attacks.base import AttackResult, ascent_direction, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run

@@ -8,8 +8,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import check_norm, lengths, of_class, per_image
+from abs_model.attacks.base import lengths, of_class, per_image
 from abs_model.attacks.batch import Batch
+from abs_model.attacks.checks import check_norm
 from abs_model.attacks.oracle import Jacobian
 
 # A normal's entries below this part of its largest can't bring an image to a hyperplane.

@@ -21,17 +21,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    check_count,
-    check_norm,
-    check_number,
-    choose,
-    distances,
-    per_image,
-)
+from abs_model.attacks.base import AttackResult, choose, distances, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_norm, check_number
 from abs_model.attacks.direction_estimates import estimate_direction
 from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle

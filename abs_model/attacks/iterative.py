@@ -23,14 +23,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    check_count,
-    check_number,
-    per_image,
-)
+from abs_model.attacks.base import AttackResult, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.pgd import take_step

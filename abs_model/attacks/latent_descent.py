@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_number, choose, of_class
+from abs_model.attacks.base import AttackResult, choose, of_class
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.explanations import check_abs
 from abs_model.attacks.line_search import approach

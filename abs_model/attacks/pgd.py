@@ -18,19 +18,11 @@ import jax
 from jax import lax
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    ascent_direction,
-    check_bool,
-    check_count,
-    check_epsilon,
-    check_norm,
-    image_keys,
-    project,
-)
+from abs_model.attacks.base import AttackResult, ascent_direction, image_keys, project
 from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_bool, check_count, check_epsilon, check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import log_odds
 from abs_model.attacks.oracle import Oracle

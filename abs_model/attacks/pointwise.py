@@ -12,9 +12,10 @@ from typing import Any
 import jax
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_norm, choose
+from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_norm
 from abs_model.attacks.noise import salt_and_pepper_questions, search_salt_and_pepper
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.resetting import reset_values

@@ -9,17 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.attacks.base import (
-    AttackResult,
-    check_labels,
-    check_norm,
-    distances,
-    fold_in,
-    image_keys,
-    snap,
-)
+from abs_model.attacks.base import AttackResult, distances, fold_in, image_keys, snap
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_labels, check_norm
 from abs_model.attacks.confirmation import settle
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import Classifier

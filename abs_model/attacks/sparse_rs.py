@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_bool, check_count, check_number, choose
+from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_bool, check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.random_search import Walk

@@ -25,17 +25,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    check_count,
-    check_epsilon,
-    check_norm,
-    check_number,
-    choose,
-    project,
-)
+from abs_model.attacks.base import AttackResult, choose, project
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_epsilon, check_norm, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.random_search import Walk

@@ -13,9 +13,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, check_count, check_norm, lengths, per_image
+from abs_model.attacks.base import AttackResult, lengths, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
+from abs_model.attacks.checks import check_count, check_norm
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fast_gradient import fast_gradient
 from abs_model.attacks.iterative import bim, mim

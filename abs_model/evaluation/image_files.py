@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from abs_model.attacks.base import check_norm
+from abs_model.attacks.checks import check_norm
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, is_adversarial, to_eight_bit
 from abs_model.evaluation.verification import (

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from abs_model.attacks.base import NORMS
 from abs_model.attacks.catalogue import limit_of
+from abs_model.attacks.checks import NORMS
 from abs_model.errors import UserError
 from abs_model.evaluation.ledger import GO_ON, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins

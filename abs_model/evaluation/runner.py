@@ -13,7 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.attacks.base import AttackResult, check_epsilon, fold_in
+from abs_model.attacks.base import AttackResult, fold_in
+from abs_model.attacks.checks import check_epsilon
 from abs_model.classifiers import Classifier
 from abs_model.compilation import unload_programs
 from abs_model.data import Dataset

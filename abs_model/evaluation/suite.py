@@ -34,8 +34,8 @@ from typing import Any
 
 import ml_collections
 
-from abs_model.attacks.base import NORMS
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs, limit_of
+from abs_model.attacks.checks import NORMS
 from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.errors import UserError

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model import decisions
-from abs_model.attacks.base import check_count, check_epsilon, check_labels
+from abs_model.attacks.checks import check_count, check_epsilon, check_labels
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 from abs_model.precision import single_precision

@@ -5,11 +5,9 @@ because sums are added up in another order. An image on the decision boundary is
 here and of another there. So an image counts as misclassified only if its margin, the largest other
 logit minus that of its label, is above
 
-    RELATIVE_ROUNDING * scale + logit_tolerance
+    RELATIVE_ROUNDING * max(|logit of the label|, |largest other logit|) + logit_tolerance
 
-where the scale is the largest absolute value of four logits: of the label and the largest other, of
-the image and of the clean image. (On the boundary itself, logits of 0 may be sums of large terms.)
-`logit_tolerance` (`Classifier.logit_tolerance`) is 0 for networks, and for ABS what the
+where `logit_tolerance` (`Classifier.logit_tolerance`) is 0 for networks, and for ABS what the
 search for latents leaves open. Attacks look for twice that (`ATTACK_FACTOR`), so that what they
 report is still misclassified wherever it is verified. Logits with a NaN are no decision for any
 class, and neither is a tie: hence no misclassification, and no correct classification.
@@ -33,35 +31,22 @@ NO_DECISION = -1
 def uncertainty(
     logits: jax.Array,
     classes: jax.Array,
-    clean_scales: float | jax.Array = 0.0,
     logit_tolerance: float | jax.Array = 0.0,
 ) -> jax.Array:
     """The margin up to which a decision may differ between batches and machines, float32 (N,).
 
+    Logits far below the two that decide, such as -1e9 of masked classes, have no say.
+
     Args:
         logits: (N, classes).
         classes: Integers (N,): the labels or targets that margins are of.
-        clean_scales: `logit_scales` of the clean images, (N,); 0 where the images are these.
         logit_tolerance: See the module; a number or (N,).
-    """
-    scales = jnp.maximum(logit_scales(logits, classes), clean_scales)
-    return RELATIVE_ROUNDING * scales + logit_tolerance
-
-
-def logit_scales(logits: jax.Array, classes: jax.Array) -> jax.Array:
-    """The larger of the two absolute logits that decide, (N,); infinite ones have no say.
-
-    Logits far below, such as -1e9 of masked classes, have none either.
-
-    Args:
-        logits: (N, classes).
-        classes: Integers (N,): the labels or targets that margins are of.
     """
     is_class = jnp.arange(logits.shape[1]) == classes[:, None]
     own = jnp.where(is_class, logits, -jnp.inf).max(axis=1)
     other = jnp.where(is_class, -jnp.inf, logits).max(axis=1)
     own, other = (jnp.where(jnp.isfinite(x), jnp.abs(x), 0.0) for x in (own, other))
-    return jnp.maximum(own, other)
+    return RELATIVE_ROUNDING * jnp.maximum(own, other) + logit_tolerance
 
 
 def margins(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -42,7 +42,7 @@ def _reverify(workdir: pathlib.Path, batch_sizes: list[int]) -> int:
     for name, model in models.items():
         check_evaluated(workdir, results.plan, name, model, dataset)
     num_lost = 0
-    for found in reverify(results, models, dataset.test.images, batch_sizes):
+    for found in reverify(results, models, batch_sizes):
         num_lost += len(found.lost)
         lost = f" ({'; '.join(found.lost)})" if found.lost else ""
         print(

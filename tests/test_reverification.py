@@ -16,12 +16,12 @@ def test_adversarial_examples_stand_in_batches_of_other_sizes_but_not_on_another
         AttackSpec("aimed", "pgd", ATTACKS["pgd"], "linf", "stronger", PGD, targets="next_class"),
     ]
     settings = Settings(num_clean=10, num_images=10, batch_size=4, seed=0)
-    model, images = stripe_classifier(), stripe_dataset().test.images
+    model = stripe_classifier()
     results = evaluate({"m": model}, stripe_dataset(), suite, settings, tmp_path)
-    found = list(reverify(results, {"m": model}, images, (1, 7)))
+    found = list(reverify(results, {"m": model}, (1, 7)))
     assert [each.batch_size for each in found] == [1, 7]
     assert all(each.num_examples == 20 and each.lost == [] for each in found)
     other = dataclasses.replace(model, weights=-model.weights)
-    (lost,) = reverify(results, {"m": other}, images, (3,))
+    (lost,) = reverify(results, {"m": other}, (3,))
     # What was the largest logit is now the smallest.
     assert len([each for each in lost.lost if each.startswith("aimed: image ")]) == 10

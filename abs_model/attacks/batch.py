@@ -19,7 +19,6 @@ class Batch:
         keys: A `jax.random.key` for each image, (n,).
         targeted: Which of the two `classes` are.
         logit_tolerance: Of the classifier; see `abs_model.decisions`.
-        clean_scales: Of the originals' logits, (n,), likewise.
     """
 
     images: jax.Array
@@ -27,7 +26,6 @@ class Batch:
     keys: jax.Array
     targeted: bool = dataclasses.field(metadata={"static": True})
     logit_tolerance: float | jax.Array = 0.0
-    clean_scales: float | jax.Array = 0.0
 
     def fooled(self, logits: jax.Array) -> jax.Array:
         """bool (n,): whether images of these logits (n, classes) are adversarial beyond doubt."""
@@ -39,9 +37,7 @@ class Batch:
 
     def required_margins(self, logits: jax.Array) -> jax.Array:
         """float32 (n,): by how much images of these logits must be ahead; see `decisions`."""
-        return ATTACK_FACTOR * uncertainty(
-            logits, self.classes, self.clean_scales, self.logit_tolerance
-        )
+        return ATTACK_FACTOR * uncertainty(logits, self.classes, self.logit_tolerance)
 
     def signed(self, values: jax.Array) -> jax.Array:
         """`values`, which an untargeted attack makes large, so that this attack does, too."""

@@ -16,7 +16,6 @@ from abs_model.attacks.checks import check_labels, check_norm
 from abs_model.attacks.confirmation import settle
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import Classifier
-from abs_model.decisions import logit_scales
 from abs_model.images import check_images
 from abs_model.precision import single_precision
 
@@ -85,7 +84,6 @@ def run(
             images, classes, keys, row, model.logit_tolerance, targeted=targets is not None
         )
         oracle = Oracle(model, progress)
-        batch = _with_scales(batch, Oracle(model).logits(batch.images)[0])
         found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
         if getattr(model, "binary", False):
             found = _snap(batch, found, norm)
@@ -121,12 +119,6 @@ def _batch(
     targeted: bool,
 ) -> Batch:
     return Batch(images[rows], classes[rows], keys[rows], targeted, logit_tolerance)
-
-
-@jax.jit
-def _with_scales(batch: Batch, logits: jax.Array) -> Batch:
-    """The batch with the scales of its originals' logits (n, classes)."""
-    return dataclasses.replace(batch, clean_scales=logit_scales(logits, batch.classes))
 
 
 @functools.partial(jax.jit, static_argnames="norm")

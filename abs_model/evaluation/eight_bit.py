@@ -70,8 +70,7 @@ def to_eight_bit(
         targeted: What the classes are.
         refine: Whether to look for the nearest nudged image, not for any.
     """
-    clean_logits = np.asarray(model.logits(clean))
-    search = _Search(model, clean, classes, adversarial, targeted, clean_logits)
+    search = _Search(model, clean, classes, adversarial, targeted)
     levels = np.rint(adversarial.astype(np.float64) * 255).astype(np.uint8)
     found, predictions = search.check(np.arange(len(clean)), levels)
     outcomes = np.where(found, ROUNDED, LOST).astype("<U7")
@@ -87,11 +86,7 @@ def to_eight_bit(
 
 
 def is_adversarial(
-    model: Classifier,
-    images: np.ndarray,
-    classes: np.ndarray,
-    targeted: bool,
-    clean_logits: np.ndarray,
+    model: Classifier, images: np.ndarray, classes: np.ndarray, targeted: bool
 ) -> tuple[np.ndarray, np.ndarray]:
     """Whether images are misclassified beyond doubt, bool (n,), and their classes, int32 (n,).
 
@@ -100,11 +95,10 @@ def is_adversarial(
         images: float32 (n, height, width, channels) in [0, 1].
         classes: Integers (n,): the labels or, `targeted`, the classes that count as success.
         targeted: What the classes are.
-        clean_logits: The model's of the clean images, (n, classes).
     """
     logits = np.asarray(model.logits(images))
     predictions, margins = judge(model, logits, classes, targeted=targeted)
-    return margins > uncertain_margins(model, logits, classes, clean_logits), predictions
+    return margins > uncertain_margins(model, logits, classes), predictions
 
 
 def with_eight_bit(model: Classifier, images: np.ndarray, records: list[Record]) -> list[Record]:
@@ -143,7 +137,6 @@ class _Search:
     classes: np.ndarray
     adversarial: np.ndarray
     targeted: bool
-    clean_logits: np.ndarray
 
     def update(
         self, rows: np.ndarray, scale: Any, least: Any, levels: np.ndarray, predictions: np.ndarray
@@ -166,9 +159,7 @@ class _Search:
 
     def check(self, rows: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Whether the candidates of the images in some rows are adversarial, and their classes."""
-        return is_adversarial(
-            self.model, _floats(levels), self.classes[rows], self.targeted, self.clean_logits[rows]
-        )
+        return is_adversarial(self.model, _floats(levels), self.classes[rows], self.targeted)
 
     def _candidates(self, rows: np.ndarray, scale: Any, least: Any) -> np.ndarray:
         scale, least = (np.broadcast_to(x, len(rows)).reshape(-1, 1, 1, 1) for x in (scale, least))

@@ -158,10 +158,7 @@ def _convert(
     images_8bit = np.rint(255 * np.clip(np.nan_to_num(adversarial), 0, 1)).astype(np.uint8)
     rows = np.flatnonzero(np.all((adversarial >= 0) & (adversarial <= 1), axis=(1, 2, 3)))
     if len(rows):
-        clean_logits = np.asarray(model.logits(clean[rows]))
-        fools, predictions[rows] = is_adversarial(
-            model, adversarial[rows], classes[rows], targeted, clean_logits
-        )
+        fools, predictions[rows] = is_adversarial(model, adversarial[rows], classes[rows], targeted)
         rows = rows[fools]
     if len(rows):
         distances[rows] = measure_distances(clean[rows], adversarial[rows], norm)

@@ -33,17 +33,13 @@ class Reverification:
 
 
 def reverify(
-    results: Results,
-    models: Mapping[str, Classifier],
-    test_images: np.ndarray,
-    batch_sizes: Iterable[int],
+    results: Results, models: Mapping[str, Classifier], batch_sizes: Iterable[int]
 ) -> Iterator[Reverification]:
     """Queries each model about all its adversarial examples again, in batches of each size.
 
     Args:
         results: Of an evaluation.
         models: The classifiers by their names in it.
-        test_images: That were attacked, uint8 (N, height, width, channels).
         batch_sizes: At least 1 each.
     """
     batch_sizes = list(batch_sizes)
@@ -55,9 +51,7 @@ def reverify(
                 f"{attack}: image {record.index}"
                 for targeted in (False, True)
                 for attack, record in _lost(
-                    sized,
-                    test_images,
-                    [each for each in kept if (each[1].target is not None) == targeted],
+                    sized, [each for each in kept if (each[1].target is not None) == targeted]
                 )
             ]
             yield Reverification(name, batch_size, len(kept), lost)
@@ -70,14 +64,10 @@ def _kept(results: Results, model: str) -> Iterator[tuple[str, Record]]:
                 yield attack.name, record
 
 
-def _lost(
-    model: Classifier, test_images: np.ndarray, kept: list[tuple[str, Record]]
-) -> list[tuple[str, Record]]:
+def _lost(model: Classifier, kept: list[tuple[str, Record]]) -> list[tuple[str, Record]]:
     if not kept:
         return []
     images = np.stack([image for _, each in kept if (image := each.adversarial) is not None])
     goals = np.array([record.goal for _, record in kept])
-    indices, places = np.unique([record.index for _, record in kept], return_inverse=True)
-    clean = np.asarray(model.logits(test_images[indices].astype(np.float32) / 255))[places]
-    fooled, _ = is_adversarial(model, images, goals, kept[0][1].target is not None, clean)
+    fooled, _ = is_adversarial(model, images, goals, kept[0][1].target is not None)
     return [each for each, still in zip(kept, fooled, strict=True) if not still]

@@ -9,7 +9,6 @@ import dataclasses
 import math
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -127,7 +126,6 @@ def verify(
     if in_bounds.any():
         predictions[in_bounds], margins[in_bounds], uncertain[in_bounds] = _answer(
             model,
-            clean[in_bounds],
             adversarial[in_bounds],
             classes[in_bounds],
             targeted=targets is not None,
@@ -195,26 +193,10 @@ def cold_logits(
     return np.asarray(model.with_batch_size(size).logits(images))
 
 
-def uncertain_margins(
-    model: Classifier,
-    logits: np.ndarray,
-    classes: np.ndarray,
-    clean_logits: np.ndarray | None = None,
-) -> np.ndarray:
-    """The margin up to which the model's decision is in doubt, float64 (N,).
-
-    Args:
-        model: The classifier.
-        logits: (N, classes).
-        classes: Integers (N,): the labels or targets.
-        clean_logits: Those of the clean images; None where the images are these.
-    """
-    labels = jnp.asarray(classes)
-    scales: float | jax.Array = 0.0
-    if clean_logits is not None:
-        scales = decisions.logit_scales(jnp.asarray(clean_logits), labels)
+def uncertain_margins(model: Classifier, logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """The margin up to which the model's decision is in doubt, float64 (N,)."""
     tolerance = float(model.logit_tolerance)
-    found = decisions.uncertainty(jnp.asarray(logits), labels, scales, tolerance)
+    found = decisions.uncertainty(jnp.asarray(logits), jnp.asarray(classes), tolerance)
     return np.asarray(found, np.float64)
 
 
@@ -234,7 +216,6 @@ def judge(
 
 def _answer(
     model: Classifier,
-    clean: np.ndarray,
     images: np.ndarray,
     classes: np.ndarray,
     *,
@@ -247,8 +228,7 @@ def _answer(
     samples = np.stack(drawn).astype(np.float64)
     logits = samples.mean(axis=0)
     predictions, margins = judge(model, logits, classes, targeted=targeted)
-    clean_logits = cold_logits(model, clean, num_attacked)
-    uncertain = uncertain_margins(model, logits, classes, clean_logits)
+    uncertain = uncertain_margins(model, logits, classes)
     if num_samples > 1:
         each = np.stack([decisions.margins(sample, classes) for sample in samples])
         uncertain += _STANDARD_ERRORS * each.std(axis=0, ddof=1) / math.sqrt(num_samples)

@@ -35,8 +35,8 @@ _FOOLBOX: tuple[tuple[str, str, str, Mapping[str, Any]], ...] = (
     ("L2FMNAttack", "FMN", "l2", {}),
     ("LInfFMNAttack", "FMN", "linf", {}),
     ("L0FMNAttack", "FMN", "l0", {}),
-    ("HopSkipJumpAttack", "HopSkipJump", "l2", {"steps": 32, "constraint": "l2"}),
-    ("HopSkipJumpAttack", "HopSkipJump", "linf", {"steps": 32, "constraint": "linf"}),
+    ("HopSkipJumpAttack", "HopSkipJump", "l2", {"steps": 16, "constraint": "l2"}),
+    ("HopSkipJumpAttack", "HopSkipJump", "linf", {"steps": 16, "constraint": "linf"}),
     ("NewtonFoolAttack", "NewtonFool", "l2", {}),
     ("SaltAndPepperNoiseAttack", "Salt and pepper", "l0", {}),
 )

@@ -95,7 +95,9 @@ def wrap(
         batch_size=batch_size,
         function=snapshot,
         black_box=(
-            bool(black_box) or not jnp.issubdtype(kind, jnp.floating) or not snapshot.has_gradient()
+            bool(black_box)
+            or not jnp.issubdtype(kind, jnp.floating)
+            or not snapshot.has_gradient(batch_size)
         ),
     )
 

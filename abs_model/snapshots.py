@@ -179,9 +179,22 @@ class Snapshot:
         held = [array_identity(array) for array in self._held]
         return identity + (held if held != self._key.held_identity else [])
 
-    def has_gradient(self) -> bool:
-        """Whether JAX can differentiate it: it can't where Python code is called back."""
-        return self._living().trace_gradient(self._state) is not None
+    def has_gradient(self, count: int) -> bool:
+        """Whether JAX can differentiate it: it can't where Python code is called back.
+
+        Args:
+            count: A number of images that it knows.
+        """
+
+        def pull(images: jax.Array) -> jax.Array:
+            logits, pull_back = jax.vjp(self, images)
+            return pull_back(jnp.ones_like(logits))[0]
+
+        try:
+            jax.eval_shape(pull, self._living().images(count))
+        except (TypeError, ValueError):
+            return False
+        return True
 
     def _programs(self, count: int) -> tuple[Program, Program | None]:
         programs = self._key.programs

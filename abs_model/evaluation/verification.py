@@ -23,7 +23,7 @@ RELATIVE_ROUNDING = 1e-5
 ABSOLUTE_ROUNDING = 1e-6
 
 REASONS = ("out_of_bounds", "beyond_epsilon", "no_decision", "within_rounding", "not_adversarial")
-NOT_CLASSIFIED = -1
+NOT_CLASSIFIED = decisions.NO_DECISION
 # Of a random model's mean margin: with this many samples, noise alone exceeds them in 0.4% of
 # images (Student's t distribution).
 _STANDARD_ERRORS = 3.0

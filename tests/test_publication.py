@@ -46,6 +46,7 @@ def test_a_published_evaluation_has_the_same_tables_and_the_closest_images(publi
     assert not (folder / "examples_gone_l2.png").exists() and (folder / "curves.png").exists()
     whole, part = (collect(workdir) for workdir in published)
     assert make_tables(part) == make_tables(whole)
+    assert part.probes == whole.probes and "m" in part.probes
     for norm in whole.norms:
         pairs = zip(whole.closest_records("m", norm), part.closest_records("m", norm), strict=True)
         for (_, expected), (_, found) in pairs:

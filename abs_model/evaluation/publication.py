@@ -1,9 +1,9 @@
 """An evaluation in a form to publish: its ledger in one small file.
 
-The archive holds the plan, the times and all records, but of the images only the closest
-adversarial one of each test image, model and norm, and of each kind of targets: tables, curves and
-pictures need no more. (A report's gallery of a single attack does.) Unpacked it is a workdir:
-evaluate.py goes on from there with further models or attacks, and report.py reads it.
+The archive holds the plan, the times, the probes and all records, but of the images only the
+closest adversarial one of each test image, model and norm, and of each kind of targets: tables,
+curves and pictures need no more. (A report's gallery of a single attack does.) Unpacked it is a
+workdir: evaluate.py goes on from there with further models or attacks, and report.py reads it.
 """
 
 import dataclasses
@@ -12,6 +12,7 @@ import json
 import pathlib
 import tarfile
 
+from abs_model.evaluation import probe
 from abs_model.evaluation.ledger import SETTINGS_FILE, Record, to_line
 from abs_model.evaluation.origins import TIMES_FILE
 from abs_model.evaluation.results import PLAN_FILE, PlannedAttack, Results
@@ -39,6 +40,8 @@ def pack(workdir: pathlib.Path, results: Results) -> bytes:
         files[TIMES_FILE] = times.read_bytes()
     for model, folder in plan.clean_ledgers.items():
         files |= _ledger(workdir, folder, list(results.clean[model].values()))
+        if model in results.probes:
+            files[f"{folder}/{probe.FILE}"] = (workdir / folder / probe.FILE).read_bytes()
     for attack in plan.attacks:
         for model, folder in attack.ledgers.items():
             records = [

@@ -13,11 +13,7 @@ import numpy as np
 
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.verification import (
-    judge,
-    uncertain_margins,
-    verification_batch_size,
-)
+from abs_model.evaluation.verification import is_adversarial, verification_batch_size
 
 ROUNDED, NUDGED, LOST = "rounded", "nudged", "lost"
 
@@ -83,22 +79,6 @@ def to_eight_bit(
     if refine:
         _refine(search, np.flatnonzero(leasts < _HALF), scales, levels, predictions)
     return EightBit(levels, outcomes, predictions)
-
-
-def is_adversarial(
-    model: Classifier, images: np.ndarray, classes: np.ndarray, targeted: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """Whether images are misclassified beyond doubt, bool (n,), and their classes, int32 (n,).
-
-    Args:
-        model: The classifier, with the batch size to query it in.
-        images: float32 (n, height, width, channels) in [0, 1].
-        classes: Integers (n,): the labels or, `targeted`, the classes that count as success.
-        targeted: What the classes are.
-    """
-    logits = np.asarray(model.logits(images))
-    predictions, margins = judge(model, logits, classes, targeted=targeted)
-    return margins > uncertain_margins(model, logits, classes), predictions
 
 
 def with_eight_bit(model: Classifier, images: np.ndarray, records: list[Record]) -> list[Record]:

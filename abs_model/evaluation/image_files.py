@@ -15,10 +15,11 @@ from PIL import Image
 
 from abs_model.attacks.checks import check_norm
 from abs_model.classifiers import Classifier
-from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, is_adversarial, to_eight_bit
+from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, to_eight_bit
 from abs_model.evaluation.verification import (
     NOT_CLASSIFIED,
     check_arguments,
+    is_adversarial,
     measure_distances,
     verification_batch_size,
 )

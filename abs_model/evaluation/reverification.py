@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from abs_model.classifiers import Classifier
-from abs_model.evaluation.eight_bit import is_adversarial
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import Results
+from abs_model.evaluation.verification import is_adversarial
 
 
 @dataclasses.dataclass(frozen=True)

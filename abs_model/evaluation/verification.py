@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model import decisions
-from abs_model.attacks.checks import check_count, check_epsilon, check_labels
+from abs_model.attacks.checks import check_epsilon, check_labels
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 from abs_model.precision import single_precision
@@ -212,6 +213,22 @@ def judge(
     margins = decisions.margins(logits, classes)
     predictions = np.where(np.isnan(margins), NOT_CLASSIFIED, np.asarray(logits).argmax(axis=1))
     return predictions.astype(np.int32), -margins if targeted else margins
+
+
+def is_adversarial(
+    model: Classifier, images: np.ndarray, classes: np.ndarray, targeted: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """Whether images are misclassified beyond doubt, bool (n,), and their classes, int32 (n,).
+
+    Args:
+        model: The classifier, with the batch size to query it in.
+        images: float32 (n, height, width, channels) in [0, 1].
+        classes: Integers (n,): the labels or, `targeted`, the classes that count as success.
+        targeted: What the classes are.
+    """
+    logits = np.asarray(model.logits(images))
+    predictions, margins = judge(model, logits, classes, targeted=targeted)
+    return margins > uncertain_margins(model, logits, classes), predictions
 
 
 def _answer(

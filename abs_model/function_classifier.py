@@ -6,8 +6,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 from abs_model.snapshots import Snapshot, take
 
@@ -71,13 +71,13 @@ def wrap(
             shape, JAX can't trace it, it differs from call to call, or a module is in training
             mode.
     """
-    _check_positive("num_classes", num_classes, minimum=2)
-    _check_positive("batch_size", batch_size)
+    num_classes = check_count("num_classes", num_classes, minimum=2)
+    batch_size = check_count("batch_size", batch_size)
     if not isinstance(image_shape, tuple | list) or len(image_shape) != 3:
         raise ValueError(f"image_shape must be (height, width, channels), got {image_shape!r}")
-    for size in image_shape:
-        _check_positive("each number in image_shape", size)
-    height, width, channels = image_shape
+    height, width, channels = (
+        check_count("each number in image_shape", size) for size in image_shape
+    )
     snapshot, found = take(function, (height, width, channels), batch_size)
     shape = getattr(found, "shape", None)
     if shape != (2, num_classes):
@@ -100,8 +100,3 @@ def wrap(
             or not snapshot.has_gradient(batch_size)
         ),
     )
-
-
-def _check_positive(name: str, value: Any, minimum: int = 1) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < minimum:
-        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")

@@ -9,8 +9,8 @@ from flax import nnx
 
 from abs_model import zoo
 from abs_model.allocation import keep_freed_memory
-from abs_model.attacks.checks import check_count
 from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier, NetworkClassifier
 from abs_model.compilation import keep_compiled
 from abs_model.data import load_dataset

@@ -30,11 +30,12 @@ from abs_model.attacks.base import (
 )
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_epsilon, check_norm
+from abs_model.attacks.checks import check_epsilon, check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import Loss, log_odds, margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _MOMENTUM = 0.25  # 1 - alpha in the paper

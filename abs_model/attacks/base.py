@@ -13,7 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.checks import check_norm, shown
+from abs_model.attacks.checks import check_norm
+from abs_model.checks import shown
 from abs_model.hints import key_hint
 
 PyTree = Any

@@ -17,12 +17,13 @@ from abs_model.attacks.base import AttackResult, choose, per_image, random_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
-from abs_model.attacks.checks import check_count, check_norm
+from abs_model.attacks.checks import check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.greedy import search
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier, threshold
 
 _NORMS = ("l0", "l2", "linf")

@@ -16,12 +16,13 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, lengths, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_epsilon, check_number
+from abs_model.attacks.checks import check_epsilon
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Black and white would be infinite in tanh space; the factor of the authors' code and Foolbox.

@@ -28,7 +28,7 @@ from abs_model.attacks.base import AttackResult, distances, snap
 from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import NORMS, check_count
+from abs_model.attacks.checks import NORMS
 from abs_model.attacks.explanations import asking, check_abs
 from abs_model.attacks.halfspaces import (
     Cost,
@@ -42,6 +42,7 @@ from abs_model.attacks.line_search import between, search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.planes import Planes, linearise
 from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.checks import check_count
 from abs_model.classifiers import ABSClassifier, Classifier, threshold
 from abs_model.inference import Inference
 

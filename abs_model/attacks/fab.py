@@ -14,7 +14,6 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, lengths, per_image, random_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import (
     Hyperplanes,
@@ -25,6 +24,7 @@ from abs_model.attacks.geometry import (
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Jacobian, Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 _SEARCH_STEPS = 3

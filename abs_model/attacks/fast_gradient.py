@@ -21,10 +21,10 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, ascent_direction, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 # Of the scan, relative to the longest step: the first of Foolbox's 1,000 epsilons.

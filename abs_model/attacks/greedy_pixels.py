@@ -16,10 +16,10 @@ from abs_model.attacks.base import AttackResult
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.changes import Space
-from abs_model.attacks.checks import check_count
 from abs_model.attacks.greedy import search
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 

@@ -24,12 +24,13 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, distances, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_norm, check_number
+from abs_model.attacks.checks import check_norm
 from abs_model.attacks.direction_estimates import estimate_direction
 from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.attacks.starting import make_starts, max_questions, starting_images
+from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Of a move, after which an image stays where it is for this step.

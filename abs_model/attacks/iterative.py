@@ -26,11 +26,11 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.pgd import take_step
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Of the first epsilon, relative to the longest change in the norm.

@@ -13,12 +13,12 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, of_class
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_number
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.explanations import check_abs
 from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 from abs_model.inference import Inference
 

@@ -22,11 +22,12 @@ from abs_model.attacks.base import AttackResult, ascent_direction, image_keys, p
 from abs_model.attacks.base import random_start as draw_start
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_bool, check_count, check_epsilon, check_norm
+from abs_model.attacks.checks import check_epsilon, check_norm
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import log_odds
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.checks import check_bool, check_count
 from abs_model.classifiers import Classifier
 
 LogitsFunction = Callable[[jax.Array], jax.Array]

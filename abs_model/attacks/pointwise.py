@@ -15,12 +15,13 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_norm
+from abs_model.attacks.checks import check_norm
 from abs_model.attacks.noise import salt_and_pepper_questions, search_salt_and_pepper
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.resetting import reset_values
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.attacks.starting import make_starts, max_questions, starting_images
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _NUM_EPSILONS = 20  # of the salt-and-pepper noise

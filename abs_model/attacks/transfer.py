@@ -16,13 +16,14 @@ from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, lengths, per_image
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_count, check_norm
+from abs_model.attacks.checks import check_norm
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fast_gradient import fast_gradient
 from abs_model.attacks.iterative import bim, mim
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
+from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _NORMS = ("l2", "linf")

@@ -169,7 +169,7 @@ def test_attacks_reach_the_exact_distances(beds, name):
 
 
 def test_the_documented_tables_are_those_of_the_measurements():
-    text = (ROOT / "docs" / "attacks.md").read_text()
+    text = (ROOT / "docs" / "exactness.md").read_text()
     result = json.loads((ROOT / "benchmarks" / "exactness.json").read_text())
     for bed in ("grey", "black"):
         assert exactness.table(result["measurements"], bed) in text

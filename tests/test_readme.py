@@ -1,4 +1,4 @@
-"""The README's example of one's own model and attack, as it stands there."""
+"""The README's example of a user-defined model and attack, as it stands there."""
 
 import importlib
 import pathlib

@@ -48,9 +48,12 @@ def device_name() -> str:
 def git_commit() -> str | None:
     """The commit that is checked out, "-dirty" behind it where tracked Python files differ from it.
 
-    None where the code is in no git repository, or git isn't there.
+    None where the code is in no git repository of its own, or git isn't there.
     """
     try:
+        # An installed package may lie in an environment inside somebody else's repository.
+        if pathlib.Path(_git("rev-parse", "--show-toplevel")) != _ROOT.resolve():
+            return None
         commit = _git("rev-parse", "HEAD")
         changes = _git("status", "--porcelain", "--untracked-files=no", "--", "*.py")
         return commit + (DIRTY if changes else "")

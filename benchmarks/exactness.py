@@ -11,7 +11,6 @@ import argparse
 import importlib.util
 import json
 import pathlib
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,8 +18,6 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 import abs_model
 from abs_model.data import Split

@@ -13,16 +13,12 @@ import functools
 import importlib.util
 import json
 import os
-import pathlib
 import platform
 import statistics
-import sys
 from collections.abc import Callable
 
 import jax
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.data import Dataset, Split
 from abs_model.errors import UserError

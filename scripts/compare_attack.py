@@ -20,8 +20,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model.classifiers import ABSClassifier
 from abs_model.errors import UserError
 from abs_model.evaluation import Results, collect

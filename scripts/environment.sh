@@ -32,6 +32,17 @@ install() {
     cp "$1" "$stamp"
 }
 
+# Installs this package into .venv as it stands here, unless that was done before.
+install_package() {
+    local stamp=.venv/installed-pyproject.toml
+    if cmp -s pyproject.toml "$stamp"; then
+        return
+    fi
+    echo "Installing abs_model into .venv" >&2
+    .venv/bin/python -m pip install --disable-pip-version-check --no-deps --editable .
+    cp pyproject.toml "$stamp"
+}
+
 # A .venv whose interpreter is gone or of another version, or that was cut off, is made anew.
 if ! is_suitable .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
     python=$(find_python)
@@ -40,3 +51,4 @@ if ! is_suitable .venv/bin/python || ! .venv/bin/python -m pip --version >/dev/n
     "$python" -m venv .venv
 fi
 install requirements.txt
+install_package

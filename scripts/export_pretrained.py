@@ -17,8 +17,6 @@ from typing import Any
 
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model import zoo
 from abs_model.classifiers import Classifier
 from abs_model.data import Split

@@ -19,8 +19,6 @@ import jax
 import ml_collections
 import numpy as np
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model.building import vaes_structure
 from abs_model.errors import UserError
 from abs_model.files import as_path

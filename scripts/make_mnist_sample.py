@@ -2,11 +2,8 @@
 
 import io
 import pathlib
-import sys
 
 import numpy as np
-
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
 from abs_model.data import load_dataset
 from abs_model.files import atomic_write_bytes

@@ -18,8 +18,6 @@ import json
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model.errors import UserError
 from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
 from abs_model.evaluation.publication import lost_images

@@ -15,8 +15,6 @@ from collections.abc import Sequence
 import rich.console
 import rich.progress
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model.errors import UserError
 from abs_model.evaluation import Results, collect
 from abs_model.evaluation.report import (

@@ -10,8 +10,6 @@ import argparse
 import pathlib
 import sys
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
-
 from abs_model.errors import UserError
 from abs_model.evaluation import ModelSpec, collect, load_models
 from abs_model.evaluation.export import check_evaluated

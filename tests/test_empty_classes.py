@@ -1,7 +1,5 @@
 """Classes without training images: one rule for all models."""
 
-import sys
-
 import numpy as np
 import pytest
 
@@ -10,9 +8,6 @@ from abs_model.training.abs_task import ABSTask
 from abs_model.training.configuration import ConfigError
 from abs_model.training.network import NetworkTask
 from abs_model.training.runs import build_task
-from tests.conftest import ROOT
-
-sys.path.insert(0, str(ROOT))
 from configs import abs as abs_config
 from configs import cnn, madry
 

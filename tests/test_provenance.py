@@ -43,6 +43,12 @@ def test_without_a_repository_there_is_no_commit(repository):
     assert provenance.git_commit() is None
 
 
+def test_an_installed_package_has_no_commit_of_the_repository_around_it(repository, monkeypatch):
+    monkeypatch.setattr(provenance, "_ROOT", repository / "lib" / "site-packages")
+    (repository / "lib" / "site-packages").mkdir(parents=True)
+    assert provenance.git_commit() is None
+
+
 def test_the_environment_names_versions_and_device():
     environment = provenance.environment()
     assert environment["packages"]["jax"] == jax.__version__

@@ -16,10 +16,8 @@ import abs_model
 from abs_model.data import Dataset, Split
 from abs_model.training import abs_task
 from abs_model.training.metrics import read_metrics
-from tests.conftest import ROOT, load_tiny, run_script, train_arguments
-
-sys.path.insert(0, str(ROOT))
 from configs.abs import get_config
+from tests.conftest import ROOT, load_tiny, run_script, train_arguments
 
 
 def make_task(mnist_sample, **train):

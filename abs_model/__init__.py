@@ -3,7 +3,7 @@
 - `load`: a trained model as a classifier, by name or from its workdir; `available`: the names.
 - `Classifier`: `logits`, `predict`, `confidences`; `ABSClassifier` adds `infer`.
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
-- `nearest_neighbor`: the nearest-neighbour baseline, from a data set.
+- `nearest_neighbor`: the nearest-neighbor baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
 - `wrap`: any Flax module, or JAX function from images to logits, as a classifier.
 - `foolbox`: any classifier as a Foolbox model.

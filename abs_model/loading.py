@@ -75,7 +75,7 @@ def load(
             MNIST's training images, which are prepared when they aren't yet.
         binary: Whether to classify thresholded images: Binary ABS, Binary CNN.
         batch_size: Images per call of the compiled function; by default 64, for the nearest
-            neighbour 100.
+            neighbor 100.
         name: For tables and messages; that of the model or folder by default.
         solver: Of an ABS model's latent search, "adam" (the paper's) or "quasi_newton"; by default
             the one of its configuration. The first time that a run from before there were
@@ -139,7 +139,7 @@ def build_classifier(
 
 
 def find_trained(model: str | os.PathLike[str]) -> Trained:
-    """What `load` loads, but for the nearest neighbour.
+    """What `load` loads, but for the nearest neighbor.
 
     Raises:
         UserError: There is no such model or workdir, or its training has not ended.

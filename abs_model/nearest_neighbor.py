@@ -1,4 +1,4 @@
-"""The nearest-neighbour baseline (Schott et al. 2019): exact to rounding, and differentiable."""
+"""The nearest-neighbor baseline (Schott et al. 2019): exact to rounding, and differentiable."""
 
 import dataclasses
 
@@ -18,7 +18,7 @@ _BATCH_SIZE = 100
 class NearestNeighborClassifier(Classifier):
     """logit_c = -||x - t||^2, t the training image of class c nearest to x (Schott et al. 2019).
 
-    The gradient is that of the distances to the neighbours found.
+    The gradient is that of the distances to the neighbors found.
 
     Attributes:
         neighbors: Training images by class, (classes, most images of a class, pixels).
@@ -46,15 +46,15 @@ class NearestNeighborClassifier(Classifier):
         return -jnp.sum((pixels[:, None] - nearest) ** 2, axis=2)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
-        """Those of Gaussians of variance 1/2 around the neighbours, the likelihood of ABS."""
+        """Those of Gaussians of variance 1/2 around the neighbors, the likelihood of ABS."""
         return jax.nn.softmax(logits)
 
 
 def nearest_neighbor(dataset: Dataset, name: str = "nearest_neighbor") -> NearestNeighborClassifier:
-    """The classifier whose neighbours are all training images of a data set, validation included.
+    """The classifier whose neighbors are all training images of a data set, validation included.
 
     Args:
-        dataset: Gives the neighbours, the image shape and the number of classes.
+        dataset: Gives the neighbors, the image shape and the number of classes.
         name: For tables and messages.
     """
     parts = (dataset.train, dataset.validation)

@@ -1,7 +1,7 @@
 """Test beds for attacks: small MNIST images, and linear classifiers fitted to them.
 
 On `black` images, as in MNIST, most pixels are 0 or 1, and the way to the closest adversarial image
-runs into the ends of the range. On `grey` ones, the same between 0.25 and 0.75, it does not.
+runs into the ends of the range. On `gray` ones, the same between 0.25 and 0.75, it does not.
 """
 
 import dataclasses
@@ -11,7 +11,7 @@ import numpy as np
 from abs_model.data import Split
 from benchmarks.linear import LinearClassifier, make_classifier
 
-NAMES = ("grey", "black")
+NAMES = ("gray", "black")
 SHAPE = (8, 8, 1)
 _NUM_CLASSES = 10
 _NUM_STARTS = 1000
@@ -70,7 +70,7 @@ def _fit(images: np.ndarray, labels: np.ndarray, batch_size: int, name: str) -> 
     """Softmax regression, by gradient descent with momentum."""
     mean = images.mean()
     inputs = images.reshape(len(images), -1).astype(np.float64) - mean
-    # Shades of grey are half as far apart.
+    # Shades of gray are half as far apart.
     scale = 1.0 / inputs.std()
     inputs = np.concatenate([scale * inputs, np.ones((len(inputs), 1))], axis=1)
     targets = np.eye(_NUM_CLASSES)[labels]

@@ -15,7 +15,7 @@ import numpy as np
 
 from abs_model.classifiers import Classifier
 
-_NUM_BISECTIONS = 200  # down to neighbouring floats
+_NUM_BISECTIONS = 200  # down to neighboring floats
 
 
 @jax.tree_util.register_dataclass

@@ -6,9 +6,9 @@
 Variants:
 
     (none)   1,000 images, for a GPU. Gradients are estimated (GE) for networks only.
-    full     As that, GE for ABS and the nearest neighbour, too: an estimated gradient is 785
+    full     As that, GE for ABS and the nearest neighbor, too: an estimated gradient is 785
              evaluations of the model, so that BIM with GE takes 142,000 for each image.
-    cpu      100 images; smaller budgets, above all for ABS and the nearest neighbour. Gradients are
+    cpu      100 images; smaller budgets, above all for ABS and the nearest neighbor. Gradients are
              estimated for the CNN and the Binary CNN.
     smoke    4 images, each attack in one norm with a tiny budget: whether all of it runs. Attacks
              that need no gradients are made on Binary ABS, not on ABS: the programs take longest to
@@ -17,7 +17,7 @@ Variants:
 
 Settings of the paper's attacks are the defaults of Foolbox 1.x, where the paper gives none. Every
 row of the tables prints what was asked of the model: a smaller budget is a smaller claim. `cpu`
-leaves Transfer and the paper's noise attacks on ABS and the nearest neighbour fewer than 100
+leaves Transfer and the paper's noise attacks on ABS and the nearest neighbor fewer than 100
 queries, of which the salt and pepper are the dearest that ABS can be asked, and the other attacks
 that see decisions only at least 1,000.
 """

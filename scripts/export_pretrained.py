@@ -30,7 +30,7 @@ from abs_model.evaluation import (
     load_models,
     read_suite,
     show,
-    summarise,
+    summarize,
 )
 from abs_model.evaluation.tables import NORM_NAMES
 from abs_model.files import as_path
@@ -125,7 +125,7 @@ def _measured(results: Results, model: str) -> list[dict[str, Any]]:
     rows = [clean]
     for attack in results.plan.attacks:
         threshold = THRESHOLDS[attack.norm]
-        summary = summarise(results.distances(model, attack.name), threshold)
+        summary = summarize(results.distances(model, attack.name), threshold)
         rows.append(
             {
                 "condition": f"{NORM_NAMES[attack.norm]} <= {threshold:g}",

@@ -15,7 +15,7 @@ def linear_classifier(weights, biases, batch_size=4):
 
 
 def two_classes(seed=0, scale=1.0):
-    """Class 1 where w . x + b > 0, the boundary near grey."""
+    """Class 1 where w . x + b > 0, the boundary near gray."""
     w = np.random.default_rng(seed).normal(size=PIXELS)
     bias = -0.5 * w.sum()
     weights = np.stack([np.zeros(PIXELS), w], axis=1)
@@ -27,7 +27,7 @@ def three_classes(scale=1.0):
     return linear_classifier(weights * scale, -0.5 * weights.sum(0) * scale)
 
 
-def greys(count, seed=0):
+def grays(count, seed=0):
     """Images far from black and white, so that the box plays no part in closed forms."""
     values = np.random.default_rng(seed).uniform(0.4, 0.6, size=(count, *SHAPE))
     return values.astype(np.float32)

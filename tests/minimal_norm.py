@@ -18,7 +18,7 @@ from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -46,7 +46,7 @@ def wavy_classes():
 def check_closed_form(attack, norm, tolerance, /, **settings):
     """Two linear classes, the images far from black and white."""
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     result = attack(model, images, model.predict(images), KEY, **settings)
     needed = boundary_distances(images, w, bias, norm)
     assert np.all(result.success)
@@ -56,7 +56,7 @@ def check_closed_form(attack, norm, tolerance, /, **settings):
 
 def check_nearest_class(attack, norm, tolerance, /, **settings):
     """Three linear classes, of which either other may be the nearest."""
-    model, images = three_classes(), greys(9)
+    model, images = three_classes(), grays(9)
     labels = model.predict(images)
     needed = exact_distances(model, images, labels, norm, box=False)
     result = attack(model, images, labels, KEY, **settings)
@@ -70,7 +70,7 @@ def check_leading_classes(attack, **settings):
     three, random = three_classes(), np.random.default_rng(0)
     weights = np.concatenate([three.weights, random.normal(size=(PIXELS, 50))], axis=1)
     biases = np.concatenate([three.biases, np.full(50, -40.0)])
-    model, images = linear_classifier(weights, biases), greys(9)
+    model, images = linear_classifier(weights, biases), grays(9)
     labels = three.predict(images)
     alone = attack(three, images, labels, KEY, **settings)
     every = attack(model, images, labels, KEY, **settings, num_classes=53)
@@ -85,7 +85,7 @@ def check_leading_classes(attack, **settings):
 
 def check_targets(attack, tolerance, **settings):
     """Three linear classes in L2, to the nearest image of a class."""
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     for shift in (1, 2):
         targets = (labels + shift) % 3
@@ -133,7 +133,7 @@ def check_closed_form_at_the_walls(attack, norm, tolerance, /, **settings):
 
 def check_clean_errors(attack, **settings):
     model, _, _ = two_classes()
-    images = greys(6)
+    images = grays(6)
     predictions = model.predict(images)
     labels = np.where(np.arange(6) % 2, predictions, 1 - predictions)
     result = attack(model, images, labels, KEY, **settings)
@@ -174,7 +174,7 @@ def check_split(attack, **settings):
 
 def check_scales(attack, rtol, **settings):
     """Scaled logits have the same boundaries."""
-    images = greys(6)
+    images = grays(6)
     labels = three_classes().predict(images)
     plain = attack(three_classes(), images, labels, KEY, **settings)
     for scale in (1e-3, 1e4):

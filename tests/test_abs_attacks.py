@@ -35,12 +35,12 @@ WEIGHTS = np.array([1.0, 0.9, 1.1], np.float32)
 BUDGET = {"num_classes": 2, "num_steps": 12, "num_restarts": 0}
 
 
-def greys(count, seed=0):
+def grays(count, seed=0):
     return np.random.default_rng(seed).uniform(0.4, 0.6, (count, *IMAGE)).astype(np.float32)
 
 
 def parts(seed=0, spread=0.2, scale=0.3):
-    """Matrices (3, 16, 2) and offsets around grey (3, 16)."""
+    """Matrices (3, 16, 2) and offsets around gray (3, 16)."""
     random = np.random.default_rng(seed)
     matrices = scale * random.normal(size=(CLASSES, PIXELS, 2))
     return matrices, random.uniform(0.5 - spread, 0.5 + spread, (CLASSES, PIXELS))
@@ -80,7 +80,7 @@ def nearest_by_lagrange(image, label, matrices, offsets, weights):
 def test_cutting_planes_finds_the_closest_image_of_curved_boundaries(weights):
     matrices, offsets = parts()
     model = linear_abs(matrices, offsets, class_weights=weights)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     nearest = [
         nearest_by_lagrange(*pair, matrices, offsets, weights)
@@ -114,7 +114,7 @@ def plane(offsets, label, other):
 @pytest.mark.parametrize("walls", [False, True])
 def test_cutting_planes_finds_the_closest_image_behind_planes(norm, walls):
     model, offsets = flat_model()
-    images = greys(6)
+    images = grays(6)
     if walls:
         random = np.random.default_rng(1)
         images = np.clip(random.uniform(-0.5, 1.5, (6, *IMAGE)), 0, 1).astype(np.float32)
@@ -141,7 +141,7 @@ def test_cutting_planes_finds_the_closest_image_behind_planes(norm, walls):
 def test_cutting_planes_changes_the_fewest_pixels():
     """In L0 the pixels that gain most go to an end of the range."""
     model, offsets = flat_model(spread=0.4)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     fewest = []
     for image, label in zip(images.reshape(6, -1), labels, strict=True):
@@ -186,7 +186,7 @@ def test_cutting_planes_on_thresholded_images_against_all_there_are(norm):
 
 def test_more_restarts_and_classes_are_no_worse():
     matrices, offsets = parts(seed=4, scale=0.6)
-    model, images = linear_abs(matrices, offsets), greys(6)
+    model, images = linear_abs(matrices, offsets), grays(6)
     labels = model.predict(images)
     one, two, again = (
         np.asarray(
@@ -204,7 +204,7 @@ def test_more_restarts_and_classes_are_no_worse():
 @pytest.mark.parametrize("attack", [cutting_planes, latent_descent])
 def test_results_do_not_depend_on_the_rest_of_the_batch(attack):
     matrices, offsets = parts(seed=5)
-    model, images = linear_abs(matrices, offsets), greys(6, seed=5)
+    model, images = linear_abs(matrices, offsets), grays(6, seed=5)
     labels = model.predict(images)
     settings = {"norm": "l2", "num_steps": 4} if attack is cutting_planes else {}
     whole = attack(model, images, labels, KEY, **settings)
@@ -218,7 +218,7 @@ def test_results_do_not_depend_on_the_rest_of_the_batch(attack):
 @pytest.mark.parametrize("attack", [cutting_planes, latent_descent])
 def test_clean_errors_are_left_alone(attack):
     model, _ = flat_model()
-    images = greys(4)
+    images = grays(4)
     predictions = model.predict(images)
     labels = np.where([True, False] * 2, (predictions + 1) % CLASSES, predictions)
     settings = {"norm": "l2", **BUDGET} if attack is cutting_planes else {}
@@ -233,12 +233,12 @@ def test_other_models_are_refused(attack):
     model = abs_model.wrap(lambda x: x.reshape(len(x), -1)[:, :3], num_classes=3, image_shape=IMAGE)
     settings = {"norm": "l2"} if attack is cutting_planes else {}
     with pytest.raises(ValueError, match=f"{attack.__name__} is for ABS models"):
-        attack(model, greys(2), np.zeros(2, int), KEY, **settings)
+        attack(model, grays(2), np.zeros(2, int), KEY, **settings)
 
 
 def test_faulty_settings_are_refused():
     model, _ = flat_model()
-    images, labels = greys(1), np.zeros(1, int)
+    images, labels = grays(1), np.zeros(1, int)
     with pytest.raises(ValueError, match=r"step_size must be .* and at most 1"):
         latent_descent(model, images, labels, KEY, step_size=1.5)
     with pytest.raises(ValueError, match="step_size must be a finite number above"):
@@ -251,7 +251,7 @@ def test_latent_descent_goes_straight_to_the_explanation_and_back_to_the_boundar
     _, offsets = parts()
     offsets = offsets[:2]
     model = linear_abs(np.zeros((2, PIXELS, 2)), offsets)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     flat = images.reshape(6, -1).astype(np.float64)
     w = 2 * (offsets[1 - labels] - offsets[labels])
@@ -296,7 +296,7 @@ def random_halfspaces(seed=0, count=5, number=3):
 def test_smallest_changes_meet_the_conditions_of_optimality():
     """In L2: inside all half-spaces; a sum of the normals that hold it back, up to the range."""
     halfspaces = random_halfspaces()
-    originals = jnp.asarray(greys(5).reshape(5, -1))
+    originals = jnp.asarray(grays(5).reshape(5, -1))
     changes, multipliers = jax.jit(smallest_changes)(SquaredLength(originals), halfspaces)
     missing = np.asarray(halfspaces.missing(changes))
     assert missing.max() <= 1e-3
@@ -309,7 +309,7 @@ def test_smallest_changes_meet_the_conditions_of_optimality():
 def test_smallest_largest_change_is_that_of_the_linear_program():
     scipy_optimize = pytest.importorskip("scipy.optimize")
     halfspaces = random_halfspaces(seed=1)
-    originals = greys(5).reshape(5, -1)
+    originals = grays(5).reshape(5, -1)
     cost = LargestChange(jnp.asarray(originals), jnp.asarray(1e-3))
     changes, _ = jax.jit(smallest_changes)(cost, halfspaces)
     assert np.asarray(halfspaces.missing(changes)).max() <= 1e-3
@@ -326,7 +326,7 @@ def test_smallest_largest_change_is_that_of_the_linear_program():
 
 
 def test_flips_are_as_few_as_it_takes():
-    originals = jnp.asarray(greys(5).reshape(5, -1))
+    originals = jnp.asarray(grays(5).reshape(5, -1))
     halfspaces = random_halfspaces(seed=2, number=1)
     changes, _ = jax.jit(smallest_changes)(Flips(originals, jnp.ones_like(originals)), halfspaces)
     normals, needs = np.asarray(halfspaces.normals[:, 0]), np.asarray(halfspaces.needs[:, 0])

@@ -20,7 +20,7 @@ from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -54,7 +54,7 @@ def batch_of(classes, targeted=False):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_success_starts_at_the_distance_of_the_boundary(norm, loss):
     model, w, bias = four_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, norm)
     for epsilon in np.sort(needed)[[0, 3, 5]]:
@@ -92,10 +92,10 @@ def test_results_keep_to_the_bounds(seed, norm, share, loss):
 
 
 def quadratic():
-    """Two logits, of which the other has a maximum near grey and is never ahead; its parameters."""
+    """Two logits, of which the other has a maximum near gray and is never ahead; its parameters."""
     random = np.random.default_rng(5)
     weights = random.uniform(0.5, 2.0, SHAPE)
-    maximum = greys(1)[0] + random.uniform(-0.1, 0.1, SHAPE)
+    maximum = grays(1)[0] + random.uniform(-0.1, 0.1, SHAPE)
 
     def logits(images):
         squares = (jnp.asarray(weights) * (images - jnp.asarray(maximum)) ** 2).sum((1, 2, 3))
@@ -108,7 +108,7 @@ def quadratic():
 def test_closes_in_on_a_maximum_inside_the_ball(norm):
     """Steps of twice epsilon would go to and fro between the ends of the ball for ever."""
     logits, _, maximum = quadratic()
-    images = np.repeat(greys(1), 4, axis=0)
+    images = np.repeat(grays(1), 4, axis=0)
     epsilon = 0.3 if norm == "linf" else 1.5
     result = attack(
         function_classifier(logits, 2), images, np.zeros(4, int), norm=norm, epsilon=epsilon,
@@ -143,7 +143,7 @@ def papers_algorithm(loss, gradient, start, project, direction, epsilon, num_ste
 @every_norm
 def test_takes_the_steps_of_the_papers_algorithm(norm):
     logits, weights, maximum = quadratic()
-    image, epsilon = greys(1), 0.3 if norm == "linf" else 1.5
+    image, epsilon = grays(1), 0.3 if norm == "linf" else 1.5
     model, asked = tracking_classifier(logits, 2)
     result = attack(
         model, image, np.zeros(1, int), norm=norm, epsilon=epsilon, num_steps=20, loss="ce"
@@ -241,7 +241,7 @@ def test_targeted_dlr_finds_what_hides_behind_the_runner_up():
         constant = jnp.zeros(len(images))
         return jnp.stack([constant + 1, constant + 0.8, constant + 0.7, 20 * up, constant - 5], 1)
 
-    model, images = function_classifier(logits, 5), greys(4)
+    model, images = function_classifier(logits, 5), grays(4)
     labels = np.zeros(4, int)
     np.testing.assert_array_equal(model.predict(images), labels)
     settings = {"norm": "linf", "epsilon": 0.2}
@@ -257,7 +257,7 @@ def test_targeted_dlr_finds_what_hides_behind_the_runner_up():
 def test_targets_are_reached(loss):
     random = np.random.default_rng(7)
     weights = random.normal(size=(PIXELS, 4))
-    model, images = linear_classifier(weights, -0.5 * weights.sum(0)), greys(6)
+    model, images = linear_classifier(weights, -0.5 * weights.sum(0)), grays(6)
     labels = model.predict(images)
     for shift in (1, 2, 3):
         targets = (labels + shift) % 4
@@ -268,7 +268,7 @@ def test_targets_are_reached(loss):
 
 @pytest.mark.parametrize(("norm", "loss"), [("linf", "dlr"), ("l2", "targeted_dlr")])
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm, loss):
-    model, images = four_classes()[0], greys(7)
+    model, images = four_classes()[0], grays(7)
     labels = model.predict(images)
     settings = {"norm": norm, "epsilon": 0.2, "num_restarts": 2, "loss": loss, "num_targets": 2}
     whole = attack(model.with_batch_size(7), images, labels, **settings)
@@ -284,7 +284,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm, loss):
 
 
 def test_same_key_same_result_other_key_other_start():
-    model, images, labels = three_classes(), greys(6), np.arange(6) % 3
+    model, images, labels = three_classes(), grays(6), np.arange(6) % 3
     first, again, other = (
         attack(model, images, labels, key=jax.random.key(seed), num_steps=1) for seed in (0, 0, 1)
     )
@@ -295,7 +295,7 @@ def test_same_key_same_result_other_key_other_start():
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_confidence_is_no_protection(loss, scale):
-    images = greys(6)
+    images = grays(6)
     labels = four_classes()[0].predict(images)
     settings = {"epsilon": 1.0, "loss": loss, "num_targets": 1}
     plain, scaled = (
@@ -309,7 +309,7 @@ def test_confidence_is_no_protection(loss, scale):
 @pytest.mark.parametrize("loss", LOSSES)
 def test_zero_gradient_is_no_trouble(norm, loss):
     model = linear_classifier(np.zeros((PIXELS, 4)), [0.0, 1.0, 0.0, 0.0])
-    images = greys(6)
+    images = grays(6)
     result = attack(model, images, np.ones(6, int), norm=norm, loss=loss)
     assert np.all(np.isfinite(result.images))
     assert not np.any(result.success)
@@ -317,7 +317,7 @@ def test_zero_gradient_is_no_trouble(norm, loss):
 
 @every_norm
 def test_epsilon_zero_leaves_images_alone(norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = np.array([0, 1, 2, 0, 1, 2])
     result = attack(model, images, labels, norm=norm, epsilon=0.0)
     np.testing.assert_array_equal(result.images, images)
@@ -336,7 +336,7 @@ def test_epsilon_zero_leaves_images_alone(norm):
 def test_progress_and_result_count_the_questions(changes, num_ascents):
     seen = []
     result = attack(
-        four_classes()[0], greys(3), np.zeros(3, int), num_steps=3, progress=seen.append, **changes
+        four_classes()[0], grays(3), np.zeros(3, int), num_steps=3, progress=seen.append, **changes
     )
     assert seen == list(range(1, 2 + 4 * num_ascents))
     np.testing.assert_array_equal(result.num_queries, 1 + 4 * num_ascents)
@@ -358,12 +358,12 @@ def test_progress_and_result_count_the_questions(changes, num_ascents):
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        attack(three_classes(), greys(2), np.array([0, 1]), **changes)
+        attack(three_classes(), grays(2), np.array([0, 1]), **changes)
 
 
 def test_two_classes_have_no_dlr():
     model, _, _ = two_classes()
-    images = greys(2)
+    images = grays(2)
     with pytest.raises(ValueError, match="must be at least 3 for the loss 'dlr', got 2"):
         attack(model, images, np.array([0, 1]))
     assert np.all(attack(model, images, model.predict(images), loss="ce", epsilon=2.0).success)

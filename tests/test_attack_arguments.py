@@ -10,7 +10,7 @@ import pytest
 
 from abs_model.attacks import ATTACKS
 from abs_model.attacks.catalogue import Needs
-from tests.linear_classifiers import greys, three_classes
+from tests.linear_classifiers import grays, three_classes
 from tests.linear_decoders import linear_abs
 from tests.test_binary_attack import linear as binary_linear
 
@@ -75,7 +75,7 @@ def test_numbers_that_cannot_be_meant_are_refused(name):
 )  # fmt: skip
 def test_distances_that_no_images_have_are_refused_with_the_remedy(name, settings, hint):
     with pytest.raises(ValueError, match=rf"at most .*; .*{hint}"):
-        call(name, three_classes(), greys(2), **settings)
+        call(name, three_classes(), grays(2), **settings)
 
 
 # Cutting planes compile for half a minute, and are no more outside of `run` than Latent Descent.

@@ -27,7 +27,7 @@ from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -46,7 +46,7 @@ def attack(model, images, labels, **changes):
 @pytest.mark.parametrize("start_randomly", [False, True])
 def test_success_starts_at_the_distance_of_the_boundary(norm, start_randomly):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, norm)
     for epsilon in [factor * d for d in needed for factor in (0.98, 1.02)]:
@@ -61,7 +61,7 @@ def test_success_starts_at_the_distance_of_the_boundary(norm, start_randomly):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_keeps_the_closest_success(norm):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, norm)
     epsilon = 2.0 * float(needed.max())
@@ -79,7 +79,7 @@ def test_keeps_the_closest_success(norm):
 
 def test_clean_errors_are_successes_at_distance_zero():
     model, _, _ = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = np.where(np.arange(6) % 2, model.predict(images), 1 - model.predict(images))
     result = attack(model, images, labels, epsilon=0.001, step_size=0.001, num_steps=3)
     np.testing.assert_array_equal(result.success, model.predict(images) != labels)
@@ -89,7 +89,7 @@ def test_clean_errors_are_successes_at_distance_zero():
 
 def test_failures_hold_the_image_of_highest_loss():
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     epsilon = 0.5 * float(boundary_distances(images, w, bias, "l2").min())
     result = attack(
@@ -125,7 +125,7 @@ def test_results_keep_to_the_bounds(seed, norm, shares, start_randomly):
 
 
 def test_result_has_the_stated_types():
-    result = attack(three_classes(), greys(6), np.zeros(6, np.int64))
+    result = attack(three_classes(), grays(6), np.zeros(6, np.int64))
     assert isinstance(result, AttackResult)
     assert (result.images.shape, result.images.dtype) == ((6, *SHAPE), jnp.float32)
     assert (result.success.shape, result.success.dtype) == ((6,), jnp.bool_)
@@ -133,7 +133,7 @@ def test_result_has_the_stated_types():
 
 
 def test_same_key_same_result_other_key_other_start():
-    model, images, labels = three_classes(), greys(6), np.arange(6) % 3
+    model, images, labels = three_classes(), grays(6), np.arange(6) % 3
     first, again, other = (
         attack(model, images, labels, key=jax.random.key(seed), epsilon=0.01, num_steps=1)
         for seed in (0, 0, 1)
@@ -144,7 +144,7 @@ def test_same_key_same_result_other_key_other_start():
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm):
-    model, images = three_classes(), greys(7)
+    model, images = three_classes(), grays(7)
     labels = model.predict(images)
     settings = {"norm": norm, "epsilon": 0.2, "step_size": 0.03, "num_steps": 4}
     settings["num_restarts"] = 2
@@ -162,7 +162,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm):
 
 def test_more_restarts_never_do_worse():
     model, w, bias = two_classes(seed=2)
-    images = greys(6, seed=1)
+    images = grays(6, seed=1)
     labels = model.predict(images)
     epsilon = float(np.median(boundary_distances(images, w, bias, "linf")))
     # A single tiny step: what is found depends on the start.
@@ -178,7 +178,7 @@ def test_more_restarts_never_do_worse():
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_epsilon_zero_leaves_images_alone(norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = np.array([0, 1, 2, 0, 1, 2])
     result = attack(model, images, labels, norm=norm, epsilon=0.0)
     np.testing.assert_array_equal(result.images, images)
@@ -188,7 +188,7 @@ def test_epsilon_zero_leaves_images_alone(norm):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_large_epsilon_fools_every_image(norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     epsilon = FARTHEST[norm]
     result = attack(
         model, images, model.predict(images), norm=norm, epsilon=epsilon, step_size=epsilon / 5
@@ -199,7 +199,7 @@ def test_large_epsilon_fools_every_image(norm):
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_zero_gradient_is_no_trouble(norm):
     model = linear_classifier(np.zeros((PIXELS, 3)), [0.0, 1.0, 0.0])
-    images = greys(6)
+    images = grays(6)
     result = attack(model, images, np.ones(6, int), norm=norm, random_start=False)
     np.testing.assert_array_equal(result.images, images)
     assert not np.any(result.success)
@@ -208,7 +208,7 @@ def test_zero_gradient_is_no_trouble(norm):
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_confidence_is_no_protection(scale):
     """Scaled logits have the same boundaries; float32 must not lose the way to them."""
-    images = greys(6)
+    images = grays(6)
     labels = two_classes()[0].predict(images)
     settings = {"epsilon": 1.0, "step_size": 0.05, "num_steps": 20, "random_start": False}
     plain, scaled = (
@@ -253,7 +253,7 @@ def test_margins_lead_from_the_label_or_to_the_target_at_any_scale(scale, target
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_ascend_takes_the_steps_of_pgd(norm):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     epsilon = 0.9 * float(boundary_distances(images, w, bias, norm).min())
     settings = {"norm": norm, "epsilon": epsilon, "step_size": epsilon / 8, "num_steps": 5}
@@ -271,7 +271,7 @@ def test_ascend_takes_the_steps_of_pgd(norm):
 def test_progress_and_result_count_the_questions():
     seen = []
     result = attack(
-        three_classes(), greys(4), np.zeros(4, int), num_steps=3, num_restarts=2,
+        three_classes(), grays(4), np.zeros(4, int), num_steps=3, num_restarts=2,
         progress=seen.append,
     )  # fmt: skip
     assert seen == list(range(1, 10))
@@ -280,7 +280,7 @@ def test_progress_and_result_count_the_questions():
 
 
 def test_targets_are_reached():
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     for shift in (1, 2):
         targets = (labels + shift) % 3
@@ -306,20 +306,20 @@ def test_random_starts_fill_the_ball_evenly(norm):
 @hypothesis.given(seed=st.integers(0, 1000), epsilon=st.floats(0.0, 2.0, width=32))
 def test_projections(seed, epsilon):
     random = np.random.default_rng(seed)
-    centres = random.uniform(0, 1, (4, *SHAPE)).astype(np.float32)
-    images = (centres + random.normal(size=centres.shape)).astype(np.float32)
+    centers = random.uniform(0, 1, (4, *SHAPE)).astype(np.float32)
+    images = (centers + random.normal(size=centers.shape)).astype(np.float32)
     # A second implementation, image by image.
     for norm in ("l2", "linf"):
-        for image, centre, result in zip(
-            images, centres, project(images, centres, epsilon, norm), strict=True
+        for image, center, result in zip(
+            images, centers, project(images, centers, epsilon, norm), strict=True
         ):
-            change = image.astype(np.float64) - centre
+            change = image.astype(np.float64) - center
             if norm == "linf":
                 change = np.maximum(np.minimum(change, epsilon), -epsilon)
             else:
                 change *= min(1.0, epsilon / np.linalg.norm(change))
-            np.testing.assert_allclose(result, np.clip(centre + change, 0, 1), atol=1e-5)
-    np.testing.assert_array_equal(project(centres, centres, epsilon, "l2"), centres)
+            np.testing.assert_allclose(result, np.clip(center + change, 0, 1), atol=1e-5)
+    np.testing.assert_array_equal(project(centers, centers, epsilon, "l2"), centers)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
@@ -352,13 +352,13 @@ def test_ascent_directions_have_length_one(size):
         ({"labels": np.array([-1, 0])}, "labels must lie in 0 to 2, got -1 to 0"),
         ({"labels": np.array([0])}, r"labels must be integers of shape \(2,\)"),
         ({"labels": np.array([0.0, 1.0])}, "labels must be integers"),
-        ({"images": greys(2)[:, :5]}, r"images must be .*\(N, 6, 5, 2\)"),
-        ({"images": greys(2) * 2}, r"images must be .*\[0, 1\]"),
+        ({"images": grays(2)[:, :5]}, r"images must be .*\(N, 6, 5, 2\)"),
+        ({"images": grays(2) * 2}, r"images must be .*\[0, 1\]"),
         ({"images": np.zeros((2, *SHAPE), np.uint8)}, "divide uint8 images by 255"),
     ],
 )
 def test_faulty_arguments_are_named(changes, message):
-    arguments = {"images": greys(2), "labels": np.array([0, 1])} | changes
+    arguments = {"images": grays(2), "labels": np.array([0, 1])} | changes
     images, labels = arguments.pop("images"), arguments.pop("labels")
     with pytest.raises(ValueError, match=message):
         attack(three_classes(), images, labels, **arguments)

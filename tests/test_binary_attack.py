@@ -18,7 +18,7 @@ from abs_model.attacks.base import image_keys
 from abs_model.attacks.binary import flip_pixels, snap
 from abs_model.classifiers import straight_through_threshold, threshold
 from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
-from tests.linear_classifiers import PIXELS, SHAPE, check_bounds, greys, three_classes
+from tests.linear_classifiers import PIXELS, SHAPE, check_bounds, grays, three_classes
 from tests.minimal_norm import KEY, walled
 
 ABOVE = np.nextafter(np.float32(0.5), np.float32(1))
@@ -336,7 +336,7 @@ def test_the_binary_cnn_is_no_safer_than_from_foolbox(mnist_sample, norm, epsilo
 
 
 def test_other_classifiers_are_refused():
-    images, labels = greys(2), np.array([0, 1])
+    images, labels = grays(2), np.array([0, 1])
     with pytest.raises(ValueError, match="model 'linear' doesn't threshold images"):
         flip_pixels(three_classes(), images, labels, KEY, norm="l2")
     with pytest.raises(ValueError, match="model 'cnn' doesn't threshold images"):
@@ -356,4 +356,4 @@ def test_other_classifiers_are_refused():
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        flip_pixels(two_classes()[0], greys(2), np.array([0, 1]), KEY, **{"norm": "l2"} | changes)
+        flip_pixels(two_classes()[0], grays(2), np.array([0, 1]), KEY, **{"norm": "l2"} | changes)

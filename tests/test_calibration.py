@@ -116,11 +116,11 @@ def test_calibration_weighs_classes_where_the_configuration_says_so(weigh_abs):
     model = TooHighForOnes()
     fitted = calibrate(model, config, dataset)
     assert (fitted["abs"]["class_weights"][1] < 1) == weigh_abs
-    grey, thresholded = model.seen
-    np.testing.assert_allclose(grey, split.images / 255, rtol=1e-6)
+    gray, thresholded = model.seen
+    np.testing.assert_allclose(gray, split.images / 255, rtol=1e-6)
     np.testing.assert_array_equal(thresholded, split.images > 127)
     assert fitted["binary_abs"]["class_weights"][1] < 1
-    logits = fitted["abs"]["class_weights"] * model.logits(grey)
+    logits = fitted["abs"]["class_weights"] * model.logits(gray)
     assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not weigh_abs
     median = np.median(confidences(logits, 10.0, fitted["abs"]["eta"]).max(axis=1))
     assert median == pytest.approx(config.calibration.median_confidence, abs=1e-3)

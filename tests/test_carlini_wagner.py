@@ -14,7 +14,7 @@ from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
     boundary_distances,
-    greys,
+    grays,
     three_classes,
     two_classes,
 )
@@ -41,7 +41,7 @@ def test_targets_are_reached_by_short_ways():
 def test_confidence_leads_beyond_the_boundary():
     """On a linear classifier, margin / s is the distance to the boundary exactly."""
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     needed = boundary_distances(images, w, bias, "l2")
     settings = FINE | {"step_size": 0.01, "initial_constant": 0.1}
     result = carlini_wagner(model, images, model.predict(images), KEY, confidence=0.2, **settings)
@@ -52,7 +52,7 @@ def test_confidence_leads_beyond_the_boundary():
 
 def test_confidence_out_of_reach_is_no_success_but_leaves_the_closest_image_that_fools():
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     settings = {"num_searches": 1, "num_steps": 100, "step_size": 0.002, "initial_constant": 10.0}
     labels = model.predict(images)
     result = carlini_wagner(model, images, labels, KEY, confidence=7.7, **settings)
@@ -77,7 +77,7 @@ def test_the_search_for_the_constant():
 
 def test_images_stay_when_they_are_done():
     """Else what is found would depend on how long others of the batch take."""
-    model, images = three_classes(), jnp.asarray(greys(2))
+    model, images = three_classes(), jnp.asarray(grays(2))
     batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
     ones = jnp.ones(2)
     descent = _begin(images, ones, ones, jnp.array([True, False]))
@@ -108,7 +108,7 @@ def test_results_keep_to_the_range(seed):
 
 
 def test_asks_no_more_than_it_says_and_stops_early():
-    model, images = three_classes(), greys(3)
+    model, images = three_classes(), grays(3)
     labels = model.predict(images)
     seen = []
     settings = {"num_searches": 2, "num_steps": 10, "step_size": 0.01, "initial_constant": 1.0}
@@ -133,4 +133,4 @@ def test_asks_no_more_than_it_says_and_stops_early():
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        carlini_wagner(three_classes(), greys(2), np.array([0, 1]), KEY, **changes)
+        carlini_wagner(three_classes(), grays(2), np.array([0, 1]), KEY, **changes)

@@ -128,13 +128,13 @@ def test_binary_abs_sees_thresholded_images_and_passes_gradients_through(abs_run
     plain = abs_model.load(abs_run, batch_size=4)
     binary = abs_model.load(abs_run, binary=True, batch_size=4)
     images = images[:3]
-    grey = 0.5 + 0.8 * (images - 0.5)  # on the same side of 0.5
-    np.testing.assert_array_equal(threshold(grey), threshold(images))
-    np.testing.assert_allclose(binary.logits(grey), binary.logits(images), atol=1e-7)
+    gray = 0.5 + 0.8 * (images - 0.5)  # on the same side of 0.5
+    np.testing.assert_array_equal(threshold(gray), threshold(images))
+    np.testing.assert_allclose(binary.logits(gray), binary.logits(images), atol=1e-7)
     energies = np.asarray(plain.infer(threshold(images)).energies)
     weights = np.asarray(binary.class_weights)
     np.testing.assert_allclose(binary.logits(images), -weights * energies / 784, atol=1e-5)
-    gradient = jax.grad(lambda x: binary.logits(x).sum())(jnp.asarray(grey))
+    gradient = jax.grad(lambda x: binary.logits(x).sum())(jnp.asarray(gray))
     assert float(jnp.abs(gradient).max()) > 0
 
 

@@ -26,7 +26,7 @@ from abs_model.attacks.base import image_keys
 from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.running import run
 from benchmarks.linear import LinearClassifier
-from tests.linear_classifiers import boundary_distances, greys, two_classes
+from tests.linear_classifiers import boundary_distances, grays, two_classes
 from tests.minimal_norm import KEY
 
 
@@ -52,9 +52,9 @@ class RashClassifier(LinearClassifier):
 
 
 def rash_classifier(share):
-    """And its boundary's w and bias; rash within that share of the way of the image `greys` has."""
+    """And its boundary's w and bias; rash within that share of the way of the image `grays` has."""
     linear, w, bias = two_classes()
-    margins = greys(6).reshape(6, -1) @ w + bias
+    margins = grays(6).reshape(6, -1) @ w + bias
     settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
     rashness = jnp.asarray(share * np.abs(margins).min(), jnp.float32)
     return RashClassifier(**settings, rashness=rashness), w, bias
@@ -78,7 +78,7 @@ ATTACKS = [
 @pytest.mark.parametrize(("attack", "norm"), ATTACKS)
 def test_what_only_seems_adversarial_does_not_count_and_does_not_end_the_search(attack, norm):
     model, w, bias = rash_classifier(0.6)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     result = attack(model, images, labels, KEY)
     assert np.all(result.success)
@@ -104,7 +104,7 @@ def test_claims_of_other_images_in_the_batch_play_no_part(attack, norm):
     linear, _, _ = rash_classifier(0.9)
     settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
     model = WavyRashClassifier(**settings)
-    images = greys(6)
+    images = grays(6)
     labels, keys = model.predict(images), image_keys(KEY, 6)
     whole = attack(model.with_batch_size(6), images, labels, keys)
     for rows in (np.array([0, 2, 4, 5]), np.array([1]), np.array([3])):
@@ -146,7 +146,7 @@ def stuck_classifier(share):
 )
 def test_what_lies_a_little_beyond_a_wrong_claim_is_found(attack, norm):
     model, w, bias = stuck_classifier(0.1)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     result = attack(model, images, labels, KEY)
     assert np.all(result.success) and np.all(model.predict(result.images) != labels)
@@ -159,7 +159,7 @@ def test_a_random_search_goes_on_where_all_claims_are_wrong():
     model, w, bias = stuck_classifier(0.6)
     # One by one, so that a claim is all that there is.
     model = model.with_batch_size(1)
-    images = greys(3)
+    images = grays(3)
     labels = model.predict(images)
     # So little room that each image passes through where answers are rash.
     epsilon = 1.2 * float(boundary_distances(images, w, bias, "linf").max())
@@ -170,7 +170,7 @@ def test_a_random_search_goes_on_where_all_claims_are_wrong():
 
 def test_a_confirmed_find_outlives_a_closer_claim_that_does_not_hold():
     model, w, bias = rash_classifier(0.3)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     ways = -(images.reshape(6, -1) @ w + bias)[:, None] / (w @ w) * w
 
@@ -215,7 +215,7 @@ def claim(share):
 
 def test_in_the_end_the_way_to_the_next_image_that_holds_is_bisected():
     model, w, bias = rash_classifier(0.2)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, "l2")
     # All but one, which fails, are claimed within the rashness.

@@ -191,7 +191,7 @@ def test_missing_split_and_feature_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"splits 'train' and 'test', found \['train'\]"):
         _load("train_only", tmp_path)
     with pytest.raises(ValueError, match=r"'label'.*ClassLabel.*found"):
-        _load("unlabelled", tmp_path)
+        _load("unlabeled", tmp_path)
 
 
 def test_unknown_name_and_module_are_named(tmp_path):

@@ -23,7 +23,7 @@ from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -81,7 +81,7 @@ def begin(model, images, labels, starts, norm="l2"):
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l0"])
 def test_the_start_is_the_closest_that_fools(norm):
-    model, images, starts = three_classes(), greys(6), walled(40)
+    model, images, starts = three_classes(), grays(6), walled(40)
     # Some that differ in few pixels, so that L0 has a choice.
     starts[:6] = images
     starts[np.arange(6), np.arange(6) % 6, 2] = 1.0
@@ -105,7 +105,7 @@ def test_the_start_is_the_closest_that_fools(norm):
 
 
 def test_an_image_without_a_start_fails_and_disturbs_no_other():
-    model, images = three_classes(), greys(9)
+    model, images = three_classes(), grays(9)
     labels = model.predict(images)
     predictions = model.predict(walled(60))
     # All of one class, so that images of that class have none to begin at.
@@ -120,7 +120,7 @@ def test_an_image_without_a_start_fails_and_disturbs_no_other():
 
 
 def test_starts_are_classified_once(monkeypatch):
-    model, images = three_classes().with_batch_size(2), greys(6)
+    model, images = three_classes().with_batch_size(2), grays(6)
     asked = []
     logits = type(model).logits
     monkeypatch.setattr(
@@ -135,19 +135,19 @@ def test_starts_are_classified_once(monkeypatch):
     np.testing.assert_array_equal(result.num_queries, 1 + 1 + 12 + 3 + 12)
 
 
-def test_without_starts_noise_and_greys_are_tried():
-    model, images = three_classes(), greys(12)
+def test_without_starts_noise_and_grays_are_tried():
+    model, images = three_classes(), grays(12)
     labels = model.predict(images)
     result = begin(model, images, labels, None)
     assert np.all(result.success)
     np.testing.assert_array_equal(model.predict(result.images) != labels, True)
     assert np.all(np.asarray(result.images) >= 0) and np.all(np.asarray(result.images) <= 1)
-    # Blends come closer than noise itself, whose values are a third from grey, in the mean square.
+    # Blends come closer than noise itself, whose values are a third from gray, in the mean square.
     assert np.median(result.distances) < 0.75 * np.sqrt(PIXELS / 12)
 
 
 def test_noise_that_always_fails_ends():
-    result = begin(never, greys(3), np.zeros(3, int), None)
+    result = begin(never, grays(3), np.zeros(3, int), None)
     assert not np.any(result.success)
 
 
@@ -161,7 +161,7 @@ def test_noise_that_always_fails_ends():
 )
 def test_reaches_the_boundary_of_a_linear_classifier(case, tolerance, settings):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     result = run(case, model, images, model.predict(images), **settings)
     needed = boundary_distances(images, w, bias, CASES[case][1])
     assert np.all(result.success)
@@ -185,7 +185,7 @@ def test_the_range_of_images_is_taken_into_account(case, tolerance, settings):
 
 def test_directions_are_estimated_where_the_margin_grows():
     model, w, bias = two_classes()
-    images = greys(4)
+    images = grays(4)
     towards = (images.reshape(4, -1) @ w + bias)[:, None] * w / (w @ w)
     points = jnp.asarray((images.reshape(4, -1) - towards).reshape(images.shape), jnp.float32)
     batch = Batch(points, jnp.array([0, 1, 0, 1]), image_keys(KEY, 4), targeted=False)
@@ -221,7 +221,7 @@ def test_results_keep_to_the_bounds(case, seed):
 
 @all_attacks
 def test_same_key_same_result_other_key_another(case):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     first, again, other = (
         run(case, model, images, labels, key=jax.random.key(seed)) for seed in (0, 0, 1)
@@ -233,7 +233,7 @@ def test_same_key_same_result_other_key_another(case):
 @all_attacks
 @pytest.mark.parametrize("with_starts", [False, True])
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(case, with_starts):
-    model, images = three_classes_one_by_one(), greys(7)
+    model, images = three_classes_one_by_one(), grays(7)
     labels = model.predict(images)
     starts = walled(20) if with_starts else None
     settings = {"num_steps": 20} if case == "boundary" else {"num_steps": 2}
@@ -260,7 +260,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(case, with_s
 @all_attacks
 @pytest.mark.parametrize("scale", [2.0**-10, 2.0**13])  # which round nothing
 def test_the_scale_of_the_logits_plays_no_part(case, scale):
-    images = greys(6)
+    images = grays(6)
     labels = two_classes()[0].predict(images)
     plain, scaled = (run(case, two_classes(scale=s)[0], images, labels) for s in (1, scale))
     np.testing.assert_allclose(scaled.distances, plain.distances, rtol=0.01)
@@ -277,7 +277,7 @@ def test_a_classifier_that_nothing_fools_is_no_trouble(case):
 
 @all_attacks
 def test_targets_are_reached_from_starts_of_their_class(case):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     untargeted = run(case, model, images, labels, starts=walled(40))
     for shift in (1, 2):
@@ -299,7 +299,7 @@ def test_more_steps_come_closer(case):
 
 
 def test_the_boundary_attack_stops_when_its_steps_have_shrunk():
-    model, images = three_classes(), greys(4)
+    model, images = three_classes(), grays(4)
     labels = model.predict(images)
     seen = []
     # Steps so long that they fail, until they are too short.
@@ -314,7 +314,7 @@ def test_the_boundary_attack_stops_when_its_steps_have_shrunk():
 
 @pytest.mark.parametrize(("norm", "bisections"), [("l2", 11), ("linf", 14)])
 def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
-    model, images = three_classes(), greys(4)
+    model, images = three_classes(), grays(4)
     settings = {"norm": norm, "initial_num_evals": 10, "max_num_evals": 15, "starts": walled(20)}
     labels = model.predict(images)
     case = f"hop_skip_jump-{norm}"
@@ -342,8 +342,8 @@ def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
         ("boundary", {"source_step": -1.0}, "source_step must be a finite number above 0.0"),
         ("boundary", {"source_step_convergence": -1e-9}, "source_step_convergence must be"),
         ("boundary", {"step_adaptation": 1.0}, "step_adaptation must be a finite number above 1"),
-        ("boundary", {"starts": greys(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
-        ("boundary", {"starts": greys(2) * 2}, r"starts must be .*\[0, 1\]"),
+        ("boundary", {"starts": grays(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
+        ("boundary", {"starts": grays(2) * 2}, r"starts must be .*\[0, 1\]"),
         ("hop_skip_jump-l2", {"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
         ("hop_skip_jump-l2", {"num_steps": 1.5}, "num_steps must be"),
         ("hop_skip_jump-l2", {"initial_num_evals": 0}, "initial_num_evals must be"),
@@ -356,4 +356,4 @@ def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
 )
 def test_faulty_arguments_are_named(case, changes, message):
     with pytest.raises(ValueError, match=message):
-        run(case, three_classes(), greys(2), np.array([0, 1]), **changes)
+        run(case, three_classes(), grays(2), np.array([0, 1]), **changes)

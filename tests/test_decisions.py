@@ -21,7 +21,7 @@ from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -59,7 +59,7 @@ def test_classes_that_are_masked_by_large_negative_logits_protect_nobody():
         found = images.reshape(len(images), -1) @ linear.weights + linear.biases
         return jnp.concatenate([found, jnp.full((len(found), 2), -1e9)], axis=1)
 
-    model, images = function_classifier(logits, 5), greys(6)
+    model, images = function_classifier(logits, 5), grays(6)
     labels = model.predict(images)
     found = attacks.fmn(model, images, labels, KEY, norm="l2", num_steps=40)
     assert found.success.all()
@@ -108,7 +108,7 @@ def test_logits_with_a_nan_fool_nobody(targeted):
 
 def test_a_model_whose_logits_are_nan_is_never_fooled():
     model = function_classifier(lambda images: jnp.full((len(images), 10), jnp.nan), 10)
-    images, labels = greys(4), np.array([0, 3, 5, 0])
+    images, labels = grays(4), np.array([0, 3, 5, 0])
     found = attacks.boundary(model, images, labels, KEY, num_steps=2)
     assert not found.success.any()
     checked = verify(model, images, labels, images, norm="l2")
@@ -144,7 +144,7 @@ def test_gradients_that_are_not_finite_neither_stop_an_attack_nor_leave_their_ma
         return jnp.sqrt(images).reshape(len(images), -1) @ matrix + linear.biases
 
     model = function_classifier(logits, 2)
-    images = greys(3)
+    images = grays(3)
     images[:, :, 0] = 0.0
     labels = model.predict(images)
     settings = {"norm": "l2"} if name != "carlini_wagner" else {"num_steps": 200}
@@ -169,7 +169,7 @@ def test_zero_gradients_are_counted_by_image():
         return seen @ linear.weights + linear.biases
 
     model = function_classifier(logits, 3)
-    images = greys(4)
+    images = grays(4)
     images[:, 0, 0, 0] = (0.9, 0.1, 0.9, 0.1)
     found = attacks.pgd(
         model, images, model.predict(images), KEY, norm="linf", epsilon=0.01, step_size=0.002,

@@ -16,7 +16,7 @@ from tests import minimal_norm
 from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -29,7 +29,7 @@ both_norms = pytest.mark.parametrize("norm", ["l2", "linf"])
 @both_norms
 def test_one_step_leads_over_a_linear_boundary_by_the_overshoot(norm):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     needed = boundary_distances(images, w, bias, norm)
     for overshoot in (0.02, 0.3):
         settings = {"norm": norm, "num_steps": 1, "overshoot": overshoot}
@@ -63,7 +63,7 @@ def test_steps_go_on_where_the_range_ends(norm):
 
 
 def test_stops_asking_when_all_are_done():
-    model, images = three_classes(), greys(3)
+    model, images = three_classes(), grays(3)
     seen = []
     result = deepfool(model, images, model.predict(images), KEY, norm="l2", progress=seen.append)
     assert seen == [1, 2]
@@ -72,7 +72,7 @@ def test_stops_asking_when_all_are_done():
 
 def test_images_stay_where_they_fool_the_classifier():
     """Else what is found would depend on how long others of the batch take."""
-    images = jnp.asarray(greys(2))
+    images = jnp.asarray(grays(2))
     batch = Batch(images, jnp.array([0, 0]), image_keys(KEY, 2), targeted=False)
     model = three_classes()
     gradients = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
@@ -89,7 +89,7 @@ def test_images_stay_where_they_fool_the_classifier():
 def test_ties_are_left(norm):
     """Logits of the original that tie give a step of length 0."""
     model, w, _ = two_classes()
-    images = np.full_like(greys(1), 0.5)
+    images = np.full_like(grays(1), 0.5)
     assert boundary_distances(images, w, -0.5 * w.sum(), norm) == pytest.approx(0, abs=1e-6)
     exact = linear_classifier(model.weights, -images.reshape(1, -1)[0] @ np.asarray(model.weights))
     labels = exact.predict(images)
@@ -151,4 +151,4 @@ def test_no_worse_than_foolbox(mnist_sample, norm, attack):
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        deepfool(three_classes(), greys(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))
+        deepfool(three_classes(), grays(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))

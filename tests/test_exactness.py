@@ -76,7 +76,7 @@ def beds(mnist_sample):
         Split(mnist_sample[f"{part}_images"].reshape(-1, 28, 28, 1), mnist_sample[f"{part}_labels"])
         for part in ("train", "test")
     )
-    return {name: make_bed(name, train, test, 12) for name in ("grey", "black")}
+    return {name: make_bed(name, train, test, 12) for name in ("gray", "black")}
 
 
 def test_the_range_of_images_plays_a_part_on_the_black_bed_only(beds):
@@ -90,7 +90,7 @@ def test_the_range_of_images_plays_a_part_on_the_black_bed_only(beds):
                 for box in (True, False)
             )
             assert np.all(needed > 1.01 * free) == (name == "black")
-            if name == "grey":
+            if name == "gray":
                 np.testing.assert_allclose(needed, free, rtol=1e-9)
     ends = np.isin(beds["black"].images, [0.0, 1.0])
     assert 0.5 < ends.mean() and (beds["black"].images == 1.0).mean() > 0.02
@@ -101,15 +101,15 @@ def test_small_images_show_what_large_ones_do(mnist_sample):
     image[0, 2:5, 23:26] = 255
     image[0, 5:8, 2:5] = 85
     image[0, 0] = 255  # outermost
-    black, grey = shrink(image, "black"), shrink(image, "grey")
+    black, gray = shrink(image, "black"), shrink(image, "gray")
     expected = np.zeros((8, 8))
     expected[0, 7], expected[1, 0] = 1.0, 0.5  # half brighter
     np.testing.assert_allclose(black[0, :, :, 0], expected, atol=0.5 / 15 + 1e-6)
-    np.testing.assert_allclose(grey, 0.25 + 0.5 * black, atol=1 / 255)
+    np.testing.assert_allclose(gray, 0.25 + 0.5 * black, atol=1 / 255)
 
 
 def lead(bed, share):
-    """Images that lie on the way to the nearest boundary of the grey bed, at a share of it."""
+    """Images that lie on the way to the nearest boundary of the gray bed, at a share of it."""
     weights = np.asarray(bed.model.weights, np.float64)
     flat = bed.images.reshape(len(bed.images), -1).astype(np.float64)
     logits = exact_logits(bed.model, flat)
@@ -127,7 +127,7 @@ def lead(bed, share):
 
 
 def test_a_measurement_is_of_what_was_found(beds):
-    bed = beds["grey"]
+    bed = beds["gray"]
     shares = np.full((12, 1, 1, 1), 1.25)
     shares[0] = 0.5  # does not get across
     images = (1 - shares) * lead(bed, 0.0) + shares * lead(bed, 1.0)
@@ -140,7 +140,7 @@ def test_a_measurement_is_of_what_was_found(beds):
     assert found["eight_bits"] == rounded.mean()
     none = exactness.measure(bed, Candidate("B", OURS, "l2", {}, lambda: bed.images))
     assert none["ratio_median"] is None and none["adversarial"] == 0
-    assert exactness.table([found, none, found | {"bed": "black"}], "grey").splitlines()[2:] == [
+    assert exactness.table([found, none, found | {"bed": "black"}], "gray").splitlines()[2:] == [
         f"| A (steps 3) | L2 | ours | 1.250 | 1.500 | 92% | 92% | {rounded.mean():.0%} |",
         "| B | L2 | ours | - | - | 0% | 0% | 0% |",
     ]
@@ -149,7 +149,7 @@ def test_a_measurement_is_of_what_was_found(beds):
 
 
 def test_every_attack_of_ours_without_an_epsilon_is_measured(beds):
-    measured = {(candidate.title, candidate.norm) for candidate in ours(beds["grey"])}
+    measured = {(candidate.title, candidate.norm) for candidate in ours(beds["gray"])}
     left_out = {
         (entry.title, norm) for entry in ATTACKS.values() for norm in entry.norms
     } - measured
@@ -158,7 +158,7 @@ def test_every_attack_of_ours_without_an_epsilon_is_measured(beds):
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", ["grey", "black"])
+@pytest.mark.parametrize("name", ["gray", "black"])
 def test_attacks_reach_the_exact_distances(beds, name):
     wanted = {"DeepFool": 1.021, "FAB": 1.02, "Greedy pixels": 1.0}
     for candidate in ours(beds[name]):
@@ -171,7 +171,7 @@ def test_attacks_reach_the_exact_distances(beds, name):
 def test_the_documented_tables_are_those_of_the_measurements():
     text = (ROOT / "docs" / "exactness.md").read_text()
     result = json.loads((ROOT / "benchmarks" / "exactness.json").read_text())
-    for bed in ("grey", "black"):
+    for bed in ("gray", "black"):
         assert exactness.table(result["measurements"], bed) in text
 
 

@@ -14,7 +14,7 @@ from abs_model.attacks.geometry import Hyperplanes, project_in_box
 from abs_model.attacks.oracle import Jacobian
 from benchmarks.linear import nearest_in_box
 from tests import minimal_norm
-from tests.linear_classifiers import SHAPE, greys, three_classes, two_classes
+from tests.linear_classifiers import SHAPE, grays, three_classes, two_classes
 from tests.minimal_norm import KEY
 
 both_norms = pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -76,7 +76,7 @@ def test_projection_along_a_zero_normal_stays(norm):
 def test_a_step_is_drawn_towards_the_original(norm, near):
     """By alpha_max, or less where the image is nearer to the boundary than the original is."""
     model, w, bias = two_classes()
-    original, image = (values[0].reshape(-1) for values in (greys(1), greys(1, seed=1)))
+    original, image = (values[0].reshape(-1) for values in (grays(1), grays(1, seed=1)))
     if near:
         image = original + 0.999 * (nearest_in_box(
             original, w, w @ original + bias, norm) - original)  # fmt: skip
@@ -107,7 +107,7 @@ def test_few_of_many_classes_are_enough_where_the_others_are_far_behind(norm):
 
 def test_the_number_of_classes_is_checked():
     with pytest.raises(ValueError, match="num_classes must be an integer of at least 2, got 1"):
-        fab(three_classes(), greys(2), np.array([0, 1]), KEY, norm="l2", num_classes=1)
+        fab(three_classes(), grays(2), np.array([0, 1]), KEY, norm="l2", num_classes=1)
 
 
 @both_norms
@@ -157,7 +157,7 @@ def test_restarts_depend_on_the_key_and_never_do_worse():
 def test_progress_and_result_count_the_questions():
     seen = []
     result = fab(
-        three_classes(), greys(3), np.zeros(3, int), KEY, norm="l2", num_steps=3, num_restarts=2,
+        three_classes(), grays(3), np.zeros(3, int), KEY, norm="l2", num_steps=3, num_restarts=2,
         progress=seen.append,
     )  # fmt: skip
     assert seen == list(range(1, 4 + 2 * 2 * 3 + 1))

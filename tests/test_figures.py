@@ -55,7 +55,7 @@ def test_examples_picture(shape, cls, tmp_path):
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_the_perturbation_is_centred_and_its_scale_printed():
+def test_the_perturbation_is_centered_and_its_scale_printed():
     model = stripe_classifier()
     (example,) = make_examples(model, 1)
     figure = examples.draw_examples(model, [example], title="t", note="n")

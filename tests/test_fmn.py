@@ -9,7 +9,7 @@ import pytest
 from abs_model.attacks.fmn import fmn
 from benchmarks.linear import exact_distances
 from tests import minimal_norm
-from tests.linear_classifiers import greys, linear_classifier, three_classes, two_classes
+from tests.linear_classifiers import grays, linear_classifier, three_classes, two_classes
 from tests.minimal_norm import KEY
 
 lengths = pytest.mark.parametrize("norm", ["l2", "linf"])
@@ -68,7 +68,7 @@ def test_results_keep_to_the_range(seed, norm):
 def test_progress_and_result_count_the_questions():
     seen = []
     result = fmn(
-        three_classes(), greys(3), np.zeros(3, int), KEY, norm="l2", num_steps=3,
+        three_classes(), grays(3), np.zeros(3, int), KEY, norm="l2", num_steps=3,
         progress=seen.append,
     )  # fmt: skip
     assert seen == [1, 2, 3, 4]
@@ -95,4 +95,4 @@ def test_no_worse_than_foolbox_in_linf(mnist_sample):
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        fmn(three_classes(), greys(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))
+        fmn(three_classes(), grays(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))

@@ -16,7 +16,7 @@ from abs_model.data import Dataset, Split
 
 @pytest.fixture(scope="module")
 def subjects(mnist_sample):
-    """The nearest neighbour, and images that it classifies correctly."""
+    """The nearest neighbor, and images that it classifies correctly."""
     parts = {
         part: Split(
             mnist_sample[f"{part}_images"].reshape(-1, 28, 28, 1), mnist_sample[f"{part}_labels"]
@@ -27,7 +27,7 @@ def subjects(mnist_sample):
         Dataset("sample", 10, parts["train"], parts["test"], parts["test"])
     )
     images = jnp.asarray(parts["test"].images[:8], jnp.float32) / 255
-    # The test images are among the neighbours; almost half way to another, the model is not so sure
+    # The test images are among the neighbors; almost half way to another, the model is not so sure
     # that the gradient vanishes.
     halfway = 0.51 * images + 0.49 * jnp.roll(images, 1, axis=0)
     return model, halfway, jnp.asarray(parts["test"].labels[:8], jnp.int32)

@@ -20,7 +20,7 @@ from tests.linear_classifiers import (
     SHAPE,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -37,7 +37,7 @@ every_norm = pytest.mark.parametrize("norm", NORMS)
 @every_norm
 def test_finds_the_distance_of_the_boundary(attack, norm):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     result = attack(model, images, labels, KEY, norm=norm)
     needed = boundary_distances(images, w, bias, norm)
@@ -64,7 +64,7 @@ def test_finds_boundaries_beyond_the_first_epsilon(attack, norm):
 @every_attack
 @every_norm
 def test_targets_are_reached(attack, norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     untargeted = attack(model, images, labels, KEY, norm=norm)
     runner_up = np.argsort(model.logits(images), axis=1)[:, 1]
@@ -100,7 +100,7 @@ def test_results_are_images_and_distances_theirs(seed, attack, norm):
 @every_attack
 @every_norm
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack, norm):
-    model, images = three_classes(), greys(7)
+    model, images = three_classes(), grays(7)
     labels = model.predict(images)
     whole = attack(model.with_batch_size(7), images, labels, KEY, norm=norm)
     batched = attack(model.with_batch_size(3), images, labels, KEY, norm=norm)
@@ -118,7 +118,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack, norm
 @every_norm
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_confidence_is_no_protection(attack, norm, scale):
-    images = greys(6)
+    images = grays(6)
     labels = two_classes()[0].predict(images)
     plain, scaled = (
         attack(two_classes(scale=s)[0], images, labels, KEY, norm=norm) for s in (1, scale)
@@ -131,7 +131,7 @@ def test_confidence_is_no_protection(attack, norm, scale):
 @every_norm
 def test_zero_gradient_is_no_trouble(attack, norm):
     model = linear_classifier(np.zeros((PIXELS, 3)), [0.0, 1.0, 0.0])
-    images = greys(6)
+    images = grays(6)
     result = attack(model, images, np.ones(6, int), KEY, norm=norm)
     np.testing.assert_array_equal(result.images, images)
     assert not np.any(result.success)
@@ -148,7 +148,7 @@ def test_zero_gradient_is_no_trouble(attack, norm):
 def test_progress_and_result_count_the_questions(attack, queries, gradients):
     seen = []
     result = attack(
-        three_classes(), greys(4), np.zeros(4, int), KEY, norm="l2", progress=seen.append
+        three_classes(), grays(4), np.zeros(4, int), KEY, norm="l2", progress=seen.append
     )
     assert seen == list(range(1, queries + 1))
     np.testing.assert_array_equal(result.num_queries, queries)
@@ -169,7 +169,7 @@ def test_progress_and_result_count_the_questions(attack, queries, gradients):
 )
 def test_faulty_arguments_are_named(attack, changes, message):
     with pytest.raises(ValueError, match=message):
-        attack(three_classes(), greys(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))
+        attack(three_classes(), grays(2), np.array([0, 1]), KEY, **({"norm": "l2"} | changes))
 
 
 def test_fast_gradient_finds_the_first_crossing():
@@ -189,7 +189,7 @@ def test_fast_gradient_finds_the_first_crossing():
 def test_questions_follow_states_of_images_nearby(attack):
     linear, _, _ = two_classes()
     model, asked = tracking_classifier(linear.batch_logits, 2)
-    images = greys(4)
+    images = grays(4)
     attack(model, images, linear.predict(images), KEY, norm="linf")
     jax.effects_barrier()
     # A sixth or a fifth of an epsilon of 0.3.
@@ -208,18 +208,18 @@ def momentum_iterates(gradient, images, epsilon, step_size, num_steps):
     return iterates
 
 
-def test_mim_follows_the_sum_of_normalised_gradients():
+def test_mim_follows_the_sum_of_normalized_gradients():
     random = np.random.default_rng(0)
     weights = random.uniform(0.5, 2.0, SHAPE).astype(np.float32)
     # Near enough that gradients change their signs on the way.
-    centre = greys(1)[0] + random.uniform(-0.2, 0.2, SHAPE).astype(np.float32)
-    images = greys(3)
+    center = grays(1)[0] + random.uniform(-0.2, 0.2, SHAPE).astype(np.float32)
+    images = grays(3)
 
     def losses(iterates):
-        return -((weights * (iterates - centre)) ** 2).sum((1, 2, 3))
+        return -((weights * (iterates - center)) ** 2).sum((1, 2, 3))
 
     def gradient(iterates):
-        return -2 * weights**2 * (iterates - centre)
+        return -2 * weights**2 * (iterates - center)
 
     # The classifier is never fooled.
     model = function_classifier(
@@ -242,7 +242,7 @@ def test_mim_follows_the_sum_of_normalised_gradients():
 def test_few_steps_reach_as_far_as_many(attack, num_steps):
     """The first epsilon is 0.3, too little for these images, whose boundary is 0.4 away."""
     model = linear_classifier(np.eye(2)[[1] * PIXELS], [0.6 * PIXELS, 0.0])
-    images = np.full_like(greys(2), 0.2)
+    images = np.full_like(grays(2), 0.2)
     result = attack(
         model, images, np.zeros(2, int), KEY, norm="linf", num_steps=num_steps, num_searches=1
     )

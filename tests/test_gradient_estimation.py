@@ -24,7 +24,7 @@ from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
     boundary_distances,
-    greys,
+    grays,
     three_classes,
     two_classes,
 )
@@ -137,7 +137,7 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
     plain = function_classifier(linear.batch_logits, 3)
     model = as_kind(Follower, plain)
     estimated = estimate_gradients(model)
-    images = jnp.asarray(greys(4))
+    images = jnp.asarray(grays(4))
     state = None if begun else images + 0.001
     jacobian, _, following = Oracle(estimated).jacobian(images, state)
     rows = jacobian.gradients
@@ -150,7 +150,7 @@ def test_mere_bounds_have_no_gradient():
     linear = three_classes()
     plain = function_classifier(linear.batch_logits, 3)
     model = as_kind(Follower, plain)
-    images = jnp.asarray(greys(4))
+    images = jnp.asarray(grays(4))
     last = np.argmin(linear.logits(images), axis=1)
     follow = estimate_gradients(model).batch_follow
     for asked, expected in ((False, 0.0), (True, linear.weights.T[last].reshape(4, *SHAPE))):
@@ -163,7 +163,7 @@ def test_mere_bounds_have_no_gradient():
 
 def test_differences_are_asked_about_with_the_state_of_the_image_itself():
     model, asked = tracking_classifier(three_classes().batch_logits, 3)
-    images = jnp.asarray(greys(4))
+    images = jnp.asarray(grays(4))
     Oracle(estimate_gradients(model)).jacobian(images, images + 0.2)
     jax.effects_barrier()
     assert len(asked) > 1
@@ -185,7 +185,7 @@ def test_a_black_box_is_attacked():
     linear, w, bias = two_classes()
     plain = function_classifier(lambda x: jax.lax.stop_gradient(linear.batch_logits(x)), 2)
     model = as_kind(BlackBox, plain)
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     with pytest.raises(ValueError, match="black box"):
         fast_gradient(model, images, labels, KEY, norm="l2")
@@ -220,7 +220,7 @@ def test_models_on_thresholded_images_are_asked_across_the_threshold_by_default(
 
 
 def test_weights_of_any_type_will_do(mnist_sample):
-    """The nearest neighbour's counts are integers, which have no gradients."""
+    """The nearest neighbor's counts are integers, which have no gradients."""
     part = Split(mnist_sample["train_images"][:100], mnist_sample["train_labels"][:100])
     dataset = Dataset("sample", 10, part, part, part)
     model = estimate_gradients(abs_model.nearest_neighbor(dataset), step=0.01)
@@ -237,7 +237,7 @@ def test_it_is_the_same_classifier_but_for_its_gradients():
     assert estimated.name == "linear, GE"
     assert (estimated.image_shape, estimated.num_classes) == (SHAPE, 3)
     assert estimated.with_batch_size(2).batch_size == 2
-    images = greys(5)
+    images = grays(5)
     np.testing.assert_array_equal(estimated.predict(images), model.predict(images))
     np.testing.assert_allclose(estimated.confidences(images), model.confidences(images), rtol=1e-5)
 

@@ -93,16 +93,16 @@ def test_a_torn_line_is_reported(tmp_path, caplog):
 
 
 def test_images_are_written_as_png(tmp_path):
-    grey = np.array([[0.0, 0.5], [1.0, 2.0]])
-    colour = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
+    gray = np.array([[0.0, 0.5], [1.0, 2.0]])
+    color = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)
     with open_metrics(tmp_path) as logger:
-        path = logger.image(3, "samples/grey", grey)
-        assert path == tmp_path / "images" / "samples" / "grey-00000003.png"
+        path = logger.image(3, "samples/gray", gray)
+        assert path == tmp_path / "images" / "samples" / "gray-00000003.png"
         np.testing.assert_array_equal(np.asarray(Image.open(path)), [[0, 128], [255, 255]])
-        same = logger.image(4, "grey", jnp.asarray(grey)[:, :, None])
+        same = logger.image(4, "gray", jnp.asarray(gray)[:, :, None])
         np.testing.assert_array_equal(np.asarray(Image.open(same)), [[0, 128], [255, 255]])
         np.testing.assert_array_equal(
-            np.asarray(Image.open(logger.image(3, "colour", colour))), colour
+            np.asarray(Image.open(logger.image(3, "color", color))), color
         )
 
 

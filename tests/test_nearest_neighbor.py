@@ -1,4 +1,4 @@
-"""The nearest-neighbour baseline against a search over all pairs in float64."""
+"""The nearest-neighbor baseline against a search over all pairs in float64."""
 
 import jax
 import jax.numpy as jnp

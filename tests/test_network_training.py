@@ -1,4 +1,4 @@
-"""Training of networks, plain and adversarial, on a few images, grey and colour."""
+"""Training of networks, plain and adversarial, on a few images, gray and color."""
 
 import json
 
@@ -29,7 +29,7 @@ def rgb_dataset():
     return Dataset("tiny_rgb", RGB_CLASSES, train, validation, validation)
 
 
-def grey_dataset():
+def gray_dataset():
     with np.load(SAMPLE) as sample:
         images, labels = sample["train_images"], sample["train_labels"].astype(np.int32)
     images = images.reshape(-1, 28, 28, 1)
@@ -46,7 +46,7 @@ def tiny_config(**train):
 
 @pytest.fixture(scope="module")
 def learning_task():
-    """Colour images under a small attack; shared, for compiling takes longest."""
+    """Color images under a small attack; shared, for compiling takes longest."""
     config = tiny_config(attack={"epsilon": 0.05, "step_size": 0.03})
     config.validation.attack.update({"epsilon": 0.05, "step_size": 0.03})
     return NetworkTask(config, rgb_dataset())
@@ -69,7 +69,7 @@ def leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("dataset", [rgb_dataset(), grey_dataset()], ids=["rgb", "grey"])
+@pytest.mark.parametrize("dataset", [rgb_dataset(), gray_dataset()], ids=["rgb", "gray"])
 def test_an_epoch_visits_every_image_once(dataset):
     """Without attack and learning, the mean loss of an epoch is that of the training images."""
     config = tiny_config(learning_rate=1e-20, attack={"epsilon": 0.0})
@@ -102,7 +102,7 @@ def test_splitting_the_steps_changes_nothing(learning_task):
 
 
 def test_trains_on_attacked_images_after_a_warm_up():
-    """With all images in every batch and nothing learnt, losses differ by the attack alone."""
+    """With all images in every batch and nothing learned, losses differ by the attack alone."""
     config = tiny_config(
         learning_rate=1e-20,
         batch_size=80,
@@ -215,7 +215,7 @@ def test_a_network_with_batch_norm_learns_parameters_and_statistics(num_steps):
 
 
 def test_the_last_epochs_have_an_attack_of_their_own():
-    """With all images in every batch and nothing learnt, losses differ by the attack alone."""
+    """With all images in every batch and nothing learned, losses differ by the attack alone."""
     config = tiny_config(
         learning_rate=1e-20,
         epochs=3,

@@ -16,7 +16,7 @@ from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -42,7 +42,7 @@ def keys_of(number, count):
 
 def test_gaussian_noise_stops_where_the_noise_first_fools():
     model, w, bias = two_classes()
-    images = greys(8)
+    images = grays(8)
     labels = model.predict(images)
     num_levels, num_directions = 50, 4
     result = run(
@@ -77,15 +77,15 @@ def test_gaussian_noise_stops_where_the_noise_first_fools():
 
 def draw_salt_and_pepper(key, image):
     """The attack's noise, from its key: the images with 0, 1, 2... changed pixels."""
-    place_key, colour_key = jax.random.split(key)
-    colours = np.asarray(jax.random.bernoulli(colour_key, 0.5, (6, 5, 1)), np.float32)
-    same = (image == colours).all(axis=2, keepdims=True)
+    place_key, color_key = jax.random.split(key)
+    colors = np.asarray(jax.random.bernoulli(color_key, 0.5, (6, 5, 1)), np.float32)
+    same = (image == colors).all(axis=2, keepdims=True)
     order = np.argsort((np.asarray(jax.random.uniform(place_key, same.shape)) + same).ravel())
     images = [image]
     for pixel in order[: (~same).sum()]:
         rows, columns = np.unravel_index(pixel, (6, 5))
         images.append(images[-1].copy())
-        images[-1][rows, columns] = colours[rows, columns]
+        images[-1][rows, columns] = colors[rows, columns]
     return images
 
 
@@ -124,7 +124,7 @@ def search_salt_and_pepper(image, key, margin, num_restarts, num_epsilons):
     return fewest
 
 
-@pytest.mark.parametrize("make_images", [greys, walled])
+@pytest.mark.parametrize("make_images", [grays, walled])
 def test_salt_and_pepper_does_as_a_search_one_by_one(make_images):
     model, w, bias = far_from_the_boundary()
     images = make_images(12)
@@ -145,7 +145,7 @@ def test_salt_and_pepper_does_as_a_search_one_by_one(make_images):
 
 def test_salt_and_pepper_pixels_are_black_or_white_in_all_channels():
     model = three_classes()
-    images = greys(6)
+    images = grays(6)
     result = run(salt_and_pepper, model, images, model.predict(images))
     found = np.asarray(result.images)
     changed = (found != images).any(3)
@@ -158,7 +158,7 @@ def test_salt_and_pepper_pixels_are_black_or_white_in_all_channels():
 def test_questions_when_nothing_fools(attack):
     model = linear_classifier(np.zeros((PIXELS, 2)), [1.0, 0.0])
     seen = []
-    result = run(attack, model, greys(3), np.zeros(3, int), progress=seen.append)
+    result = run(attack, model, grays(3), np.zeros(3, int), progress=seen.append)
     assert not np.any(result.success)
     # No image fools, and so there are no bisections.
     levels = ATTACKS[attack]["num_epsilons"]
@@ -170,7 +170,7 @@ def test_questions_when_nothing_fools(attack):
 @both_attacks
 def test_most_questions_are_those_documented(attack):
     model = three_classes()
-    images = greys(12)
+    images = grays(12)
     result = run(attack, model, images, model.predict(images))
     levels = ATTACKS[attack]["num_epsilons"]
     bisections = 3 * 10 if attack is gaussian_noise else 2
@@ -182,7 +182,7 @@ def test_most_questions_are_those_documented(attack):
 @both_attacks
 def test_more_draws_never_do_worse(attack):
     model = three_classes()
-    images = greys(8)
+    images = grays(8)
     labels = model.predict(images)
     name = next(iter(ATTACKS[attack]))
     fewer, more = (run(attack, model, images, labels, **{name: count}) for count in (1, 6))
@@ -213,7 +213,7 @@ def test_results_keep_to_the_bounds(attack, seed):
 
 @both_attacks
 def test_same_key_same_result_other_key_another(attack):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     first, again, other = (
         run(attack, model, images, labels, key=jax.random.key(seed)) for seed in (0, 0, 1)
@@ -224,7 +224,7 @@ def test_same_key_same_result_other_key_another(attack):
 
 @both_attacks
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack):
-    model, images = three_classes(), greys(7)
+    model, images = three_classes(), grays(7)
     labels = model.predict(images)
     whole = run(attack, model.with_batch_size(7), images, labels)
     batched = run(attack, model.with_batch_size(3), images, labels)
@@ -241,7 +241,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack):
 @both_attacks
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_the_scale_of_the_logits_plays_no_part(attack, scale):
-    images = greys(6)
+    images = grays(6)
     labels = two_classes()[0].predict(images)
     plain, scaled = (run(attack, two_classes(scale=s)[0], images, labels) for s in (1, scale))
     np.testing.assert_allclose(scaled.images, plain.images, atol=1e-4)
@@ -294,4 +294,4 @@ def test_salt_and_pepper_needs_no_more_pixels_than_foolbox(subjects):
 )
 def test_faulty_arguments_are_named(attack, changes, message):
     with pytest.raises(ValueError, match=message):
-        run(attack, three_classes(), greys(2), np.array([0, 1]), **changes)
+        run(attack, three_classes(), grays(2), np.array([0, 1]), **changes)

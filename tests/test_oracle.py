@@ -12,7 +12,7 @@ from abs_model.attacks import Batch, log_odds
 from abs_model.attacks.base import image_keys
 from abs_model.attacks.oracle import Oracle, _jacobian
 from abs_model.attacks.running import run
-from tests.linear_classifiers import greys, linear_classifier
+from tests.linear_classifiers import grays, linear_classifier
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_jacobian_of_leading_classes_is_part_of_the_whole(count):
     """The label is among them however far behind, as first, last or any other class."""
     random = np.random.default_rng(0)
     model = linear_classifier(random.normal(size=(60, 60)), random.normal(size=60))
-    images, labels = jnp.asarray(greys(4)), jnp.array([0, 59, 7, 30])
+    images, labels = jnp.asarray(grays(4)), jnp.array([0, 59, 7, 30])
     whole, logits, _ = Oracle(model).jacobian(images)
     np.testing.assert_array_equal(whole.classes, np.tile(np.arange(60), (4, 1)))
     part, same, _ = Oracle(model).jacobian(images, leading=(labels, count))
@@ -76,7 +76,7 @@ def test_a_jacobian_of_leading_classes_is_part_of_the_whole(count):
 
 def test_a_jacobian_of_leading_classes_takes_memory_for_these_only():
     model = linear_classifier(np.zeros((60, 1000)), np.zeros(1000))
-    images = jnp.asarray(greys(32))
+    images = jnp.asarray(grays(32))
     labels = jnp.zeros(32, jnp.int32)
     taken = []
     for count in (1000, 10):

@@ -21,7 +21,7 @@ from tests.linear_classifiers import (
     PIXELS,
     SHAPE,
     check_bounds,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -41,12 +41,12 @@ def run(model, images, labels, key=KEY, **changes):
 def curved(offset=3.0):
     """Two classes with a boundary in which the values' effects hang together."""
     w = np.random.default_rng(5).normal(size=PIXELS)
-    grey = 0.5 * w.sum() + 0.25 * (PIXELS - 1)
+    gray = 0.5 * w.sum() + 0.25 * (PIXELS - 1)
 
     def function(images):
         flat = images.reshape(len(images), -1)
         score = flat @ jnp.asarray(w, jnp.float32) + (flat[:, :-1] * flat[:, 1:]).sum(1)
-        return jnp.stack([jnp.full_like(score, grey + offset), score], axis=1)
+        return jnp.stack([jnp.full_like(score, gray + offset), score], axis=1)
 
     return function_classifier(function, 2)
 
@@ -135,7 +135,7 @@ def reset(model, images, labels, beginnings, norm, **settings):
 @both_norms
 @pytest.mark.parametrize("make_model", [three_classes, curved])
 def test_does_as_a_search_one_by_one(norm, make_model):
-    model, images = make_model(), greys(6)
+    model, images = make_model(), grays(6)
     labels = model.predict(images)
     logits = jax.jit(model.batch_logits)
     beginnings = [walled(6, seed) for seed in (1, 2)]
@@ -206,7 +206,7 @@ def test_no_single_change_can_be_taken_back(norm, seed, with_starts):
 
 @both_norms
 def test_targets_are_reached_and_no_single_change_can_be_taken_back(norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     for shift in (1, 2):
         targets = (labels + shift) % 3
@@ -219,7 +219,7 @@ def test_targets_are_reached_and_no_single_change_can_be_taken_back(norm):
 
 
 def test_no_value_can_move_by_a_hundredth():
-    model, images = curved(), greys(6)
+    model, images = curved(), grays(6)
     labels = model.predict(images)
     result = run(model, images, labels, norm="l2")
     assert np.all(result.success)
@@ -235,7 +235,7 @@ def test_no_value_can_move_by_a_hundredth():
 def test_a_linear_classifier_takes_at_least_the_pixels_of_most_effect():
     _, w, bias = two_classes()
     model = linear_classifier(np.stack([0 * w, w], axis=1), [4.0, bias])
-    images = greys(8)
+    images = grays(8)
     labels = model.predict(images)
     assert np.all(labels == 0)
     # Noise rarely goes as far.
@@ -257,7 +257,7 @@ def test_a_linear_classifier_takes_at_least_the_pixels_of_most_effect():
 
 
 def test_pixels_are_set_back_in_all_channels():
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     result = run(model, images, model.predict(images))
     changed = np.asarray(result.images) != images
     np.testing.assert_array_equal(changed[..., 0], changed[..., 1])
@@ -265,7 +265,7 @@ def test_pixels_are_set_back_in_all_channels():
 
 @both_norms
 def test_budget_ends_the_search(norm):
-    model, images = curved(offset=6.0), greys(6)
+    model, images = curved(offset=6.0), grays(6)
     labels = model.predict(images)
     free = run(model, images, labels, norm=norm)
     # 20 levels and 1 bisection in each of 2 restarts, other starts, and each start once more.
@@ -294,7 +294,7 @@ def test_blocks_save_questions():
 
 @both_norms
 def test_more_restarts_never_do_worse(norm):
-    model, images = curved(), greys(6)
+    model, images = curved(), grays(6)
     labels = model.predict(images)
     fewer, more = (run(model, images, labels, norm=norm, num_restarts=n) for n in (1, 5))
     assert np.all(np.asarray(more.distances) <= np.asarray(fewer.distances))
@@ -303,7 +303,7 @@ def test_more_restarts_never_do_worse(norm):
 
 @both_norms
 def test_same_key_same_result_other_key_another(norm):
-    model, images = curved(), greys(6)
+    model, images = curved(), grays(6)
     labels = model.predict(images)
     first, again, other = (
         run(model, images, labels, jax.random.key(seed), norm=norm) for seed in (0, 0, 1)
@@ -315,7 +315,7 @@ def test_same_key_same_result_other_key_another(norm):
 @both_norms
 @pytest.mark.parametrize("max_queries", [None, 60])
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm, max_queries):
-    model, images = three_classes(), greys(7)
+    model, images = three_classes(), grays(7)
     labels = model.predict(images)
     settings = {"norm": norm, "starts": walled(20), "max_queries": max_queries}
     whole = run(model.with_batch_size(7), images, labels, **settings)
@@ -333,7 +333,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm, max_qu
 @both_norms
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_the_scale_of_the_logits_plays_no_part(norm, scale):
-    images = greys(6)
+    images = grays(6)
     labels = two_classes()[0].predict(images)
     plain, scaled = (run(two_classes(scale=s)[0], images, labels, norm=norm) for s in (1, scale))
     np.testing.assert_allclose(scaled.distances, plain.distances, rtol=0.01)
@@ -383,9 +383,9 @@ def test_needs_no_more_pixels_than_salt_and_pepper(mnist_sample):
         ({"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         ({"max_queries": 0.5}, "max_queries must be an integer of at least 1"),
         ({"max_queries": 87}, "max_queries must be at least 88 for 2 restarts, got 87"),
-        ({"starts": greys(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
+        ({"starts": grays(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
     ],
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        run(three_classes(), greys(2), np.array([0, 1]), **changes)
+        run(three_classes(), grays(2), np.array([0, 1]), **changes)

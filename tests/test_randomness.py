@@ -10,7 +10,7 @@ from abs_model.attacks.oracle import Oracle
 from abs_model.evaluation.workdir import model_identity
 from abs_model.randomness import is_random
 from tests.function_classifiers import function_classifier
-from tests.linear_classifiers import SHAPE, greys, three_classes
+from tests.linear_classifiers import SHAPE, grays, three_classes
 from tests.test_gradient_estimation import batch_of
 
 KEY = jax.random.key(0)
@@ -44,21 +44,21 @@ def noisy(scale=1.0, draws=None, num_classes=3):
 
 
 def test_random_models_are_found_out():
-    assert is_random(noisy()[0], greys(5))
-    assert not is_random(noisy(scale=0)[0], greys(5))
-    assert not is_random(three_classes(), greys(5))
-    assert not is_random(function_classifier(lambda x: jnp.full((len(x), 3), jnp.nan), 3), greys(2))
+    assert is_random(noisy()[0], grays(5))
+    assert not is_random(noisy(scale=0)[0], grays(5))
+    assert not is_random(three_classes(), grays(5))
+    assert not is_random(function_classifier(lambda x: jnp.full((len(x), 3), jnp.nan), 3), grays(2))
 
 
 def test_differences_that_rounding_makes_are_no_randomness():
-    assert not is_random(noisy(scale=1e-7)[0], greys(5))
+    assert not is_random(noisy(scale=1e-7)[0], grays(5))
 
 
 def test_an_average_is_of_different_draws():
     """Compilers merge equal calls, and move those out of loops that a loop does not change."""
     draws = []
     model, linear = noisy(draws=draws)
-    images = greys(4)
+    images = grays(4)
     averaged = average_logits(model, 10)
     draws.clear()
     logits = np.asarray(averaged.logits(images))
@@ -69,7 +69,7 @@ def test_an_average_is_of_different_draws():
 def test_gradients_are_means_over_different_draws():
     draws = []
     model, linear = noisy(draws=draws)
-    images, batch = jnp.asarray(greys(4)), batch_of(greys(4), np.zeros(4, int))
+    images, batch = jnp.asarray(grays(4)), batch_of(grays(4), np.zeros(4, int))
     oracle = Oracle(average_logits(model, 10))
     draws.clear()
     found, logits, state = oracle.gradients(images, batch)
@@ -88,7 +88,7 @@ def test_gradients_are_means_over_different_draws():
 def test_means_come_closer_with_more_samples():
     def deviation(num_samples):
         model, linear = noisy()
-        averaged, images = average_logits(model, num_samples), greys(1)
+        averaged, images = average_logits(model, num_samples), grays(1)
         factors = [
             float(averaged.logits(images)[0, 0] / linear.logits(images)[0, 0]) for _ in range(30)
         ]
@@ -101,7 +101,7 @@ def test_means_come_closer_with_more_samples():
 def test_it_is_the_same_classifier_but_for_its_samples():
     model = three_classes()
     averaged = average_logits(model, 3)
-    images = greys(5)
+    images = grays(5)
     assert (averaged.name, averaged.image_shape) == ("linear, mean of 3", SHAPE)
     np.testing.assert_allclose(averaged.logits(images), model.logits(images), rtol=1e-5)
     np.testing.assert_allclose(averaged.confidences(images), model.confidences(images), rtol=1e-5)
@@ -110,7 +110,7 @@ def test_it_is_the_same_classifier_but_for_its_samples():
 
 
 def test_evaluations_are_counted():
-    images, batch = jnp.asarray(greys(4)), batch_of(greys(4), np.zeros(4, int))
+    images, batch = jnp.asarray(grays(4)), batch_of(grays(4), np.zeros(4, int))
     averaged = average_logits(three_classes(), 7)
     oracle = Oracle(averaged)
     oracle.logits(images)

@@ -46,6 +46,6 @@ def test_ones_own_model_and_attack_are_evaluated(my_lab, tmp_path):
     results = evaluate(models, dataset, suite, settings, pathlib.Path(tmp_path / "eval"))
     assert results.complete and results.clean_accuracy("mean") > 0.6
     faded, attacked = (results.distances("mean", name) for name in ("fade", "pgd_l2"))
-    # All but those of the class that grey itself is of.
+    # All but those of the class that gray itself is of.
     assert np.isfinite(faded).sum() >= 7 and np.isfinite(attacked).any()
     assert np.all(faded[np.isfinite(attacked)] >= attacked[np.isfinite(attacked)])

@@ -151,7 +151,7 @@ def test_it_holds_what_the_ledgers_say_of_each_image(page, workdir):
 
 
 @pytest.mark.parametrize("shape", [(8, 8, 1), (6, 5, 3)])
-def test_images_come_back_to_within_a_grey_level(shape, tmp_path):
+def test_images_come_back_to_within_a_gray_level(shape, tmp_path):
     models = {"m": stripe_classifier(shape)}
     results, dataset = run(tmp_path, models, shape)
     content = make_content(results, dataset.test, {}, num_images=7)

@@ -22,7 +22,7 @@ from tests import minimal_norm
 from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import (
     SHAPE,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -144,7 +144,7 @@ def test_random_search_counts_its_questions_and_stops():
 
 
 def test_random_search_reaches_targets():
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     targets = (model.predict(images) + 1) % 3
     result = sparse_rs(
         model, images, model.predict(images), KEY, num_pixels=20, num_steps=200, targets=targets
@@ -165,7 +165,7 @@ def test_greedy_pixels_are_exact_for_two_linear_classes(num_candidates):
 
 
 def test_greedy_pixels_lead_to_the_class_that_needs_fewest():
-    model, images = three_classes(), greys(12)
+    model, images = three_classes(), grays(12)
     labels = model.predict(images)
     fewest = exact_distances(model, images, labels, "l0")
     result = greedy_pixels(model, images, labels, KEY, num_candidates=1, num_rounds=1, max_pixels=9)
@@ -271,9 +271,9 @@ def test_without_a_gradient_pixels_are_tried_at_random():
         return jnp.stack([jnp.full(len(images), 7.5), number], axis=1)
 
     model = function_classifier(logits, 2)
-    result = greedy_pixels(model, greys(4), np.zeros(4, int), KEY, num_rounds=1)
+    result = greedy_pixels(model, grays(4), np.zeros(4, int), KEY, num_rounds=1)
     np.testing.assert_array_equal(result.distances, 8)
-    changed = (np.asarray(result.images) != greys(4)).any(3)
+    changed = (np.asarray(result.images) != grays(4)).any(3)
     assert not np.array_equal(changed[0], changed[1])
 
 
@@ -307,4 +307,4 @@ def test_greedy_pixels_count_their_questions():
 def test_faulty_arguments_are_named(attack, settings, message):
     required = {"num_pixels": 3} if attack is sparse_rs else {}
     with pytest.raises(ValueError, match=message):
-        attack(three_classes(), greys(2), np.array([0, 1]), KEY, **required | settings)
+        attack(three_classes(), grays(2), np.array([0, 1]), KEY, **required | settings)

@@ -23,7 +23,7 @@ from tests.linear_classifiers import (
     FARTHEST,
     boundary_distances,
     check_bounds,
-    greys,
+    grays,
     three_classes,
     two_classes,
 )
@@ -101,7 +101,7 @@ def test_linf_steps_change_one_square_to_the_ends_of_the_ball(side):
 
 
 def test_linf_starts_from_vertical_stripes():
-    change = np.asarray(_start(batch_of(greys(20)), 0, 0.2, "linf")) - greys(20)
+    change = np.asarray(_start(batch_of(grays(20)), 0, 0.2, "linf")) - grays(20)
     np.testing.assert_allclose(np.abs(change), 0.2, atol=1e-6)
     np.testing.assert_allclose(change, change[:, :1] + 0 * change, atol=1e-6)
     assert 0.3 < np.mean(change > 0) < 0.7
@@ -109,7 +109,7 @@ def test_linf_starts_from_vertical_stripes():
 
 
 def test_l2_steps_keep_the_length_and_empty_a_window():
-    batch = batch_of(greys(20))
+    batch = batch_of(grays(20))
     images = _start(batch, 0, 0.3, "l2")
     for number in range(1, 6):
         before = np.asarray(images - batch.images)
@@ -126,7 +126,7 @@ def test_l2_steps_keep_the_length_and_empty_a_window():
 @pytest.mark.parametrize(("norm", "share"), [("l2", 0.45), ("linf", 0.9)])
 def test_success_is_where_the_boundary_is_within_epsilon(norm, share):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, norm)
     for epsilon in (0.95 * needed.max(), np.median(needed) / share):
@@ -142,7 +142,7 @@ def test_success_is_where_the_boundary_is_within_epsilon(norm, share):
 @norms
 def test_more_steps_come_near_the_highest_margin_of_the_ball(norm):
     model, w, bias = two_classes()
-    images = greys(6)
+    images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, norm)
     epsilon = 0.9 * float(needed.min())
@@ -183,7 +183,7 @@ def test_results_keep_to_the_bounds(seed, norm, share, p_init):
 
 @norms
 def test_clean_errors_and_epsilon_zero(norm):
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = np.array([0, 1, 2, 0, 1, 2])
     wrong = model.predict(images) != labels
     assert wrong.any() and not wrong.all()
@@ -218,7 +218,7 @@ def test_result_depends_on_the_key_but_not_on_the_split_into_batches(norm):
 
 @norms
 def test_scale_of_the_logits_is_no_protection(norm):
-    images = greys(6)
+    images = grays(6)
     labels = three_classes().predict(images)
     settings = {"norm": norm, "epsilon": 0.3 if norm == "l2" else 0.05, "num_steps": 100}
     plain = attack(three_classes(), images, labels, **settings)
@@ -230,7 +230,7 @@ def test_scale_of_the_logits_is_no_protection(norm):
 
 
 def test_restarts_only_add():
-    model, images = three_classes(), greys(12)
+    model, images = three_classes(), grays(12)
     labels = model.predict(images)
     settings = {"norm": "linf", "epsilon": 0.03, "num_steps": 5}
     fewer, more = (
@@ -241,7 +241,7 @@ def test_restarts_only_add():
 
 
 def test_targets_are_reached():
-    model, images = three_classes(), greys(6)
+    model, images = three_classes(), grays(6)
     labels = model.predict(images)
     for shift in (1, 2):
         targets = (labels + shift) % 3
@@ -252,7 +252,7 @@ def test_targets_are_reached():
 
 def test_counts_the_questions_and_stops_when_all_are_fooled():
     seen = []
-    model, images = three_classes(), greys(4)
+    model, images = three_classes(), grays(4)
     result = attack(
         model, images, model.predict(images), epsilon=1e-4, num_steps=3, num_restarts=2,
         progress=seen.append,
@@ -289,4 +289,4 @@ def test_the_cnn_is_about_as_easy_for_it_as_for_pgd(mnist_sample):
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        attack(three_classes(), greys(2), np.array([0, 1]), **changes)
+        attack(three_classes(), grays(2), np.array([0, 1]), **changes)

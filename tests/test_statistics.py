@@ -7,16 +7,16 @@ from abs_model.evaluation.statistics import (
     accuracy_curve,
     median,
     robust,
-    summarise,
+    summarize,
 )
 
 
 def test_clean_errors_count_as_zero_and_failures_as_infinity():
     distances = np.array([0.0, 1.0, 2.0, np.inf])
-    found = summarise(distances, 1.5)
+    found = summarize(distances, 1.5)
     assert found.median.value == 1.5 and found.accuracy.value == 0.5 and found.num_images == 4
-    assert summarise(np.array([1.0, np.inf, np.inf]), 1.5).median.value == np.inf
-    assert summarise(np.array([1.0, np.inf]), 1.5).median.value == np.inf
+    assert summarize(np.array([1.0, np.inf, np.inf]), 1.5).median.value == np.inf
+    assert summarize(np.array([1.0, np.inf]), 1.5).median.value == np.inf
 
 
 def test_the_threshold_itself_counts_as_adversarial_up_to_rounding():
@@ -34,7 +34,7 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
     generator = np.random.default_rng(1)
     hits = np.zeros(2)
     for _ in range(200):
-        found = summarise(generator.exponential(2.0, 100), 1.5)
+        found = summarize(generator.exponential(2.0, 100), 1.5)
         for i, (estimate, truth) in enumerate(
             ((found.median, 2 * np.log(2)), (found.accuracy, np.exp(-0.75)))
         ):
@@ -44,9 +44,9 @@ def test_intervals_hold_the_truth_as_often_as_they_say():
 
 def test_the_same_distances_give_the_same_intervals():
     distances = np.random.default_rng(2).random(30)
-    assert summarise(distances, 0.5) == summarise(distances, 0.5)
+    assert summarize(distances, 0.5) == summarize(distances, 0.5)
     with pytest.raises(ValueError, match="at least one"):
-        summarise(np.array([]), 0.5)
+        summarize(np.array([]), 0.5)
 
 
 def test_curves_agree_with_accuracies():
@@ -54,7 +54,7 @@ def test_curves_agree_with_accuracies():
     at = np.linspace(0, 1, 7)
     curve = accuracy_curve(distances, at)
     assert np.all(np.diff(curve) <= 0) and curve[0] == 1
-    assert curve[3] == summarise(distances, at[3]).accuracy.value
+    assert curve[3] == summarize(distances, at[3]).accuracy.value
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import rich.console
 
 from abs_model.attacks.catalogue import ATTACKS
-from abs_model.evaluation import make_tables, summarise, to_markdown, to_rich, write_tables
+from abs_model.evaluation import make_tables, summarize, to_markdown, to_rich, write_tables
 from abs_model.evaluation.formats import to_json
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.origins import Origin
@@ -87,8 +87,8 @@ def rows_of(tables, norm="l2"):
 def test_minima_are_per_image_and_over_the_right_attacks():
     rows = rows_of(make_tables(example()))
     assert list(rows) == ["A", "B", ALL_PAPER, PUBLISHED, "C", ALL_STRONGER]
-    assert rows[ALL_PAPER].cells["abs"].summary == summarise(np.array([1, 1, INF, 3.0]), 1.5)
-    assert rows[ALL_STRONGER].cells["abs"].summary == summarise(np.array([0.5, 1, 1, 3]), 1.5)
+    assert rows[ALL_PAPER].cells["abs"].summary == summarize(np.array([1, 1, INF, 3.0]), 1.5)
+    assert rows[ALL_STRONGER].cells["abs"].summary == summarize(np.array([0.5, 1, 1, 3]), 1.5)
     assert rows[ALL_STRONGER].cells["mine"].summary.median.value == 0.25
     assert rows[PUBLISHED].cells["abs"].median == 2.241 and "mine" not in rows[PUBLISHED].cells
     assert list(rows_of(make_tables(example()), "l0")) == [PUBLISHED, "D", ALL]
@@ -270,7 +270,7 @@ def test_a_minimum_needs_one_attack_that_reached_the_threshold():
     row = rows_of(make_tables(limited(beyond=distances)), "linf")[ALL]
     cell = row.cells["mine"]
     # The near attack's find counts; what it missed is the other's.
-    assert cell.reached and cell.summary == summarise(np.array([0.01, 0.2, 0.4, INF]), 0.3)
+    assert cell.reached and cell.summary == summarize(np.array([0.01, 0.2, 0.4, INF]), 0.3)
     assert f"/ {0.5:.0%} [" in to_markdown(make_tables(limited(beyond=distances)))
 
 

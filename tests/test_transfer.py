@@ -18,7 +18,7 @@ from tests.function_classifiers import FunctionClassifier, as_kind, function_cla
 from tests.linear_classifiers import (
     PIXELS,
     boundary_distances,
-    greys,
+    grays,
     linear_classifier,
     three_classes,
     two_classes,
@@ -52,7 +52,7 @@ def test_on_the_surrogate_itself_the_boundary_is_found(norm):
 def test_distances_are_those_along_the_directions_of_the_surrogate(norm):
     model, w, bias = two_classes()
     surrogate, v = tilted(w, bias)
-    images = greys(12)
+    images = grays(12)
     labels = model.predict(images)
     both = surrogate.predict(images) == labels
     assert 3 <= both.sum() < 12
@@ -124,7 +124,7 @@ def black_box(model):
 
 def test_black_boxes_are_attacked_and_only_their_questions_counted():
     seen = []
-    model, images = two_classes()[0], greys(4)
+    model, images = two_classes()[0], grays(4)
     labels = model.predict(images)
     result = transfer(
         black_box(model), images, labels, KEY, norm="l2", surrogate=model, num_scales=20,
@@ -137,7 +137,7 @@ def test_black_boxes_are_attacked_and_only_their_questions_counted():
 
 
 def test_finer_scans_and_more_bisections_come_closer():
-    model, images = two_classes()[0], greys(6)
+    model, images = two_classes()[0], grays(6)
     labels = model.predict(images)
     coarse, fine = (
         transfer(
@@ -181,7 +181,7 @@ def test_networks(mnist_sample, norm):
 
 
 def test_other_surrogates_are_refused():
-    images, labels = greys(2), np.array([0, 1])
+    images, labels = grays(2), np.array([0, 1])
     attack = functools.partial(transfer, three_classes(), images, labels, KEY, norm="l2")
     with pytest.raises(ValueError, match="surrogate must be a Classifier, got str"):
         attack(surrogate="cnn")
@@ -203,4 +203,4 @@ def test_other_surrogates_are_refused():
 )
 def test_faulty_arguments_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
-        from_three(three_classes(), greys(2), np.array([0, 1]), KEY, **{"norm": "l2"} | changes)
+        from_three(three_classes(), grays(2), np.array([0, 1]), KEY, **{"norm": "l2"} | changes)

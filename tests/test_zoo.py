@@ -191,7 +191,7 @@ def test_the_nearest_neighbor_is_made_of_mnist(data_dir, monkeypatch):
     assert (model.name, model.batch_size) == ("nearest_neighbor", 100)
     other = abs_model.load("nearest_neighbor", name="nn", batch_size=7)
     assert (other.name, other.batch_size) == ("nn", 7)
-    # Each training image is its own nearest neighbour.
+    # Each training image is its own nearest neighbor.
     images = dataset.train.images[:20].astype(np.float32) / 255
     for each in (model, other):
         np.testing.assert_array_equal(each.predict(images), dataset.train.labels[:20])

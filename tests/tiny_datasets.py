@@ -13,7 +13,7 @@ RGB_CLASSES = 3
 
 
 def rgb_images(count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Noise with one bright colour channel, which is the label.
+    """Noise with one bright color channel, which is the label.
 
     Args:
         count: number of images.
@@ -48,7 +48,7 @@ class MnistSample(tfds.core.GeneratorBasedBuilder):
 
 
 class TinyRgb(tfds.core.GeneratorBasedBuilder):
-    """Colour images in three classes that differ in the bright channel; TFDS shuffles them."""
+    """Color images in three classes that differ in the bright channel; TFDS shuffles them."""
 
     VERSION = tfds.core.Version("1.0.0")
 

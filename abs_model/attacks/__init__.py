@@ -4,7 +4,7 @@ Every attack is a call of one form, `attack(model, images, labels, key, **settin
 an `AttackResult`; `norm` is among the settings of those that know several. There are two families:
 
 - the worst image within a distance, `epsilon`: `pgd`, `apgd`, `square`, or within a number of
-  pixels: `sparse_rs`, unless it minimises that;
+  pixels: `sparse_rs`, unless it minimizes that;
 - the closest adversarial image: all others.
 
 What they share is in `checks` (of arguments), `running` (batches), `oracle` (questions to the

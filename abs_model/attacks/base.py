@@ -66,17 +66,17 @@ def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:
 
 
 def project(
-    images: jax.Array, centres: jax.Array, epsilon: float | jax.Array, norm: str
+    images: jax.Array, centers: jax.Array, epsilon: float | jax.Array, norm: str
 ) -> jax.Array:
-    """Moves images into [0, 1] and to within `epsilon` of their centres.
+    """Moves images into [0, 1] and to within `epsilon` of their centers.
 
     In L-infinity this is the nearest such image. In L2 it is the nearest point of the ball, clipped
-    to [0, 1]; clipping comes no farther from the centre, which lies in [0, 1] itself, so that both
+    to [0, 1]; clipping comes no farther from the center, which lies in [0, 1] itself, so that both
     bounds hold.
 
     Args:
         images: (N, height, width, channels), any values.
-        centres: Same shape, in [0, 1].
+        centers: Same shape, in [0, 1].
         epsilon: Radius, at least 0; a number, or one for each image, (N,).
         norm: "l2" or "linf".
 
@@ -87,7 +87,7 @@ def project(
         ValueError: `norm` is neither.
     """
     check_norm(norm, ("l2", "linf"))
-    change = images - centres
+    change = images - centers
     if norm == "linf":
         radius = per_image(jnp.broadcast_to(epsilon, images.shape[:1]))
         change = jnp.clip(change, -radius, radius)
@@ -95,7 +95,7 @@ def project(
         length = lengths(change, norm)
         scale = jnp.where(length > epsilon, epsilon / jnp.where(length > 0, length, 1.0), 1.0)
         change = change * per_image(scale)
-    return jnp.clip(centres + change, 0.0, 1.0)
+    return jnp.clip(centers + change, 0.0, 1.0)
 
 
 def snap(images: jax.Array, originals: jax.Array) -> jax.Array:
@@ -171,7 +171,7 @@ fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, 0)))
 def ascent_direction(gradients: jax.Array, norm: str) -> jax.Array:
     """The change of length 1 in `norm` that follows each gradient most steeply.
 
-    The sign of the gradient for "linf" and the normalised gradient for "l2"; zero where the
+    The sign of the gradient for "linf" and the normalized gradient for "l2"; zero where the
     gradient is zero.
 
     Raises:

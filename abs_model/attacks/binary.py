@@ -27,7 +27,7 @@ from abs_model.checks import check_count
 from abs_model.classifiers import Classifier, threshold
 
 _NORMS = ("l0", "l2", "linf")
-# Bisections of [0, 0.5]: to half the distance between neighbouring values of an 8-bit image.
+# Bisections of [0, 0.5]: to half the distance between neighboring values of an 8-bit image.
 _NUM_LEVELS = 10
 # Flips in L2 of less than 0.01 save nothing worth speaking of, but gain over cost would explode.
 _SMALLEST_COST = 1e-4

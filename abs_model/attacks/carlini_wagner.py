@@ -105,7 +105,7 @@ def carlini_wagner(
 ) -> AttackResult:
     """Looks for the closest adversarial images in L2 with the attack of Carlini and Wagner.
 
-    Adam minimises over w
+    Adam minimizes over w
 
         |x - x_0|^2 + c max(0, confidence - margin(x) / s),    x = (tanh(w) + 1) / 2
 
@@ -132,7 +132,7 @@ def carlini_wagner(
         num_searches: Constants to try; 9 as in the authors' code and Foolbox.
         num_steps: Most steps of Adam for each; 10,000 as in the paper and Foolbox.
         step_size: Of Adam, in tanh space; above 0. 0.01 as in the paper and Foolbox. From black or
-            white, a pixel has about 6 to go before it is visibly grey, so `num_steps * step_size`
+            white, a pixel has about 6 to go before it is visibly gray, so `num_steps * step_size`
             should be above that for MNIST.
         confidence: By how much margin / s has to exceed 0, so in units of distance; at least 0, at
             most the distance of black and white. Where no image does, there is no success, and the

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class Space:
-    """What is changed, and what it costs: here the colour of pixels, each at a cost of 1.
+    """What is changed, and what it costs: here the color of pixels, each at a cost of 1.
 
     The search goes through forms, which have values in [0, 1]; here they are the images. Changes
     lead to 0 or to 1. All methods are pure.

@@ -1,7 +1,7 @@
 """The fast gradient method: one gradient, followed as far as it takes.
 
 FGSM for L-infinity: Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial
-Examples", ICLR 2015 (https://arxiv.org/abs/1412.6572); FGM is the same with the normalised gradient
+Examples", ICLR 2015 (https://arxiv.org/abs/1412.6572); FGM is the same with the normalized gradient
 for L2. All candidates lie on the line
 
     x(epsilon) = clip(x + epsilon * direction(gradient of the loss at x), 0, 1).

@@ -45,7 +45,7 @@ def fmn(
 ) -> AttackResult:
     """Looks for the closest adversarial images with the Fast Minimum-Norm attack.
 
-    Each step moves x along the gradient of the margin, normalised in L2, and projects it to within
+    Each step moves x along the gradient of the margin, normalized in L2, and projects it to within
     epsilon of the original and to [0, 1]. Before that, epsilon is set: for "l2" and "linf"
 
         min((1 - gamma) epsilon, smallest distance found)    where x is adversarial

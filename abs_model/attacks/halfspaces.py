@@ -2,11 +2,11 @@
 
 For half-spaces <a_k, d> >= b_k of changes d, solves
 
-    minimise cost(d) over the d that keep the image in [0, 1], such that <a_k, d> >= b_k for all k
+    minimize cost(d) over the d that keep the image in [0, 1], such that <a_k, d> >= b_k for all k
 
 by its dual: with multipliers m_k >= 0 and the pull u = sum_k m_k a_k,
 
-    minimise over m  ( max over d of <u, d> - cost(d) )  -  <m, b>
+    minimize over m  ( max over d of <u, d> - cost(d) )  -  <m, b>
 
 which has as few unknowns as there are half-spaces. Costs are strictly convex, so that the best d is
 unique, the dual smooth, and its second derivative piecewise constant: Newton's method with a line
@@ -236,7 +236,7 @@ def smallest_changes(cost: Cost, halfspaces: Halfspaces) -> tuple[jax.Array, jax
 
 
 def _newton(multipliers: jax.Array, slope: jax.Array, curvature: jax.Array) -> jax.Array:
-    """The non-negative multipliers that minimise the dual's quadratic model, by coordinates."""
+    """The non-negative multipliers that minimize the dual's quadratic model, by coordinates."""
     size = slope.shape[1]
     ridge = _RIDGE * jnp.trace(curvature, axis1=1, axis2=2) + _LEAST_RIDGE
     curvature = curvature + ridge[:, None, None] * jnp.eye(size)

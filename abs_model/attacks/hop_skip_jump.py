@@ -83,7 +83,7 @@ def hop_skip_jump(
             number of steps is taken for every image.
         starts: Float32 (M, height, width, channels) in [0, 1]: images to begin at, such as training
             images; each attacked image begins at the closest one that is adversarial for it. Noise
-            and greys by default.
+            and grays by default.
         targets: Integers (N,): classes to lead to; any other than the label by default. Noise is
             rarely of a given class, so that they call for `starts`.
         progress: Called with the number of questions asked about each image of a batch so far.

@@ -88,7 +88,7 @@ def salt_and_pepper(
 ) -> AttackResult:
     """Sets pixels to black or white, as few as fool the classifier; in L0.
 
-    Pixels come in random order, each with a colour drawn once, the same in all channels; those that
+    Pixels come in random order, each with a color drawn once, the same in all channels; those that
     have it already are left out. The first restart raises their share from 0 to 1 in `num_epsilons`
     equal steps, and bisects the step that first fools down to the pixel. The others, of
     `num_epsilons` questions each, look for fewer: they ask about one pixel less than found so far,
@@ -196,24 +196,24 @@ class _Noise:
 
     Attributes:
         ranks: The place of each pixel in the order of change, from 0; (n, height, width, 1).
-        colours: What it changes to, 0 or 1; likewise.
+        colors: What it changes to, 0 or 1; likewise.
         counts: How many pixels can change, (n,).
     """
 
     ranks: jax.Array
-    colours: jax.Array
+    colors: jax.Array
     counts: jax.Array
 
 
 def _draw(keys: jax.Array, images: jax.Array) -> _Noise:
     def draw(key: jax.Array, image: jax.Array) -> _Noise:
-        place_key, colour_key = jax.random.split(key)
+        place_key, color_key = jax.random.split(key)
         shape = (*image.shape[:2], 1)
-        colours = jax.random.bernoulli(colour_key, 0.5, shape).astype(image.dtype)
-        same = (image == colours).all(axis=2, keepdims=True)
+        colors = jax.random.bernoulli(color_key, 0.5, shape).astype(image.dtype)
+        same = (image == colors).all(axis=2, keepdims=True)
         # Pixels that would not change come last.
         places = jax.random.uniform(place_key, shape) + same
-        return _Noise(places.ravel().argsort().argsort().reshape(shape), colours, jnp.sum(~same))
+        return _Noise(places.ravel().argsort().argsort().reshape(shape), colors, jnp.sum(~same))
 
     return jax.vmap(draw)(keys, images)
 
@@ -229,7 +229,7 @@ def _season(images: jax.Array, noise: _Noise, shares: jax.Array) -> jax.Array:
 
 def _change(images: jax.Array, noise: _Noise, counts: jax.Array) -> jax.Array:
     counts = jnp.minimum(counts, noise.counts)
-    return jnp.where(noise.ranks < per_image(counts), noise.colours, images)
+    return jnp.where(noise.ranks < per_image(counts), noise.colors, images)
 
 
 @jax.jit

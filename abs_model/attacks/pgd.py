@@ -5,7 +5,7 @@ Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", I
 
     x <- project(x + step_size * direction(gradient of the loss at x))
 
-with the gradient's sign for L-infinity and the normalised gradient for L2. `ascend` repeats it
+with the gradient's sign for L-infinity and the normalized gradient for L2. `ascend` repeats it
 inside a traced program (adversarial training), `pgd` from Python (evaluation: it also keeps the
 closest adversarial image).
 """

@@ -2,8 +2,8 @@
 
 Croce, Andriushchenko, Singh, Flammarion and Hein, "Sparse-RS: a versatile framework for
 query-efficient sparse black-box adversarial attacks", AAAI 2022 (https://arxiv.org/abs/2006.12834),
-its L0 version. A set of pixels has random colours out of {0, 1} in every channel. Each step
-exchanges a random part of the set for other pixels, of new random colours, and the exchange stays
+its L0 version. A set of pixels has random colors out of {0, 1} in every channel. Each step
+exchanges a random part of the set for other pixels, of new random colors, and the exchange stays
 where it raises the margin. The part shrinks by a schedule of the steps.
 """
 
@@ -48,7 +48,7 @@ def sparse_rs(
 
     The search of an image ends with its first success, or, with `minimize`, at a single pixel.
     Asks the classifier at most `1 + num_restarts * (num_steps + 1)` times; it stops when the search
-    of all images of a batch has ended. Colours are drawn from those that differ from the original
+    of all images of a batch has ended. Colors are drawn from those that differ from the original
     pixel's, so that every pixel of the set counts.
 
     Args:
@@ -179,17 +179,17 @@ def _propose(
     def of_image(
         key: jax.Array, image: jax.Array, original: jax.Array, changed: jax.Array, budget: jax.Array
     ) -> jax.Array:
-        out_key, in_key, colour_key = jax.random.split(key, 3)
+        out_key, in_key, color_key = jax.random.split(key, 3)
         surplus = jnp.maximum(changed.sum() - budget, 0)
         missing = jnp.maximum(budget - changed.sum(), 0)
         part = jnp.maximum((share * budget).astype(jnp.int32), 1)
         part = jnp.where((surplus > 0) | (missing > 0), 0, part)
         leaving = _draw(out_key, changed, part + surplus, num_pixels)
-        # Those that leave may come back in another colour: there may be no others.
+        # Those that leave may come back in another color: there may be no others.
         others = ~changed | (leaving & (part > 0))
         entering = _draw(in_key, others, part + missing, num_pixels)
         kept = jnp.where(leaving[..., None], original, image)
-        return jnp.where(entering[..., None], _colours(colour_key, original), kept)
+        return jnp.where(entering[..., None], _colors(color_key, original), kept)
 
     return jax.vmap(of_image)(keys, images, batch.images, _changed(batch, images), budgets)
 
@@ -207,8 +207,8 @@ def _draw(key: jax.Array, pixels: jax.Array, count: jax.Array, most: int) -> jax
     return pixels & drawn.reshape(pixels.shape)
 
 
-def _colours(key: jax.Array, original: jax.Array) -> jax.Array:
-    """For each pixel a random colour out of {0, 1} in every channel, but not the original one."""
-    colours = jax.random.bernoulli(key, shape=original.shape).astype(original.dtype)
-    same = jnp.all(colours == original, axis=2, keepdims=True)
-    return jnp.where(same, 1 - colours, colours)
+def _colors(key: jax.Array, original: jax.Array) -> jax.Array:
+    """For each pixel a random color out of {0, 1} in every channel, but not the original one."""
+    colors = jax.random.bernoulli(key, shape=original.shape).astype(original.dtype)
+    same = jnp.all(colors == original, axis=2, keepdims=True)
+    return jnp.where(same, 1 - colors, colors)

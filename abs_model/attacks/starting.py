@@ -1,6 +1,6 @@
 """Where attacks that see only decisions begin: at any image that fools the classifier.
 
-With images to choose from (`Starts`), at the closest one that is adversarial. Else at plain greys,
+With images to choose from (`Starts`), at the closest one that is adversarial. Else at plain grays,
 uniform noise, or blends of noise with the image, as in Foolbox (Rauber et al., "Foolbox Native",
 JOSS 2020, https://github.com/bethgelab/foolbox).
 """
@@ -25,7 +25,7 @@ from abs_model.images import check_images
 
 # Attacks number their own draws from 0.
 _FIRST_KEY = 2**30
-_GREYS = (0.0, 0.5, 1.0)
+_GRAYS = (0.0, 0.5, 1.0)
 _NUM_DRAWS = 20
 _NUM_BLENDS = 20
 
@@ -65,7 +65,7 @@ def starting_images(
 
     With `starts`: asks once about the closest of them that is adversarial for the image. That they
     were classified is not among the questions, which are those about versions of an image.
-    Without: asks about plain greys, about noise until every image of the batch has an adversarial
+    Without: asks about plain grays, about noise until every image of the batch has an adversarial
     one (at most 20 draws), and about at most 20 blends of the image with the noise; at most
     `max_questions(None)` times in all.
 
@@ -83,8 +83,8 @@ def starting_images(
         images = _nearest(batch, starts.images, starts.logits(oracle.model), norm)
         images = choose(best.success, best.images, images)
         return bests.update(best, batch, images, oracle.logits(images)[0], norm)
-    for grey in _GREYS:
-        images = jnp.full_like(batch.images, grey)
+    for gray in _GRAYS:
+        images = jnp.full_like(batch.images, gray)
         best = bests.update(best, batch, images, oracle.logits(images)[0], norm)
     far, best = _noise(oracle, batch, best, norm)
     _, best = search_line(
@@ -96,7 +96,7 @@ def starting_images(
 
 def max_questions(starts: Starts | None) -> int:
     """How often `starting_images` asks at most."""
-    return 1 if starts is not None else len(_GREYS) + _NUM_DRAWS + _NUM_BLENDS
+    return 1 if starts is not None else len(_GRAYS) + _NUM_DRAWS + _NUM_BLENDS
 
 
 def _noise(oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[jax.Array, Best]:

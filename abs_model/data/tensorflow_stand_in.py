@@ -40,7 +40,7 @@ def encode_png(image: np.ndarray) -> types.SimpleNamespace:
     if image.dtype != np.uint8:
         raise NotImplementedError(f"only uint8 images can be encoded, not {image.dtype}")
     encoded = io.BytesIO()
-    # Pillow takes grey images without the axis of channels.
+    # Pillow takes gray images without the axis of channels.
     PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(encoded, "PNG")
     return types.SimpleNamespace(numpy=encoded.getvalue)
 

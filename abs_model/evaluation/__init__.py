@@ -14,7 +14,7 @@ from abs_model.evaluation.publication import pack
 from abs_model.evaluation.results import Results, collect
 from abs_model.evaluation.runner import Settings
 from abs_model.evaluation.show import show
-from abs_model.evaluation.statistics import THRESHOLDS, summarise
+from abs_model.evaluation.statistics import THRESHOLDS, summarize
 from abs_model.evaluation.suite import (
     AttackSpec,
     SuiteError,
@@ -56,7 +56,7 @@ __all__ = [
     "parse_shard",
     "read_suite",
     "show",
-    "summarise",
+    "summarize",
     "to_json",
     "to_markdown",
     "to_rich",

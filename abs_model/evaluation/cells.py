@@ -8,7 +8,7 @@ import numpy as np
 from abs_model.evaluation.eight_bit import NUDGED, ROUNDED
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import PlannedAttack, Results
-from abs_model.evaluation.statistics import THRESHOLDS, Summary, reaches, summarise
+from abs_model.evaluation.statistics import THRESHOLDS, Summary, reaches, summarize
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +84,7 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
     )
     limit, threshold = attack.limit(model), THRESHOLDS[attack.norm]
     return Cell(
-        summarise(distances, min(limit, threshold)),
+        summarize(distances, min(limit, threshold)),
         results.num_expected(model, attack.name),
         limit,
         reaches(limit, threshold),
@@ -117,7 +117,7 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
     closest = [record for _, record in results.closest_records(model, norm, groups)]
     limit, threshold = results.limit(model, norm, groups), THRESHOLDS[norm]
     return Cell(
-        summarise(done, min(limit, threshold)),
+        summarize(done, min(limit, threshold)),
         results.plan.num_images,
         limit,
         reaches(limit, threshold),

@@ -135,7 +135,7 @@ def _draw_triple(page: Page, top: float, example: Example, confidences: np.ndarr
     for which, predicted in enumerate(_predictions(example)):
         _show_image(page.panel(lefts[which], top + _TEXT, _PANEL), shown[which])
         text = f"predicts {predicted} ({confidences[which, predicted]:.1%})"
-        page.text(lefts[which], top + 0.02, text, color=_colour(predicted, record.label))
+        page.text(lefts[which], top + 0.02, text, color=_color(predicted, record.label))
     limit = scale or 1.0
     page.panel(lefts[2], top + _TEXT, _PANEL).imshow(
         perturbation, cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
@@ -172,13 +172,13 @@ def _draw_reconstructions(
         place = left + _SIDE_LABEL + column * _SMALL_PITCH
         axes = page.panel(place, top + 0.17, _SMALL_PANEL)
         _show_image(axes, np.clip(images[shown], 0.0, 1.0))
-        colour = _colour(predicted, label) if shown == predicted else FAINT
+        color = _color(predicted, label) if shown == predicted else FAINT
         if shown == predicted:
-            set_frame(axes, colour, 2.5)
+            set_frame(axes, color, 2.5)
         weight = "bold" if shown == predicted else "normal"
         decimals = 1 if abs(energies[shown]) < 1000 else 0
         text = f"{shown}: {energies[shown]:.{decimals}f}"
-        page.text(place, top + 0.02, text, fontsize=SMALL - 1, color=colour, fontweight=weight)
+        page.text(place, top + 0.02, text, fontsize=SMALL - 1, color=color, fontweight=weight)
 
 
 def _show_image(axes: Axes, image: np.ndarray) -> None:
@@ -197,5 +197,5 @@ def _strongest_channel(perturbation: np.ndarray) -> np.ndarray:
     return np.take_along_axis(perturbation, strongest, axis=-1)[..., 0]
 
 
-def _colour(predicted: int, label: int) -> str:
+def _color(predicted: int, label: int) -> str:
     return _RIGHT if predicted == label else _WRONG

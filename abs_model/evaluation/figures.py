@@ -23,7 +23,7 @@ SMALL, MEDIUM, LARGE = 7, 8, 12  # points
 INK, FAINT = "#222222", "#767676"
 NORM_SYMBOLS = {"l2": "$L_2$", "linf": r"$L_\infty$", "l0": "$L_0$"}
 UNITS = {"l2": "", "linf": "", "l0": ", pixels"}
-MODEL_COLOURS = (
+MODEL_COLORS = (
     "#1f5fa8", "#d98200", "#2e8b57", "#c8401a", "#6a3d9a", "#8c6d46", "#d16ba5", "#5c5c5c",
     "#17a2b8",
 )  # fmt: skip
@@ -33,7 +33,7 @@ def draw_curves(results: Results) -> Figure:
     """Draws the accuracy that is left at each distance, as in figure 2 of the paper.
 
     A panel for each norm, a line for each model: the minimum over all attacks per image. What the
-    paper published for a model is dashed, in the same colour.
+    paper published for a model is dashed, in the same color.
 
     Args:
         results: Of an evaluation, of the images that every attack is done with.
@@ -45,7 +45,7 @@ def draw_curves(results: Results) -> Figure:
         left, panel = 0.65 + 3.6 * position, 3.1
         axes = figure.add_axes((left / width, 0.55 / height, panel / width, 1 - 1.55 / height))
         shown = [
-            _draw_curve(axes, results, norm, model, MODEL_COLOURS[number % len(MODEL_COLOURS)])
+            _draw_curve(axes, results, norm, model, MODEL_COLORS[number % len(MODEL_COLORS)])
             for number, model in enumerate(models)
         ]
         _finish_curves(axes, norm, max([each for each in shown if each], default=1.0))
@@ -59,7 +59,7 @@ def draw_curves(results: Results) -> Figure:
         " dotted: threshold", va="top", fontsize=MEDIUM, color=FAINT,
     )  # fmt: skip
     handles = [
-        Line2D([], [], color=MODEL_COLOURS[number % len(MODEL_COLOURS)], label=model)
+        Line2D([], [], color=MODEL_COLORS[number % len(MODEL_COLORS)], label=model)
         for number, model in enumerate(models)
     ]
     figure.legend(
@@ -70,7 +70,7 @@ def draw_curves(results: Results) -> Figure:
     return figure
 
 
-def _draw_curve(axes: Axes, results: Results, norm: str, model: str, colour: str) -> float | None:
+def _draw_curve(axes: Axes, results: Results, norm: str, model: str, color: str) -> float | None:
     """Draws a model's curves; returns where the farthest of them ends, None without any.
 
     A curve ends with the images that have an adversarial one, or where the farthest search ended.
@@ -85,10 +85,10 @@ def _draw_curve(axes: Axes, results: Results, norm: str, model: str, colour: str
         if np.isfinite(limit):
             corners = np.append(corners, max(corners[-1], limit))
         left = accuracy_curve(distances, corners)
-        axes.step(corners, left, where="post", color=colour, lw=1.4)
+        axes.step(corners, left, where="post", color=color, lw=1.4)
         ends.append(corners[-1])
     if paper := published(norm, model):
-        axes.plot(paper.distances, paper.accuracies, color=colour, lw=1, ls=(0, (3, 2)), alpha=0.7)
+        axes.plot(paper.distances, paper.accuracies, color=color, lw=1, ls=(0, (3, 2)), alpha=0.7)
         ends.append(paper.distances[-1])
     return float(max(ends)) if ends else None
 
@@ -146,7 +146,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
-def set_frame(axes: Axes, colour: str, width: float) -> None:
-    """Sets colour and line width, in points, of the frame around `axes`."""
+def set_frame(axes: Axes, color: str, width: float) -> None:
+    """Sets color and line width, in points, of the frame around `axes`."""
     for spine in axes.spines.values():
-        spine.set(edgecolor=colour, linewidth=width)
+        spine.set(edgecolor=color, linewidth=width)

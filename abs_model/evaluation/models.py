@@ -104,7 +104,7 @@ def load_models(
 ) -> tuple[dict[str, Any], Dataset]:
     """Loads the models, and the data set that all of them were trained on.
 
-    The nearest neighbour is made of the data set of the other models; by itself, of MNIST. MNIST is
+    The nearest neighbor is made of the data set of the other models; by itself, of MNIST. MNIST is
     the data set, too, where all models are user-defined.
 
     Args:

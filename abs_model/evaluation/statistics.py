@@ -40,7 +40,7 @@ class Summary:
     accuracy: Estimate
 
 
-def summarise(distances: np.ndarray, threshold: float) -> Summary:
+def summarize(distances: np.ndarray, threshold: float) -> Summary:
     """Median and accuracy at the threshold, with intervals that are the same at each call.
 
     Raises:

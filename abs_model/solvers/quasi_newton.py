@@ -130,7 +130,7 @@ class QuasiNewton:
         offsets = jnp.sum(components**2, axis=0) + 0.5 * jnp.sum(latents**2, axis=1)
         scores = offsets[:, None] - 2 * (components.T @ targets)
         scores = scores.reshape(num_starts, share, -1)
-        # The first of the lowest; XLA vectorises two passes of min, but not argmin (CPU).
+        # The first of the lowest; XLA vectorizes two passes of min, but not argmin (CPU).
         lowest = scores.min(axis=1, keepdims=True)
         best = jnp.where(scores == lowest, jnp.arange(share)[:, None], share - 1).min(axis=1)
         return latents[best + share * jnp.arange(num_starts)[:, None]].transpose(2, 0, 1)

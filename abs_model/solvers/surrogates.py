@@ -176,10 +176,10 @@ def _fit(
         lambda z, t: jax.jvp(decode, (z,), (t,)), latents, tangents, size=_DECODE_BATCH
     )
     mean = pixels.mean(axis=1, keepdims=True)
-    centred = pixels - mean
-    _, vectors = jnp.linalg.eigh(centred @ centred.T / settings.num_samples)
+    centered = pixels - mean
+    _, vectors = jnp.linalg.eigh(centered @ centered.T / settings.num_samples)
     basis = vectors[:, : -settings.components - 1 : -1]
-    components, component_slopes = basis.T @ centred, basis.T @ slopes
+    components, component_slopes = basis.T @ centered, basis.T @ slopes
     sizes = [latent_size, *settings.widths, basis.shape[1]]
     rate = optax.cosine_decay_schedule(settings.learning_rate, settings.num_steps)
     # Kernels are (out, in); biases are left to Muon's Adam.

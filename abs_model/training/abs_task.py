@@ -2,7 +2,7 @@
 
 A dispatch is one XLA program: for each step, for each class, gather a batch, compute the loss and
 its gradient; then one Adam update of all classes' parameters together. Data, parameters and
-optimiser stay on the device, and the state's buffers are donated.
+optimizer stay on the device, and the state's buffers are donated.
 """
 
 import functools
@@ -231,6 +231,6 @@ def _score(terms: np.ndarray, labels: np.ndarray) -> dict[str, float]:
 def _grid(images: np.ndarray) -> np.ndarray:
     """(rows, columns, h, w, c) as one image (rows * h, columns * w, 1 or 3)."""
     if images.shape[-1] not in (1, 3):
-        images = images.mean(axis=-1, keepdims=True)  # no colours that a PNG knows
+        images = images.mean(axis=-1, keepdims=True)  # no colors that a PNG knows
     rows, columns, height, width, channels = images.shape
     return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

@@ -35,7 +35,7 @@ class Task(Protocol):
     """What is trained.
 
     Attributes:
-        steps_per_epoch: Optimiser steps in an epoch.
+        steps_per_epoch: Optimizer steps in an epoch.
         num_epochs: Epochs in the whole run.
         images_per_step: Training images a step uses, for the throughput.
         best_metric: Name of the validation metric by which the best checkpoint is marked.

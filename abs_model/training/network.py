@@ -7,7 +7,7 @@ Wong et al., "Fast is better than free", ICLR 2020 (https://arxiv.org/abs/2001.0
 epochs may take an attack of their own, as a costly end of a cheap training.
 
 A dispatch is one XLA program: for each step, gather a batch, attack it, and make one Adam update.
-Data, parameters and optimiser stay on the device, and the state's buffers are donated.
+Data, parameters and optimizer stay on the device, and the state's buffers are donated.
 """
 
 import os

@@ -12,7 +12,7 @@ import numpy as np
 
 from abs_model.data import Split
 from abs_model.evaluation.cells import Cell, PublishedCell
-from abs_model.evaluation.figures import MODEL_COLOURS
+from abs_model.evaluation.figures import MODEL_COLORS
 from abs_model.evaluation.formats import EXPLANATION, warning_lines
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.published import published
@@ -73,7 +73,7 @@ def make_content(
         "models": [
             {
                 "name": model,
-                "colour": MODEL_COLOURS[position % len(MODEL_COLOURS)],
+                "color": MODEL_COLORS[position % len(MODEL_COLORS)],
                 "clean": _finite(tables.clean[model]),
             }
             for position, model in enumerate(plan.models)

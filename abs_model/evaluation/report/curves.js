@@ -50,7 +50,7 @@ class CurvePanel {
     this.end = this.findEnd();
     this.lines = this.curves.map((curve, model) => this.drawModel(curve, model));
     this.ruler = svg("line", { class: "ruler", y1: PANEL.top, y2: PANEL.height - PANEL.bottom });
-    this.dots = content.models.map((model) => svg("circle", { r: 3.2, fill: model.colour,
+    this.dots = content.models.map((model) => svg("circle", { r: 3.2, fill: model.color,
       class: "dot" }));
     const name = content.norms[norm].name;
     this.picture = svg("svg", { viewBox: `0 0 ${PANEL.width} ${PANEL.height}`, class: "curve",
@@ -110,15 +110,15 @@ class CurvePanel {
   }
 
   drawModel(curve, model) {
-    const { colour } = content.models[model], parts = [];
+    const { color } = content.models[model], parts = [];
     if (curve.published) {
       const { distances, accuracies } = curve.published;
       const points = distances.map((each, number) =>
         `${this.x(each).toFixed(1)},${this.y(accuracies[number]).toFixed(1)}`);
       parts.push(svg("polyline",
-        { class: "published-curve", points: points.join(" "), stroke: colour }));
+        { class: "published-curve", points: points.join(" "), stroke: color }));
     }
-    if (curve.distances.length) parts.push(svg("path", { d: this.steps(curve), stroke: colour }));
+    if (curve.distances.length) parts.push(svg("path", { d: this.steps(curve), stroke: color }));
     return svg("g", { class: "model" }, parts);
   }
 

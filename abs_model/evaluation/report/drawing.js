@@ -52,8 +52,8 @@ function drawImage(image, description) {
   const pixels = new Uint8ClampedArray(4 * HEIGHT * WIDTH);
   for (let pixel = 0; pixel < HEIGHT * WIDTH; pixel += 1) {
     const values = image.subarray(pixel * CHANNELS, (pixel + 1) * CHANNELS);
-    const grey = values.reduce((sum, value) => sum + value, 0) / CHANNELS;
-    pixels.set(CHANNELS === 3 ? [...values, 255] : [grey, grey, grey, 255], 4 * pixel);
+    const gray = values.reduce((sum, value) => sum + value, 0) / CHANNELS;
+    pixels.set(CHANNELS === 3 ? [...values, 255] : [gray, gray, gray, 255], 4 * pixel);
   }
   return canvas(pixels, description);
 }
@@ -75,10 +75,10 @@ function drawPerturbation(perturbation, description) {
 const DARKER = [[255, 255, 255], [103, 169, 207], [11, 59, 122]];
 const BRIGHTER = [[255, 255, 255], [239, 138, 98], [140, 10, 30]];
 
-/* The colour of a value from -1 to 1. */
+/* The color of a value from -1 to 1. */
 function diverging(value) {
-  const colours = value < 0 ? DARKER : BRIGHTER, place = 2 * Math.abs(value);
+  const colors = value < 0 ? DARKER : BRIGHTER, place = 2 * Math.abs(value);
   const left = Math.min(Math.floor(place), 1), share = place - left;
-  const [from, to] = [colours[left], colours[left + 1]];
+  const [from, to] = [colors[left], colors[left + 1]];
   return from.map((each, channel) => each + share * (to[channel] - each));
 }

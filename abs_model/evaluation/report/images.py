@@ -25,7 +25,7 @@ def pack_perturbations(
     """What was added to clean images, each rounded to 1/127 of its largest change.
 
     So a faint perturbation loses no more than a strong one, what was not changed stays so, and
-    the adversarial image, shown as the sum, is off by less than a grey level.
+    the adversarial image, shown as the sum, is off by less than a gray level.
 
     Args:
         clean: uint8 (N, height, width, channels).

@@ -75,7 +75,7 @@ function overviewCells(norm, model) {
         : element("small", {}, triedTo(norm, cell)),
       paper && published(percent(paper.accuracy[0])),
       cell?.reached
-        ? bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].colour) : null),
+        ? bar(cell.accuracy[0], paper && paper.accuracy[0], content.models[model].color) : null),
   ];
 }
 
@@ -103,18 +103,18 @@ function grouped(name) {
 }
 
 /* An accuracy as a bar, with a tick where the published one is. */
-function bar(value, mark, colour) {
+function bar(value, mark, color) {
   return svg("svg", { class: "bar", viewBox: "0 0 100 6", preserveAspectRatio: "none",
     "aria-hidden": "true" },
     svg("rect", { width: 100, height: 6, class: "bar-all" }),
-    svg("rect", { width: 100 * value, height: 6, fill: colour }),
+    svg("rect", { width: 100 * value, height: 6, fill: color }),
     mark === null ? null : svg("rect", { x: Math.min(100 * mark, 98.5), width: 1.5, height: 6,
       class: "bar-mark" }));
 }
 
 function swatch(model) {
   return svg("svg", { class: "swatch", viewBox: "0 0 10 10", "aria-hidden": "true" },
-    svg("rect", { width: 10, height: 10, rx: 2, fill: model.colour }));
+    svg("rect", { width: 10, height: 10, rx: 2, fill: model.color }));
 }
 
 function drawNormTables() {

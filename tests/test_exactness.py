@@ -154,7 +154,7 @@ def test_every_attack_of_ours_without_an_epsilon_is_measured(beds):
         (entry.title, norm) for entry in ATTACKS.values() for norm in entry.norms
     } - measured
     assert {title for title, _ in left_out} == {
-        "APGD", "PGD", "Square", "Cutting planes", "Flips of pixels", "Latent Descent"
+        "APGD", "PGD", "Square", "Cutting planes", "Pixel flips", "Latent Descent"
     }  # fmt: skip
 
 

@@ -199,8 +199,8 @@ def on_terminal(tables):
 def test_what_was_not_tried_comes_with_the_reasons():
     results = example()
     reasons = {
-        "a": "it is for ABS models",
-        "b": "it is for ABS models",
+        "a": "requires an ABS model",
+        "b": "requires an ABS model",
         "c": "the configuration has it for abs only",
     }
     attacks = [
@@ -217,7 +217,7 @@ def test_what_was_not_tried_comes_with_the_reasons():
         lines = text.splitlines()
         found = lines[lines.index("Not tried:") + 1 :]
         assert [line for line in found if line.startswith("- ")] == [
-            "- A, B on mine: it is for ABS models",
+            "- A, B on mine: requires an ABS model",
             "- C on mine: the configuration has it for abs only",
             "- e_l2, f: --attacks left them out",
         ]

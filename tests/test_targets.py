@@ -183,13 +183,13 @@ def test_what_cannot_be_targeted_is_not_tried_and_says_so():
             "cutting_planes", "deepfool", "flip_pixels", "gaussian_noise", "greedy_pixels",
             "latent_descent", "salt_and_pepper", "transfer",
         )  # fmt: skip
-        assert (refusal == "it can't be targeted") == untargetable, name
+        assert (refusal == "cannot be targeted") == untargetable, name
         assert untargetable or refusal is None
     (row,) = suite(row=ENTRY | {"targets": 3})
     assert row.refusal(model) == "its target is class 3, and the model has 3"
     # The DLR with targets needs a fourth class.
     (row,) = suite(row=ENTRY | {"attack": "apgd", "settings": {"epsilon": 1}, "targets": "random"})
-    assert row.refusal(model) == "it needs 4 classes, and the model has 3"
+    assert row.refusal(model) == "requires 4 classes, and the model has 3"
 
 
 def test_an_attack_of_the_catalogue_is_launched_with_its_targets(tmp_path):

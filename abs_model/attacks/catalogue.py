@@ -73,15 +73,15 @@ class Entry:
     ) -> str | None:
         """Why a classifier can't be attacked with it and all its settings; None where it can."""
         if targeted and "targets" not in inspect.signature(self.function).parameters:
-            return "it can't be targeted"
+            return "cannot be targeted"
         if self.needs is Needs.GRADIENTS and not model.differentiable:
-            return "it needs gradients, and the model is a black box"
+            return "requires gradients, and the model is a black box"
         if self.needs is Needs.BINARY and not getattr(model, "binary", False):
-            return "it is for models on thresholded images"
+            return "requires a model on thresholded images"
         if self.needs is Needs.ABS and not isinstance(model, ABSClassifier):
-            return "it is for ABS models"
+            return "requires an ABS model"
         if model.num_classes < (fewest := self.fewest_classes(settings, targeted)):
-            return f"it needs {fewest} classes, and the model has {model.num_classes}"
+            return f"requires {fewest} classes, and the model has {model.num_classes}"
         return None
 
 
@@ -118,7 +118,7 @@ ATTACKS = {
     "fab": Entry("FAB", fab, _DENSE, Needs.GRADIENTS, newer=("num_classes",)),
     "fast_gradient": Entry("Fast gradient", fast_gradient, _DENSE, Needs.GRADIENTS),
     "flip_pixels": Entry(
-        "Flips of pixels", flip_pixels, NORMS, Needs.BINARY, limits={"l0": "max_flips"}
+        "Pixel flips", flip_pixels, NORMS, Needs.BINARY, limits={"l0": "max_flips"}
     ),
     "fmn": Entry("FMN", fmn, NORMS, Needs.GRADIENTS),
     "gaussian_noise": Entry("Gaussian noise", gaussian_noise, ("l2",), Needs.LOGITS),

@@ -143,7 +143,7 @@ def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
 
 
 def _not_tried(plan: Plan) -> list[str]:
-    """E.g. "Latent Descent, Cutting planes on cnn: it is for ABS models".
+    """E.g. "Latent Descent, Cutting planes on cnn: requires an ABS model".
 
     Last what the command line left out.
     """

@@ -16,9 +16,9 @@ Variants:
     tiny     2 images, three attacks: for the tests.
 
 Settings of the paper's attacks are the defaults of Foolbox 1.x, where the paper gives none. Every
-row of the tables prints what was asked of the model: a smaller budget is a smaller claim. `cpu`
+row of the tables prints its budget: a smaller budget supports a weaker claim. `cpu`
 leaves Transfer and the paper's noise attacks on ABS and the nearest neighbor fewer than 100
-queries, of which the salt and pepper are the dearest that ABS can be asked, and the other attacks
+queries, of which salt-and-pepper images are the slowest for ABS to classify, and the other attacks
 that see decisions only at least 1,000.
 """
 

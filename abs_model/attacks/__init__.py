@@ -7,7 +7,7 @@ an `AttackResult`; `norm` is among the settings of those that know several. Ther
   pixels: `sparse_rs`, unless it minimizes that;
 - the closest adversarial image: all others.
 
-What they share is in `checks` (of arguments), `running` (batches), `oracle` (questions to the
+What they share is in `checks` (of arguments), `running` (batches), `oracle` (queries of the
 classifier), `best` (what was found), `confirmation` (what of that holds) and `base` (norms);
 `catalogue` has them by name, with what each needs of a classifier. `estimate_gradients` gives a
 classifier without gradients estimated ones, `average_logits` a random one means. `ascend` is PGD as

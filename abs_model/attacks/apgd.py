@@ -76,14 +76,14 @@ def apgd(
 ) -> AttackResult:
     """Attacks a classifier with Auto-PGD.
 
-    Looks at the original image and at every iterate of every ascent. Asks the classifier
+    Looks at the original image and at every iterate of every ascent. Queries the classifier
     `1 + num_ascents * (num_steps + 1)` times, `num_ascents * num_steps` times with gradient, where
     `num_ascents` is `num_restarts`, for the loss "targeted_dlr" times the number of targets.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
@@ -96,9 +96,9 @@ def apgd(
         num_restarts: Ascents, each from another uniformly drawn point of the ball.
         num_targets: Of "targeted_dlr": how many other classes to lead to, those of the highest
             logits at the original image; all of them if there are fewer. 9 in the paper.
-        targets: Integers (N,): classes to lead to; by default any but the label will do. With them
+        targets: Target classes, integers (N,); by default any class but the label. With them
             "targeted_dlr" is "dlr".
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -32,7 +32,7 @@ class AttackResult:
             `abs_model.decisions`).
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
-        num_queries: int32 (N,): how often the classifier was asked, with gradient or without, about
+        num_queries: int32 (N,): number of queries, with or without gradient, of
             each image of its batch, until the last of them was done; None where the attack does not
             count.
         num_gradients: int32 (N,): how often of these with gradient.

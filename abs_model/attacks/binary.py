@@ -56,13 +56,13 @@ def flip_pixels(
 
     For "linf" a level |x - 0.5| up to which flips are free is bisected 10 times. At each level the
     flips that gain most to first order are made at once, all of them at first, half as many where
-    the margin doesn't rise, and in the end one by one. Asks at most
+    the margin doesn't rise, and in the end one by one. Queries at most
     `1 + 10 * num_restarts * (num_steps + 1)` times, all but once with gradient.
 
     Args:
         model: A classifier whose attribute `binary` is true.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of halves undone and random starts,
             and of the choice where there is no gradient.
         norm: "l0", "l2" or "linf".
@@ -73,7 +73,7 @@ def flip_pixels(
         num_steps: For "linf", sets of flips to try from each start.
         num_restarts: For "linf", starts at each level: the best found with the flips above the
             level undone, then random ones.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -63,15 +63,15 @@ def boundary(
     more than 50% fool), and after 10 answers about whole steps the move towards the original (10%
     and 25%). Foolbox asks twice in every tenth step, and waits for 100 and 30 answers of these.
 
-    Asks the classifier at most `num_steps + 25` times, and for the images to begin at as often as
-    `abs_model.attacks.starting.starting_images` says. 10 bisections follow the start, and 10 the
+    Queries the classifier at most `num_steps + 25` times, and for the images to begin at as often
+    as `abs_model.attacks.starting.starting_images` says. 10 bisections follow the start, and 10 the
     last step. A classifier with warm-started answers (ABS) is asked from scratch after every 50
     steps, whose walk is taken back where the answer is another.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,).
         num_steps: Steps of the walk.
         spherical_step: First length of a move on the sphere, as a share of the distance; above 0.
@@ -85,14 +85,14 @@ def boundary(
             and grays by default.
         targets: Integers (N,): classes to lead to; any other than the label by default. Noise is
             rarely of a given class, so that they call for `starts`.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no image to begin at was found, that of the
         highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_steps = check_count("num_steps", num_steps)
     spherical_step = check_number("spherical_step", spherical_step, minimum=0.0, exclusive=True)

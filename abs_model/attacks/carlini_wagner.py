@@ -122,12 +122,12 @@ def carlini_wagner(
     An image's descent ends when a tenth of the steps (at least 10) has not lowered its smallest
     loss by 0.01%.
 
-    Asks the classifier at most `1 + num_searches * num_steps` times, each time with gradient.
+    Queries the classifier at most `1 + num_searches * num_steps` times, each time with gradient.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         num_searches: Constants to try; 9 as in the authors' code and Foolbox.
         num_steps: Most steps of Adam for each; 10,000 as in the paper and Foolbox.
@@ -140,15 +140,15 @@ def carlini_wagner(
             error is a success at distance 0 all the same.
         initial_constant: The first c, in units of distance; above 0. To first order it takes twice
             the distance to the boundary. (0.001 in the paper, where it has another unit.)
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one of that confidence; where there is none, without
         success, the closest of any; where there is none either, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_searches = check_count("num_searches", num_searches)
     num_steps = check_count("num_steps", num_steps)

@@ -94,23 +94,23 @@ def cutting_planes(
     All this begins with what explains the original. A restart begins with what explains an image
     of noise around it.
 
-    In L2 and L-infinity the last part of the way to what was found is bisected in 7 questions,
+    In L2 and L-infinity the last part of the way to what was found is bisected in 7 queries,
     except for Binary ABS, which has nothing between its changes.
 
-    Asks the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
+    Queries the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
     restart `1 + num_classes * num_steps` times, not counting the bisection. Gradients are not asked
     for, because the latents that it answers with tell them.
 
     Args:
         model: An ABS or Binary ABS model.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2", "linf" or "l0".
         num_classes: How many other classes to go for; if there are fewer, all.
-        num_steps: Questions on the way to each.
+        num_steps: Queries on the way to each.
         num_restarts: How often to go for them again; 0 or more.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
@@ -196,7 +196,7 @@ class _Walk:
         images: The closest behind the planes so far, (n, height, width, channels).
         previous: Those before.
         classes: Where it leads, int32 (n,).
-        state: Of what was asked last.
+        state: Of the last query.
         planes: Below the f of the label.
         overshoot: How far behind the boundary the planes lie, as a part of the way there, (n,).
         levels: Binary ABS in L-infinity: the distance to get below, (n,).

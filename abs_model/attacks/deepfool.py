@@ -52,7 +52,7 @@ def deepfool(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         norm: "l2" or "linf".
         num_steps: Most steps. More than the 50 of Foolbox and the authors' code cost nothing where
@@ -62,13 +62,13 @@ def deepfool(
         num_classes: Classes whose gradients are taken, at least 2: in each step the label and those
             of the largest other logits. 10 as in the authors' code and Foolbox, which choose them
             once, at the original. Time and memory grow with it.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the first adversarial iterate; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_steps = check_count("num_steps", num_steps)
     overshoot = check_number("overshoot", overshoot, minimum=0.0)

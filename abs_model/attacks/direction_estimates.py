@@ -36,7 +36,7 @@ def estimate_direction(
         delta: How far from them to ask, in L2 for either norm, (n,).
         state: Of the points.
         keys: A key for each image, (n,).
-        size: Number of questions.
+        size: Number of queries.
         norm: "l2": random changes are uniform on the sphere; "linf": they come from a cube.
 
     Returns:

@@ -16,8 +16,8 @@ from abs_model.attacks.oracle import Oracle, State
 def eliminate(oracle: Oracle, batch: Batch, best: Best, space: Space) -> Best:
     """Takes back changes that success doesn't need, one after the other.
 
-    Begins with those whose undoing loses least, to first order, per cost. Asks once with gradient
-    and as often as the image with most changes has them.
+    Begins with those whose undoing loses least, to first order, per cost. Queries once with
+    gradient and as often as the image with most changes has them.
 
     Args:
         oracle: The classifier.

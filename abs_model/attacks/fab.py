@@ -70,27 +70,27 @@ def fab(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2" or "linf".
         num_steps: Steps from each start; 100 as in the paper.
-        num_restarts: Starts to try; each costs `2 * num_steps` questions.
+        num_restarts: Starts to try; each costs `2 * num_steps` queries.
         alpha_max: Most weight of the point near the original, 0 to 1; 0.1 as in the paper.
         eta: How far to go along the ways to the hyperplane, at least 1; 1.05 as in the paper.
         beta: How much of the way is left by the step back, 0 to 1; 0.9 as in the paper.
         num_classes: Classes whose gradients are taken, at least 2: in each step the label and those
             of the largest other logits. Time and memory grow with it. With targets it plays no
             part.
-        targets: Integers (N,): classes to lead to; by default any but the label will do. Then the
+        targets: Target classes, integers (N,); by default any class but the label. Then the
             boundary is that between the target and the class ahead of all others. (The targeted
             version of AutoAttack looks at target and label, and takes any other class as well.)
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)

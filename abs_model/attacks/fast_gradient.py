@@ -7,7 +7,7 @@ for L2. All candidates lie on the line
     x(epsilon) = clip(x + epsilon * direction(gradient of the loss at x), 0, 1).
 
 Foolbox 1.x looks at 1,000 epsilons, evenly spaced, and takes the first that fools. A coarse scan
-and a bisection find it as precisely with a few dozen questions.
+and a bisection find it as precisely with a few dozen queries.
 """
 
 import functools
@@ -49,7 +49,7 @@ def fast_gradient(
     makes sense to that: 1 for L-infinity, the diagonal of the box, sqrt(pixels), for L2. Then
     bisects between the first that fools and the one before. What it finds is therefore the first
     crossing of the boundary, unless the line leaves again what it entered within a single interval
-    of the scan. Asks the classifier at most `1 + num_epsilons + num_bisections` times, once with
+    of the scan. Queries the classifier at most `1 + num_epsilons + num_bisections` times, once with
     gradient; less where all images of a batch are done sooner.
 
     The loss is the margin of the logits, whose gradient leads to the nearest class at any scale of
@@ -58,19 +58,19 @@ def fast_gradient(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,); not used.
         norm: "l2" (FGM) or "linf" (FGSM).
         num_epsilons: Step sizes of the scan.
         num_bisections: Each halves the interval that the scan has found.
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_epsilons = check_count("num_epsilons", num_epsilons)
     num_bisections = check_count("num_bisections", num_bisections)

@@ -58,25 +58,25 @@ def fmn(
     change most are kept. Step size and gamma fall to 1/100 of the first and to 0.001 along a
     cosine.
 
-    Asks the classifier `num_steps + 1` times, each time with gradient.
+    Queries the classifier `num_steps + 1` times, each time with gradient.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         norm: "l2", "linf" or "l0".
         num_steps: Number of steps; 100 as in Foolbox.
         step_size: Length in L2 of the first step, whatever `norm`; above 0. 1.0 as in Foolbox.
         gamma: First relative change of epsilon, 0.001 to 1; 0.05 as in the paper and Foolbox.
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_steps = check_count("num_steps", num_steps)
     step_size = check_number("step_size", step_size, minimum=0.0, exclusive=True)

@@ -236,7 +236,7 @@ def _compare(
         forms: The candidate's.
         costs: Of the change that leads there, (n,).
         before: The logits without it, (n, classes).
-        images: Of the forms.
+        images: The forms.
         logits: Of the images.
         state: Of the classifier there.
         best: What has been found.

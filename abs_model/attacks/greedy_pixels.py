@@ -36,20 +36,20 @@ def greedy_pixels(
 ) -> AttackResult:
     """Attacks a classifier by changing one pixel after the other; minimal distance in L0.
 
-    Asks the classifier at most `1 + num_rounds * (1 + max_pixels * (2 + num_candidates))` times,
+    Queries the classifier at most `1 + num_rounds * (1 + max_pixels * (2 + num_candidates))` times,
     `num_rounds * (1 + max_pixels)` times with gradient (of up to ten logits).
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the halves undone, and of the
             choice where there is no gradient.
         max_pixels: Most pixels to change.
         num_candidates: How many pixels are tried in each step.
         num_rounds: The search is repeated from the best found with a random half of its changes
             undone.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of fewest pixels; where there is none, that of the highest

@@ -62,7 +62,7 @@ def hop_skip_jump(
     attack's norm, and bisection narrows the way down to gamma d^-1.5 of it for L2, gamma d^-2 for
     L-infinity.
 
-    Asks the classifier, for the images to begin at, as often as
+    Queries the classifier, for the images to begin at, as often as
     `abs_model.attacks.starting.starting_images` says, and then once about the originals, b times in
     a first bisection and, in step t, min(floor(initial_num_evals * sqrt(t)), max_num_evals) + b
     times and for at most 16 lengths of the move; b = 2 + ceil(log2(d^1.5 / gamma)) for L2, 17 for
@@ -72,21 +72,21 @@ def hop_skip_jump(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,).
         norm: "l2" or "linf".
         num_steps: Steps along the boundary.
         initial_num_evals: Points in the first estimate of the direction, B_0.
         max_num_evals: Most points in any.
         gamma: Scale of delta and of the bisections' last interval; above 0.
-        max_queries: Most questions about an image: no step is begun that could go beyond. The same
+        max_queries: Most queries per image: no step is begun that could go beyond. The same
             number of steps is taken for every image.
         starts: Float32 (M, height, width, channels) in [0, 1]: images to begin at, such as training
             images; each attacked image begins at the closest one that is adversarial for it. Noise
             and grays by default.
         targets: Integers (N,): classes to lead to; any other than the label by default. Noise is
             rarely of a given class, so that they call for `starts`.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no image to begin at was found, that of the

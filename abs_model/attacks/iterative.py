@@ -68,19 +68,19 @@ def bim(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,); not used.
         norm: "l2" or "linf".
         num_steps: Steps within each epsilon.
         num_searches: Epsilons to try.
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     return _attack(
         model, images, labels, key, norm=norm, relative_step=1 / 6, decay=0.0,
@@ -109,20 +109,20 @@ def mim(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,); not used.
         norm: "l2" or "linf".
         decay: Of the sum of gradients with each step, at least 0; 1 in the paper.
         num_steps: Steps within each epsilon.
         num_searches: Epsilons to try.
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     decay = check_number("decay", decay, minimum=0.0)
     return _attack(

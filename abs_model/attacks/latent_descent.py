@@ -42,19 +42,19 @@ def latent_descent(
 
     until x_t is adversarial. The straight way from the original to that x_t is then bisected.
 
-    Asks the classifier at most `4 + num_steps + num_bisections` times, and once more after each
+    Queries the classifier at most `4 + num_steps + num_bisections` times, and once more after each
     step that seems to have made images of the batch adversarial, twice where that does not hold
     from scratch; stops when all are adversarial.
 
     Args:
         model: An ABS or Binary ABS model.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         num_steps: Most steps.
         step_size: Part of the way to the reconstruction that each step goes; above 0, at most 1.
         num_bisections: Each halves what is left of the way.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -33,8 +33,8 @@ def search_line(
 ) -> tuple[jax.Array, Best]:
     """Goes along the way in equal steps, and bisects the step in which an image first fools.
 
-    Asks the classifier at most `num_levels + num_bisections` times, and less where all images are
-    done sooner.
+    Queries the classifier at most `num_levels + num_bisections` times, and less where all images
+    are done sooner.
 
     Args:
         oracle: The classifier.

@@ -48,17 +48,17 @@ def gaussian_noise(
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the noise.
         num_directions: Draws of noise to try.
         num_epsilons: Steps of the standard deviation for each of them.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_directions = check_count("num_directions", num_directions)
     num_epsilons = check_count("num_epsilons", num_epsilons)
@@ -91,28 +91,28 @@ def salt_and_pepper(
     Pixels come in random order, each with a color drawn once, the same in all channels; those that
     have it already are left out. The first restart raises their share from 0 to 1 in `num_epsilons`
     equal steps, and bisects the step that first fools down to the pixel. The others, of
-    `num_epsilons` questions each, look for fewer: they ask about one pixel less than found so far,
+    `num_epsilons` queries each, look for fewer: they ask about one pixel less than found so far,
     of the same draw if that has just fooled, else of a new one. (Where nothing has fooled yet, they
     raise the share again, with a new draw in each step as in Foolbox 1, whose defaults these are.)
-    Asks the classifier at most
+    Queries the classifier at most
     `1 + num_restarts * num_epsilons + ceil(log2(height * width / num_epsilons))` times: with the
     defaults, 1,004 times on MNIST.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the noise.
-        num_restarts: Times `num_epsilons` questions are asked.
+        num_restarts: Times that `num_epsilons` queries are made.
         num_epsilons: Steps of the share of pixels.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of the fewest changed pixels; where there is none, that of the
         highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     num_restarts = check_count("num_restarts", num_restarts)
     num_epsilons = check_count("num_epsilons", num_epsilons)
@@ -144,7 +144,8 @@ def search_salt_and_pepper(
 ) -> tuple[jax.Array, Best]:
     """Looks for the least salt-and-pepper noise, of one draw, that fools.
 
-    Asks the classifier at most `salt_and_pepper_questions(batch.images.shape, num_epsilons)` times.
+    Queries the classifier at most `salt_and_pepper_questions(batch.images.shape, num_epsilons)`
+    times.
 
     Args:
         oracle: The classifier.
@@ -239,7 +240,7 @@ def _redraw(batch: Batch, best: Best, number: int, num_epsilons: int) -> tuple[_
     Args:
         batch: The originals.
         best: What has been found, in L0.
-        number: Of the question, from 0.
+        number: Of the query, from 0.
         num_epsilons: Steps of the share where nothing has been found.
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(batch.keys, number + 1)

@@ -39,7 +39,7 @@ class Oracle:
 
     Each answer comes with a state. Whoever gives it back with images that have moved a little is
     answered faster: ABS goes on from the latents it had found (`Classifier.batch_follow`). Without
-    a state, the question is answered from scratch. `choose` of `abs_model.attacks.base` picks
+    a state, the answer is from a cold start. `choose` of `abs_model.attacks.base` picks
     between states for each image.
 
     Attributes:

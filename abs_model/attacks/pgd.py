@@ -50,13 +50,13 @@ def pgd(
 ) -> AttackResult:
     """Attacks a classifier with PGD on the margin of the logits.
 
-    Looks at the original image and at every iterate of every restart. Asks the classifier
+    Looks at the original image and at every iterate of every restart. Queries the classifier
     `1 + num_restarts * (num_steps + 1)` times, `num_restarts * num_steps` times with gradient.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
@@ -67,13 +67,13 @@ def pgd(
         random_start: Whether to start from a uniformly drawn point of the ball; else from the
             original image, and `num_restarts` must be 1.
         targets: Integers (N,): classes to lead to; any other than the label by default.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     check_norm(norm, ("l2", "linf"))
     epsilon = check_epsilon(epsilon, norm, model.image_shape)

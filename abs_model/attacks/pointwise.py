@@ -51,26 +51,26 @@ def pointwise(
     is not adversarial any more. For "l2" values also move towards the original, until none can move
     by a hundredth of its change.
 
-    Asks the classifier once about the originals and in each restart about 26 times for the noise,
-    and then as often as it takes: for "l0" at least once for each pixel that stays changed, as a
-    rule one or two times the number of pixels that the noise had changed, and for "l2" some ten
-    times the number of values that stay changed on top of that. Images go through their restarts
-    each at its own pace; a batch waits for the one that takes longest.
+    Queries the classifier once about the originals and in each restart about 26 times for the
+    noise, and then as often as it takes: for "l0" at least once for each pixel that stays changed,
+    as a rule one or two times the number of pixels that the noise had changed, and for "l2" some
+    ten times the number of values that stay changed on top of that. Images go through their
+    restarts each at its own pace; a batch waits for the one that takes longest.
 
     Args:
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of noise and orders.
         norm: "l0" or "l2". For "l0" a pixel is set back in all channels.
         num_restarts: Draws of noise to start from. The paper has 10.
-        max_queries: Most questions about an image. A restart that is cut short need not be minimal,
+        max_queries: Most queries per image. A restart that is cut short need not be minimal,
             and restarts that were not reached leave the noise as it was. No limit by default.
         starts: Float32 (M, height, width, channels) in [0, 1]: images to begin at, such as training
             images; the first restart begins at the closest one that is adversarial.
-        targets: Integers (N,): classes to lead to; by default any but the label will do. As noise
+        targets: Target classes, integers (N,); by default any class but the label. As noise
             hardly ever leads to one of them, give `starts` of these classes.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no image to begin at was found, that of the

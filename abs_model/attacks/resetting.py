@@ -1,7 +1,7 @@
 """Taking changes of adversarial images back, value by value; the core of the pointwise attack.
 
 Every image goes through its own beginnings, and for each through its own changed values in its own
-random order, at its own pace, so that one question serves all images of a batch:
+random order, at its own pace, so that one query serves all images of a batch:
 
 1. Blocks of 64, then 16, then 4 values that follow each other in the order are set back at the same
    time where the image stays adversarial. That is for speed only.
@@ -99,7 +99,7 @@ def reset_values(
     """Takes changes back as far as images stay adversarial, from one beginning after the other.
 
     Asks once about each beginning, and then until every image has gone through all, with one more
-    question after every 20 to confirm what has been found.
+    query after every 20 to confirm what has been found.
 
     Args:
         oracle: The classifier.

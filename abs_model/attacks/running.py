@@ -41,7 +41,7 @@ def run(
     What a warm-started classifier (ABS) said on the way is confirmed from scratch, at the end at
     the latest (`abs_model.attacks.confirmation`). So attacks ask such a classifier more often than
     they say: up to 10 times more at the end, once or, where claims fail, up to 10 times more after
-    each restart, ascent or search, and once more after every 40 questions or, where a find ends the
+    each restart, ascent or search, and once more after every 40 queries or, where a find ends the
     search for an image, after each that seems to have found something.
 
     For a model on thresholded images (with a true attribute `binary`), changes that it does not see
@@ -53,20 +53,20 @@ def run(
         attack: The attack of one batch, on the classifier as the oracle answers for it.
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): all that is random about an image
             comes from its key, whatever batch it is in.
         norm: Of the distances.
         norms: Those that the attack knows.
         epsilon: Where the attack keeps within one, the largest distance.
-        targets: Integers (N,): classes to lead to; by default any but the label will do.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        targets: Target classes, integers (N,); by default any class but the label.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     check_norm(norm, norms)
     images = check_images(images, model.image_shape)

@@ -47,14 +47,14 @@ def sparse_rs(
     """Attacks a classifier with Sparse-RS on the margin of the logits; asks no gradients.
 
     The search of an image ends with its first success, or, with `minimize`, at a single pixel.
-    Asks the classifier at most `1 + num_restarts * (num_steps + 1)` times; it stops when the search
-    of all images of a batch has ended. Colors are drawn from those that differ from the original
-    pixel's, so that every pixel of the set counts.
+    Queries the classifier at most `1 + num_restarts * (num_steps + 1)` times; it stops when the
+    search of all images of a batch has ended. Colors are drawn from those that differ from the
+    original pixel's, so that every pixel of the set counts.
 
     Args:
         model: The classifier; may be a black box.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,).
         num_pixels: How many pixels are changed, the epsilon of L0; at most all.
         num_steps: Exchanges to try from each start; 10,000 in the paper, to which the schedule of
@@ -65,14 +65,14 @@ def sparse_rs(
             image: an attack of minimal distance, which the paper's is not.
         num_restarts: Starts to try, with `minimize` at a pixel less than the best so far.
         targets: Integers (N,): classes to lead to; any other than the label by default.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of fewest pixels; where there is none, that of the highest
         margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     height, width, _ = model.image_shape
     num_pixels = check_count(

@@ -59,14 +59,14 @@ def square(
 ) -> AttackResult:
     """Attacks a classifier with the Square attack on the margin of the logits; asks no gradients.
 
-    The search of an image ends with its first success. Asks the classifier at most
+    The search of an image ends with its first success. Queries the classifier at most
     `1 + num_restarts * (num_steps + 1)` times; it stops when all images of a batch are fooled. A
     square that would change nothing is drawn with the other signs, as in the authors' code.
 
     Args:
         model: The classifier; may be a black box.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,).
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
@@ -77,13 +77,13 @@ def square(
             paper has 0.8 for the Madry network on MNIST, as has AutoAttack for everything.
         num_restarts: Starts to try.
         targets: Integers (N,): classes to lead to; any other than the label by default.
-        progress: Called with the number of questions asked about each image of a batch so far.
+        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     check_norm(norm, ("l2", "linf"))
     epsilon = check_epsilon(epsilon, norm, model.image_shape)

@@ -53,27 +53,27 @@ def transfer(
     ends, beyond 1, and by bisection between the first that fools the model and the one before. The
     scan's steps grow in proportion to t + 0.1.
 
-    Asks the model at most `1 + 4 * (num_scales + num_bisections)` times, never with gradient.
-    Questions to the surrogate are not counted. Images that the surrogate gets wrong unchanged have
+    Queries the model at most `1 + 4 * (num_scales + num_bisections)` times, never with gradient.
+    Queries of the surrogate are not counted. Images that the surrogate gets wrong unchanged have
     no direction and are as good as not attacked.
 
     Args:
         model: The classifier; may be a black box.
         images: Float32 (N, height, width, channels) in [0, 1].
-        labels: Integers (N,): the classes to lead away from.
+        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): handed on to the four.
         norm: "l2" or "linf".
         surrogate: A classifier with gradients, for the same images and classes.
         num_scales: Of each perturbation, that are looked at first.
         num_bisections: Each halves the interval that holds the first crossing.
-        progress: Called with the number of questions to the model asked about each image of a batch
+        progress: Called with the number of queries of the model per image of the current batch
             so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described.
+        ValueError: An argument is invalid.
     """
     check_norm(norm, _NORMS)
     num_scales = check_count("num_scales", num_scales)

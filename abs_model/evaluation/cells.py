@@ -26,7 +26,7 @@ class Cell:
         num_claimed: Images that the attack claimed as adversarial.
         rejections: Claims that verification refused, by reason; an image may have several.
         num_rejected: Claims refused.
-        num_queries: Mean number of questions until the batch of an image was done; None where
+        num_queries: Mean number of queries until the batch of an image was done; None where
             unknown.
         num_gradients: Those with gradient.
         num_by_search: Adversarial examples that a thorough search for latents does not confirm

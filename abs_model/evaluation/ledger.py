@@ -46,7 +46,7 @@ class Record:
         distance: From the clean image, in the attack's norm, measured anew; infinite where there is
             no verified adversarial image, 0 for an image that is misclassified when clean, or,
             under a targeted attack, of the target.
-        num_queries: Questions to the model, with gradient or without, until the last image of its
+        num_queries: Queries of the model, with or without gradient, until the last image of its
             batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.
         image: What the attack claimed, or did not claim though it is adversarial, float32 (height,

@@ -6,7 +6,10 @@ import sys
 import rich.console
 from absl import flags, logging
 
-from abs_model.errors import UserError
+from abs_model._runtime.command_line import define_config, define_path, run_main
+from abs_model._runtime.configuration import check_all, positive_int, section, seed
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.wandb_log import MODES, open_tracker
 from abs_model.evaluation import (
     GO_ON,
     WHOLE,
@@ -24,9 +27,6 @@ from abs_model.evaluation import (
     show,
     to_rich,
 )
-from abs_model.training.command_line import define_config, define_path, run_main
-from abs_model.training.configuration import check_all, positive_int, section, seed
-from abs_model.training.tracking import MODES, open_tracker
 
 _CONFIG = define_config()
 _MODELS = flags.DEFINE_list(

@@ -13,10 +13,10 @@
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
 """
 
+from abs_model._runtime.errors import UserError
 from abs_model.attacks import AttackResult, pgd
 from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
-from abs_model.errors import UserError
 from abs_model.evaluation.image_files import Export, export_images
 from abs_model.evaluation.verification import Verification, verify
 from abs_model.foolbox_model import foolbox

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from abs_model._runtime.precision import single_precision
 from abs_model.images import check_images
 from abs_model.inference import Inference, infer, refine
-from abs_model.precision import single_precision
 from abs_model.solvers import Solver
 
 PyTree = Any

@@ -5,8 +5,8 @@ Rauber et al., "Foolbox Native", JOSS 2020 (https://github.com/bethgelab/foolbox
 
 from typing import TYPE_CHECKING
 
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import Classifier
-from abs_model.errors import UserError
 
 if TYPE_CHECKING:
     from foolbox import JAXModel

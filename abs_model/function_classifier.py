@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from abs_model.checks import check_count
+from abs_model._runtime.checks import check_count
 from abs_model.classifiers import Classifier
 from abs_model.snapshots import Snapshot, take
 

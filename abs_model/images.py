@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.hints import dtype_hint, range_hint, shape_hint, type_hint
+from abs_model._runtime.hints import dtype_hint, range_hint, shape_hint, type_hint
 
 
 def check_images(images: Any, image_shape: tuple[int, int, int], name: str = "images") -> jax.Array:

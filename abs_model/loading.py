@@ -8,18 +8,18 @@ import ml_collections
 from flax import nnx
 
 from abs_model import zoo
-from abs_model.allocation import keep_freed_memory
+from abs_model._runtime.atomic_files import as_path
+from abs_model._runtime.checks import check_count
+from abs_model._runtime.compilation_cache import keep_compiled
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.malloc import keep_freed_memory
+from abs_model._runtime.precision import single_precision
 from abs_model.building import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier, NetworkClassifier
-from abs_model.compilation import keep_compiled
 from abs_model.data import load_dataset
 from abs_model.decoders import Decoder
-from abs_model.errors import UserError
-from abs_model.files import as_path
 from abs_model.nearest_neighbor import nearest_neighbor
 from abs_model.networks import create_network
-from abs_model.precision import single_precision
 from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.runs import FinishedRun
 
@@ -66,7 +66,7 @@ def load(
     """Loads a trained model as a classifier.
 
     From the first call on, what JAX compiles is kept on disk, and freed memory by the process; see
-    `abs_model.compilation` and `abs_model.allocation`.
+    `abs_model._runtime.compilation_cache` and `abs_model._runtime.malloc`.
 
     Args:
         model: A name of `abs_model.available()`, such as "abs", or the workdir of a training run,

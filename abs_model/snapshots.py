@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import errors, nnx
 from jax.extend.core import ClosedJaxpr
 
-from abs_model.leaves import array_identity
+from abs_model._runtime.pytrees import array_identity
 from abs_model.traces import Program, copied, inlined, program, trace, trace_identity
 
 PyTree = Any

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun
 
-from abs_model.leaves import array_identity
+from abs_model._runtime.pytrees import array_identity
 
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 # JAX remembers traces by the function and this context: with a new value, jitted functions inside

@@ -24,12 +24,12 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from abs_model import leaves
+from abs_model._runtime import pytrees as leaves
+from abs_model._runtime.atomic_files import atomic_write_bytes, write_json
+from abs_model._runtime.configuration import as_config
+from abs_model._runtime.errors import UserError
 from abs_model.decoders import Decoder
-from abs_model.errors import UserError
-from abs_model.files import atomic_write_bytes, write_json
 from abs_model.solvers.surrogates import Surrogate
-from abs_model.training.workdir import as_config
 
 PyTree = Any
 FOLDER = pathlib.Path(__file__).parent / "pretrained"

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.progress import track
 
 import abs_model
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.provenance import DIRTY, environment, git_commit
 from abs_model.data import Split
-from abs_model.errors import UserError
 from abs_model.evaluation.verification import verify
-from abs_model.files import write_json
-from abs_model.provenance import DIRTY, environment, git_commit
 from benchmarks.beds import NAMES, Bed, make_bed
 from benchmarks.candidates import Candidate, foolboxes, ours
 from benchmarks.linear import exact_distances, exact_logits

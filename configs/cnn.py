@@ -12,7 +12,7 @@ Another data set is another entry: --config.dataset.name=fashion_mnist.
 
 import ml_collections
 
-from abs_model.training.configuration import choose_variant
+from abs_model._runtime.configuration import choose_variant
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:

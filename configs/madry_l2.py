@@ -14,7 +14,7 @@ The same network trained plainly is configs/madry.py:plain. Another data set is 
 
 import ml_collections
 
-from abs_model.training.configuration import choose_variant
+from abs_model._runtime.configuration import choose_variant
 from configs import madry
 
 

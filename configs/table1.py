@@ -27,8 +27,8 @@ from typing import Any
 
 import ml_collections
 
+from abs_model._runtime.configuration import choose_variant
 from abs_model.attacks.catalogue import ATTACKS, Needs
-from abs_model.training.configuration import choose_variant
 
 _EPSILONS = {"l2": 1.5, "linf": 0.3}
 _SURROGATE = "transfer"

@@ -20,9 +20,9 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
 from abs_model.data import Dataset, Split
-from abs_model.errors import UserError
-from abs_model.files import write_json
 from abs_model.training.abs_task import ABSTask
 from configs.abs import get_config
 from scripts import attack_benchmark, inference_benchmark

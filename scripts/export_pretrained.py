@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 
 from abs_model import zoo
+from abs_model._runtime.atomic_files import as_path
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import Classifier
 from abs_model.data import Split
-from abs_model.errors import UserError
 from abs_model.evaluation import (
     THRESHOLDS,
     ModelSpec,
@@ -33,7 +34,6 @@ from abs_model.evaluation import (
     summarize,
 )
 from abs_model.evaluation.tables import NORM_NAMES
-from abs_model.files import as_path
 from abs_model.loading import build_classifier, find_trained, load_arrays
 from configs import pgd
 

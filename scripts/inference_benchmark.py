@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import track
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import ABSClassifier
-from abs_model.errors import UserError
 from abs_model.inference import Inference
 from abs_model.loading import find_trained, load_arrays
 from abs_model.mapping import map_classes

@@ -5,8 +5,8 @@ import pathlib
 
 import numpy as np
 
+from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model.data import load_dataset
-from abs_model.files import atomic_write_bytes
 
 SAMPLE = pathlib.Path(__file__).parent.parent / "tests" / "data" / "mnist_sample.npz"
 

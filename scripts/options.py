@@ -3,7 +3,7 @@
 import argparse
 import pathlib
 
-from abs_model.files import as_path
+from abs_model._runtime.atomic_files import as_path
 
 
 def count(text: str) -> int:

@@ -18,12 +18,12 @@ import json
 import pathlib
 import sys
 
-from abs_model.errors import UserError
+from abs_model._runtime.atomic_files import as_path, atomic_write_bytes
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.provenance import DIRTY
 from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
 from abs_model.evaluation.publication import lost_images
 from abs_model.evaluation.show import CURVES, find_pictures
-from abs_model.files import as_path, atomic_write_bytes
-from abs_model.provenance import DIRTY
 
 _ARCHIVE = "workdir.tar.xz"
 _TABLES = ("results.json", "results.md")

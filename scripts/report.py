@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import rich.console
 import rich.progress
 
-from abs_model.errors import UserError
+from abs_model._runtime.atomic_files import as_path, atomic_write_text
+from abs_model._runtime.errors import UserError
 from abs_model.evaluation import Results, collect
 from abs_model.evaluation.report import (
     Reconstructions,
@@ -26,7 +27,6 @@ from abs_model.evaluation.report import (
     reconstruct,
     to_html,
 )
-from abs_model.files import as_path, atomic_write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

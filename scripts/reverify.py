@@ -10,7 +10,7 @@ import argparse
 import pathlib
 import sys
 
-from abs_model.errors import UserError
+from abs_model._runtime.errors import UserError
 from abs_model.evaluation import ModelSpec, collect, load_models
 from abs_model.evaluation.export import check_evaluated
 from abs_model.evaluation.reverification import reverify

@@ -23,7 +23,7 @@ os.environ.setdefault(
 )
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from abs_model.compilation import unload_programs  # noqa: E402, which reads the environment
+from abs_model._runtime.compilation_cache import unload_programs  # noqa: E402, which reads the environment
 from abs_model.data import Dataset, load_dataset  # noqa: E402
 
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["abs_model.training.command_line", "tests.forked_scripts"])
+_CONTEXT.set_forkserver_preload(["abs_model._runtime.command_line", "tests.forked_scripts"])
 
 
 def run_forked(

@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 CODE = """
 import resource
 
-from abs_model.allocation import keep_freed_memory
+from abs_model._runtime.malloc import keep_freed_memory
 
 keep_freed_memory()
 

@@ -9,9 +9,9 @@ import pytest
 from flax import nnx
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.calibration import confidences
 from abs_model.classifiers import NetworkClassifier, threshold
-from abs_model.errors import UserError
 
 WEIGHTS = np.linspace(0.8, 1.2, 10, dtype=np.float32)
 

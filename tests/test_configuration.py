@@ -6,7 +6,7 @@ import sys
 import ml_collections
 import pytest
 
-from abs_model.training.configuration import (
+from abs_model._runtime.configuration import (
     ConfigError,
     between,
     boolean,
@@ -28,9 +28,9 @@ from tests.conftest import ROOT
 from tests.forked_scripts import run_forked
 
 SCRIPT = """
-from abs_model.errors import UserError
-from abs_model.training.command_line import define_config, define_path, run_main
-from abs_model.training import configuration as known
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.command_line import define_config, define_path, run_main
+from abs_model._runtime import configuration as known
 from abs_model.training.workdir import open_workdir
 
 CONFIG = define_config()
@@ -59,7 +59,7 @@ if __name__ == "__main__":
 """
 CONFIG = """
 import ml_collections
-from abs_model.training.configuration import choose_variant
+from abs_model._runtime.configuration import choose_variant
 
 def get_config(variant="full"):
     epochs = choose_variant(variant, {"full": 50, "quick": 1})

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from abs_model import load_dataset, nearest_neighbor
+from abs_model._runtime.configuration import ConfigError
 from abs_model.training.abs_task import ABSTask
-from abs_model.training.configuration import ConfigError
 from abs_model.training.network import NetworkTask
 from abs_model.training.runs import build_task
 from configs import abs as abs_config

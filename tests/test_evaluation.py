@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.attacks import ATTACKS, NORMS, AttackResult
 from abs_model.attacks.catalogue import Entry, Needs
-from abs_model.errors import UserError
 from abs_model.evaluation import (
     AttackSpec,
     EvaluationError,

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from abs_model.errors import UserError
+from abs_model._runtime.errors import UserError
 from abs_model.evaluation import Settings, evaluate, examples, figures, show
 from abs_model.evaluation.published import published
 from tests.evaluation_fakes import (

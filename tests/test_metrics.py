@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from abs_model.training import tracking
+from abs_model._runtime import wandb_log
 from abs_model.training.metrics import MetricsLogger, read_metrics
 
 CONFIG = ml_collections.ConfigDict({"train": {"epochs": 2}})
@@ -274,5 +274,5 @@ def test_real_wandb_offline_writes_inside_the_workdir_and_survives_its_service(t
     assert len(strict_lines(tmp_path)) == 49
     assert list((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert result.stderr.count("lost Weights & Biases") == 1
-    run_id = (tmp_path / tracking.RUN_ID_FILE).read_text().strip()
+    run_id = (tmp_path / wandb_log.RUN_ID_FILE).read_text().strip()
     assert list((tmp_path / "wandb").glob(f"offline-run-*-{run_id}"))

@@ -6,9 +6,9 @@ import pytest
 
 import abs_model
 import abs_model.evaluation.models as evaluation_models
-from abs_model.errors import UserError
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
 from abs_model.evaluation import ModelSpec, load_models, parse_models
-from abs_model.files import write_json
 from abs_model.loading import find_trained
 from abs_model.training.workdir import open_workdir
 from tests.conftest import load_tiny

@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from abs_model._runtime.configuration import ConfigError
 from abs_model.classifiers import threshold
 from abs_model.data import Dataset, Split
 from abs_model.loading import load
-from abs_model.training.configuration import ConfigError
 from abs_model.training.network import (
     NetworkTask,
     _learning_rate,

@@ -126,7 +126,7 @@ def test_verification_takes_what_attacks_give():
 
 def test_scripts_switch_64_bit_types_off():
     code = (
-        "import jax.numpy as jnp; from abs_model.training.command_line import run_main; "
+        "import jax.numpy as jnp; from abs_model._runtime.command_line import run_main; "
         "run_main(lambda argv: print(jnp.zeros(1).dtype, jnp.arange(1).dtype))"
     )
     done = subprocess.run(

@@ -7,7 +7,7 @@ import subprocess
 import jax
 import pytest
 
-from abs_model import provenance
+from abs_model._runtime import provenance
 
 
 def git(*arguments, cwd):

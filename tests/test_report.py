@@ -263,7 +263,7 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(
     def fail(*_):
         raise OSError("the disk is full")
 
-    monkeypatch.setattr("abs_model.files.os.replace", fail)
+    monkeypatch.setattr("abs_model._runtime.atomic_files.os.replace", fail)
     assert_fails([str(workdir), f"--output={old}"], "the disk is full", capfd)
     assert old.read_text() == "old" and list(tmp_path.iterdir()) == [old]
 

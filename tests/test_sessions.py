@@ -9,8 +9,8 @@ import ml_collections
 import numpy as np
 import pytest
 
-from abs_model.errors import UserError
-from abs_model.files import locked
+from abs_model._runtime.atomic_files import locked
+from abs_model._runtime.errors import UserError
 from abs_model.training import abs as abs_training
 from abs_model.training import network as network_training
 from abs_model.training.checkpoints import CheckpointStore

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
-from abs_model.errors import UserError
 from abs_model.evaluation import (
     AttackSpec,
     SuiteError,

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_dict
 
-from abs_model.files import atomic_write_bytes, atomic_write_text
+from abs_model._runtime.atomic_files import atomic_write_bytes, atomic_write_text
 from abs_model.training.workdir import ConfigMismatchError, WorkdirError, load_config, open_workdir
 
 

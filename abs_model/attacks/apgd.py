@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import (
     AttackResult,
@@ -35,7 +36,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import Loss, log_odds, margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _MOMENTUM = 0.25  # 1 - alpha in the paper

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from abs_model.checks import check_count
+from abs_model._runtime.checks import check_count
 from abs_model.classifiers import Classifier
 from abs_model.randomness import is_random
 

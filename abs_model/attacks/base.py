@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import shown
+from abs_model._runtime.hints import key_hint
 from abs_model.attacks.checks import check_norm
-from abs_model.checks import shown
-from abs_model.hints import key_hint
 
 PyTree = Any
 

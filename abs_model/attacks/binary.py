@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, per_image, random_start, snap
 from abs_model.attacks.batch import Batch
@@ -23,7 +24,6 @@ from abs_model.attacks.greedy import search
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier, threshold
 
 _NORMS = ("l0", "l2", "linf")

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, distances, lengths, per_image
 from abs_model.attacks.batch import Batch
@@ -23,7 +24,6 @@ from abs_model.attacks.line_search import approach, between
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.running import Progress, run
 from abs_model.attacks.starting import make_starts, starting_images
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 _NUM_BISECTIONS = 10

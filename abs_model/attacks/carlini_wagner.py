@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, lengths, per_image
 from abs_model.attacks.batch import Batch
@@ -22,7 +23,6 @@ from abs_model.attacks.geometry import dual_lengths, farthest
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Black and white would be infinite in tanh space; the factor of the authors' code and Foolbox.

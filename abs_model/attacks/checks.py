@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.checks import check_number
-from abs_model.hints import label_hint
+from abs_model._runtime.checks import check_number
+from abs_model._runtime.hints import label_hint
 
 NORMS = ("l2", "linf", "l0")
 

@@ -23,6 +23,7 @@ from typing import Any, Self
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, distances, snap
 from abs_model.attacks.base import random_start as draw_start
@@ -42,7 +43,6 @@ from abs_model.attacks.line_search import between, search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.planes import Planes, linearise
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count
 from abs_model.classifiers import ABSClassifier, Classifier, threshold
 from abs_model.inference import Inference
 

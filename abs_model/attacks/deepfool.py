@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, ascent_direction, choose, per_image
 from abs_model.attacks.batch import Batch
@@ -18,7 +19,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.geometry import dual_lengths, farthest, nearest_boundaries
 from abs_model.attacks.oracle import Jacobian, Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # A shorter step may be lost in rounding, and one of length 0 (logits that tie) never ends.

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, lengths, per_image, random_start
 from abs_model.attacks.batch import Batch
@@ -24,7 +25,6 @@ from abs_model.attacks.geometry import (
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Jacobian, Oracle, State
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 _SEARCH_STEPS = 3

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, ascent_direction, per_image
 from abs_model.attacks.batch import Batch
@@ -24,7 +25,6 @@ from abs_model.attacks.best import Best
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 # Of the scan, relative to the longest step: the first of Foolbox's 1,000 epsilons.

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, ascent_direction, distances, project
 from abs_model.attacks.batch import Batch
@@ -20,7 +21,6 @@ from abs_model.attacks.geometry import dual_lengths, farthest
 from abs_model.attacks.losses import margins
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Where the annealing ends: the authors' settings, which Foolbox shares.

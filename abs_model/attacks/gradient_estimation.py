@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from abs_model.checks import check_number
+from abs_model._runtime.checks import check_number
 from abs_model.classifiers import Classifier
 
 PyTree = Any

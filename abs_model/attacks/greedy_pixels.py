@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult
 from abs_model.attacks.batch import Batch
@@ -19,7 +20,6 @@ from abs_model.attacks.changes import Space
 from abs_model.attacks.greedy import search
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 

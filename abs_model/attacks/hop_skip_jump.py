@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, distances, per_image
 from abs_model.attacks.batch import Batch
@@ -30,7 +31,6 @@ from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.attacks.starting import make_starts, max_questions, starting_images
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Of a move, after which an image stays where it is for this step.

@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, per_image
 from abs_model.attacks.batch import Batch
@@ -30,7 +31,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.pgd import take_step
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Of the first epsilon, relative to the longest change in the norm.

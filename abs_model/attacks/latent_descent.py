@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, of_class
 from abs_model.attacks.batch import Batch
@@ -18,7 +19,6 @@ from abs_model.attacks.explanations import check_abs
 from abs_model.attacks.line_search import approach
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 from abs_model.inference import Inference
 

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, per_image
 from abs_model.attacks.batch import Batch
@@ -22,7 +23,6 @@ from abs_model.attacks.best import Best
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _NUM_BISECTIONS = 10

@@ -17,6 +17,7 @@ from typing import Any
 import jax
 from jax import lax
 
+from abs_model._runtime.checks import check_bool, check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, ascent_direction, image_keys, project
 from abs_model.attacks.base import random_start as draw_start
@@ -27,7 +28,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.losses import log_odds
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_bool, check_count
 from abs_model.classifiers import Classifier
 
 LogitsFunction = Callable[[jax.Array], jax.Array]

@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
@@ -21,7 +22,6 @@ from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.resetting import reset_values
 from abs_model.attacks.running import Progress, run, split_keys
 from abs_model.attacks.starting import make_starts, max_questions, starting_images
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _NUM_EPSILONS = 20  # of the salt-and-pepper noise

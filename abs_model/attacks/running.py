@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.precision import single_precision
 from abs_model.attacks.base import AttackResult, distances, fold_in, image_keys, snap
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
@@ -17,7 +18,6 @@ from abs_model.attacks.confirmation import settle
 from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
-from abs_model.precision import single_precision
 
 Progress = Callable[[int], None]
 

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_bool, check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
@@ -22,7 +23,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.random_search import Walk
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_bool, check_count, check_number
 from abs_model.classifiers import Classifier
 
 # Beyond these of 10,000 steps, alpha is alpha_init over the divisor (the paper's appendix).

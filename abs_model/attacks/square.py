@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, choose, project
 from abs_model.attacks.batch import Batch
@@ -33,7 +34,6 @@ from abs_model.attacks.confirmation import Confirmations
 from abs_model.attacks.oracle import Oracle, State
 from abs_model.attacks.random_search import Walk
 from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.checks import check_count, check_number
 from abs_model.classifiers import Classifier
 
 # After each of these of 10,000 steps, p is halved (the paper's supplement).

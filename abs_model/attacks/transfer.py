@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.checks import check_count
 from abs_model.attacks import best as bests
 from abs_model.attacks.base import AttackResult, lengths, per_image
 from abs_model.attacks.batch import Batch
@@ -23,7 +24,6 @@ from abs_model.attacks.iterative import bim, mim
 from abs_model.attacks.line_search import search_line
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.running import Progress, run
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 
 _NORMS = ("l2", "linf")

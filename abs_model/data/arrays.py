@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from abs_model.files import atomic_write_bytes
+from abs_model._runtime.atomic_files import atomic_write_bytes
 
 ARRAYS_FILE = "abs_model_arrays.npz"
 _LAYOUT = 1  # of the file; an older layout is rebuilt

@@ -1,6 +1,6 @@
 """Errors of the data part: each says what was expected, what was found and what to do."""
 
-from abs_model.errors import UserError
+from abs_model._runtime.errors import UserError
 
 
 class DataError(UserError):

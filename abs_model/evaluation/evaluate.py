@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from abs_model._runtime.configuration import positive_int, seed
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
-from abs_model.errors import UserError
 from abs_model.evaluation.launcher import Launcher
 from abs_model.evaluation.ledger import missing, read_records
 from abs_model.evaluation.progress import Progress
@@ -30,7 +31,6 @@ from abs_model.evaluation.workdir import (
     locked,
     model_identity,
 )
-from abs_model.training.configuration import positive_int, seed
 
 
 class EvaluationError(UserError):

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
-from abs_model.errors import UserError
 from abs_model.evaluation.image_files import Export, export_images
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.progress import Progress

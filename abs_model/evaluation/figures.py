@@ -13,10 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model.evaluation.published import published
 from abs_model.evaluation.results import GROUPS, Results
 from abs_model.evaluation.statistics import THRESHOLDS, accuracy_curve
-from abs_model.files import atomic_write_bytes
 
 DPI = 150
 SMALL, MEDIUM, LARGE = 7, 8, 12  # points

@@ -11,11 +11,11 @@ import rich.console
 import rich.table
 import rich.text
 
+from abs_model._runtime.atomic_files import atomic_write_text, write_json
 from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.results import Results
 from abs_model.evaluation.rows import rows_of, to_csv
 from abs_model.evaluation.tables import NORM_NAMES, Block, Row, Tables, make_tables
-from abs_model.files import atomic_write_text, write_json
 
 EXPLANATION = (
     "A cell is the median adversarial distance and the accuracy at the threshold; in brackets 95 %"

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from abs_model._runtime.atomic_files import PathLike, as_path, atomic_write_bytes
 from abs_model.attacks.checks import check_norm
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, to_eight_bit
@@ -23,7 +24,6 @@ from abs_model.evaluation.verification import (
     measure_distances,
     verification_batch_size,
 )
-from abs_model.files import PathLike, as_path, atomic_write_bytes
 
 ARRAYS = "images.npz"
 REJECTED = "rejected"

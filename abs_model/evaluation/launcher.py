@@ -8,16 +8,16 @@ from typing import Any
 import jax
 import numpy as np
 
+from abs_model._runtime.configuration import positive_int
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.pytrees import array_identity
 from abs_model.attacks.base import AttackResult
 from abs_model.attacks.catalogue import ATTACKS
 from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import Classifier
-from abs_model.errors import UserError
 from abs_model.evaluation.suite import AttackSpec, SuiteError
 from abs_model.evaluation.workdir import model_identity
-from abs_model.leaves import array_identity
 from abs_model.loading import load
-from abs_model.training.configuration import positive_int
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from abs_model.errors import UserError
-from abs_model.files import write_json
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
 
 SETTINGS_FILE = "settings.json"
 GO_ON = "What was computed before stays; make room and run the same command again"

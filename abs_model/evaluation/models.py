@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from abs_model import zoo
+from abs_model._runtime.atomic_files import as_path
+from abs_model._runtime.errors import UserError
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, load_dataset
-from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
-from abs_model.files import as_path
 from abs_model.loading import BINARY_SUFFIX, find_trained, load
 from abs_model.nearest_neighbor import nearest_neighbor
 

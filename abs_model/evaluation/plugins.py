@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from abs_model.errors import UserError
+from abs_model._runtime.errors import UserError
 
 
 class PluginError(UserError):

@@ -18,12 +18,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
 from abs_model.attacks.pgd import pgd
 from abs_model.classifiers import Classifier
 from abs_model.decisions import margins
-from abs_model.errors import UserError
 from abs_model.evaluation.verification import verify
-from abs_model.files import write_json
 from abs_model.randomness import is_random
 
 FILE = "probe.json"

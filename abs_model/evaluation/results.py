@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.errors import UserError
 from abs_model.attacks.catalogue import limit_of
 from abs_model.attacks.checks import NORMS
-from abs_model.errors import UserError
 from abs_model.evaluation.ledger import GO_ON, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins
 from abs_model.evaluation.probe import Probe, read_probe
 from abs_model.evaluation.workdir import CLEAN
-from abs_model.files import write_json
 
 PLAN_FILE = "evaluation.json"
 GROUPS = ("paper", "stronger")

@@ -13,10 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.compilation_cache import unload_programs
+from abs_model._runtime.provenance import device_name, git_commit, package_versions
 from abs_model.attacks.base import AttackResult, fold_in
 from abs_model.attacks.checks import check_epsilon
 from abs_model.classifiers import Classifier
-from abs_model.compilation import unload_programs
 from abs_model.data import Dataset
 from abs_model.decisions import decide
 from abs_model.evaluation.eight_bit import with_eight_bit
@@ -37,7 +38,6 @@ from abs_model.evaluation.verification import (
     verify,
 )
 from abs_model.evaluation.workdir import CLEAN, Shard
-from abs_model.provenance import device_name, git_commit, package_versions
 
 Array = np.ndarray
 _COUNTS = ("num_queries", "num_gradients", "num_zero_gradients", "num_nonfinite_gradients")

@@ -9,9 +9,10 @@ import contextlib
 import pathlib
 from collections.abc import Iterator, Mapping
 
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.wandb_log import Tracker
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
-from abs_model.errors import UserError
 from abs_model.evaluation import figures
 from abs_model.evaluation.examples import choose_examples, draw_examples
 from abs_model.evaluation.formats import write_tables
@@ -19,7 +20,6 @@ from abs_model.evaluation.ledger import GO_ON
 from abs_model.evaluation.results import Results
 from abs_model.evaluation.rows import COLUMNS, rows_of
 from abs_model.evaluation.tables import NORM_NAMES, Tables
-from abs_model.training.tracking import Tracker
 
 CURVES = "curves"
 

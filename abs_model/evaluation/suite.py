@@ -34,17 +34,17 @@ from typing import Any
 
 import ml_collections
 
+from abs_model._runtime.configuration import check, section, suggestion
+from abs_model._runtime.errors import UserError
 from abs_model.attacks.catalogue import ATTACKS, Entry, Needs, limit_of
 from abs_model.attacks.checks import NORMS
 from abs_model.attacks.gradient_estimation import estimate_gradients
 from abs_model.classifiers import ABSClassifier, Classifier
-from abs_model.errors import UserError
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import GROUPS
 from abs_model.evaluation.targets import RULES, Targets, is_targets, title_of
 from abs_model.evaluation.workdir import CLEAN, source_identity
 from abs_model.nearest_neighbor import NearestNeighborClassifier
-from abs_model.training.configuration import check, section, suggestion
 from abs_model.zoo import available
 
 KINDS = ("network", "abs", "nearest_neighbor")

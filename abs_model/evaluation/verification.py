@@ -13,11 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model import decisions
+from abs_model._runtime.checks import check_count
+from abs_model._runtime.precision import single_precision
 from abs_model.attacks.checks import check_epsilon, check_labels
-from abs_model.checks import check_count
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
-from abs_model.precision import single_precision
 
 # Attacks project in float32, whose rounding may leave an image this far beyond epsilon.
 RELATIVE_ROUNDING = 1e-5

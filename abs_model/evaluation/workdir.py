@@ -25,11 +25,11 @@ from typing import Any
 
 import jax
 
-from abs_model import files
+from abs_model._runtime import atomic_files
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.pytrees import array_identity
 from abs_model.classifiers import Classifier
-from abs_model.errors import UserError
 from abs_model.function_classifier import FunctionClassifier
-from abs_model.leaves import array_identity
 
 CLEAN = "clean"
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
@@ -164,7 +164,7 @@ def locked(workdir: pathlib.Path, shard: Shard) -> Iterator[None]:
         try:
             workdir.mkdir(parents=True, exist_ok=True)
             for name, shared in locks.items():
-                stack.enter_context(files.locked(workdir / name, shared=shared))
+                stack.enter_context(atomic_files.locked(workdir / name, shared=shared))
         except BlockingIOError as error:
             raise WorkdirError(
                 f"another process is at work in --workdir={workdir}; give each a share of its own"

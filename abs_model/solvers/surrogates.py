@@ -22,8 +22,8 @@ from optax.contrib import MuonDimensionNumbers
 from rich.console import Console
 from rich.progress import track
 
+from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model.decoders import Decoder
-from abs_model.files import atomic_write_bytes
 from abs_model.mapping import map_chunks
 from abs_model.solvers.ball import project
 

@@ -10,13 +10,7 @@ from absl import logging
 from rich.console import Console
 from rich.progress import track
 
-from abs_model.building import build_abs, kept_surrogate, search_settings
-from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
-from abs_model.classifiers import ABSClassifier, threshold
-from abs_model.data import Dataset
-from abs_model.solvers import SOLVERS
-from abs_model.training.abs_task import ABSTask
-from abs_model.training.configuration import (
+from abs_model._runtime.configuration import (
     ConfigError,
     between,
     boolean,
@@ -27,6 +21,12 @@ from abs_model.training.configuration import (
     seed,
     sequence_of,
 )
+from abs_model.building import build_abs, kept_surrogate, search_settings
+from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
+from abs_model.classifiers import ABSClassifier, threshold
+from abs_model.data import Dataset
+from abs_model.solvers import SOLVERS
+from abs_model.training.abs_task import ABSTask
 from abs_model.training.loop import fit
 from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from abs_model import leaves
-from abs_model.errors import UserError
+from abs_model._runtime import pytrees as leaves
+from abs_model._runtime.errors import UserError
 from abs_model.training import step_files
 
 PyTree = Any

@@ -18,7 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from abs_model.errors import UserError
+from abs_model._runtime.errors import UserError
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.interrupts import graceful_exit
 from abs_model.training.metrics import SECONDS, MetricsLogger, training_seconds

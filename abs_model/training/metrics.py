@@ -19,8 +19,8 @@ import ml_collections
 import numpy as np
 from PIL import Image
 
-from abs_model.files import atomic_write_bytes
-from abs_model.training.tracking import Tracker, open_tracker
+from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model._runtime.wandb_log import Tracker, open_tracker
 
 METRICS_FILE = "metrics.jsonl"
 IMAGES_DIRECTORY = "images"

@@ -22,12 +22,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from abs_model.attacks import ascend, pgd
-from abs_model.classifiers import NetworkClassifier
-from abs_model.data import Dataset
-from abs_model.data.batches import to_float
-from abs_model.networks import NETWORKS, create_network
-from abs_model.training.configuration import (
+from abs_model._runtime.configuration import (
     ConfigError,
     Expectation,
     boolean,
@@ -41,6 +36,11 @@ from abs_model.training.configuration import (
     seed,
     sequence_of,
 )
+from abs_model.attacks import ascend, pgd
+from abs_model.classifiers import NetworkClassifier
+from abs_model.data import Dataset
+from abs_model.data.batches import to_float
+from abs_model.networks import NETWORKS, create_network
 from abs_model.training.loop import State, fit
 from abs_model.training.metrics import training_seconds
 from abs_model.training.runs import (

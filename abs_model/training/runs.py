@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import ml_collections
 
+from abs_model._runtime.atomic_files import as_path, locked, write_json
+from abs_model._runtime.configuration import ConfigError, boolean, optional, positive_int, text
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.provenance import environment, git_commit
 from abs_model.building import kept_surrogate
 from abs_model.data import Dataset, load_dataset
 from abs_model.decoders import Decoder
-from abs_model.errors import UserError
-from abs_model.files import as_path, locked, write_json
-from abs_model.provenance import environment, git_commit
 from abs_model.solvers.surrogates import Surrogate
 from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.configuration import ConfigError, boolean, optional, positive_int, text
 from abs_model.training.workdir import WorkdirError, load_config, open_workdir
 
 if TYPE_CHECKING:  # whoever loads a model needs no training loop

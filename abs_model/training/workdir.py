@@ -9,8 +9,9 @@ from typing import Any
 
 import ml_collections
 
-from abs_model.errors import UserError
-from abs_model.files import as_path, write_json
+from abs_model._runtime.atomic_files import as_path, write_json
+from abs_model._runtime.configuration import as_config, flatten
+from abs_model._runtime.errors import UserError
 
 CONFIG_FILE = "config.json"
 _ABSENT = object()
@@ -60,11 +61,6 @@ def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict
     return workdir
 
 
-def as_config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """What was read from a configuration's JSON as a locked configuration, lists as tuples."""
-    return ml_collections.ConfigDict(_with_tuples(content)).lock()
-
-
 def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
     """The configuration a workdir was made with.
 
@@ -78,20 +74,6 @@ def load_config(path: str | os.PathLike[str]) -> ml_collections.ConfigDict:
         WorkdirError: There is no such directory, no config.json in it, or not a readable one.
     """
     return as_config(_read(as_path(path).absolute()))
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The leaves of a nested configuration by dotted key, e.g. {"train.epochs": 50}.
-
-    An empty section is a leaf of its own, so that nothing gets lost.
-    """
-    leaves: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping | ml_collections.ConfigDict) and len(value):
-            leaves.update(flatten(value, f"{prefix}{key}."))
-        else:
-            leaves[f"{prefix}{key}"] = value
-    return leaves
 
 
 def _plain(config: ml_collections.ConfigDict) -> dict[str, Any]:
@@ -128,14 +110,6 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise WorkdirError(f"{file} must hold a JSON object, found {type(content).__name__}")
     return content
-
-
-def _with_tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return tuple(_with_tuples(item) for item in value)
-    return value
 
 
 def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:

@@ -9,8 +9,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from abs_model._runtime.errors import UserError
 from abs_model.data import Split, load_dataset
-from abs_model.errors import UserError
 from abs_model.evaluation.models import ModelSpec
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import Plan, ResultsError

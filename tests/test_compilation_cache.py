@@ -8,7 +8,7 @@ import zlib
 import jax
 import pytest
 
-from abs_model import compilation
+from abs_model._runtime import compilation_cache
 from tests.conftest import ROOT
 from tests.forked_scripts import run_forked
 
@@ -17,7 +17,7 @@ from tests.forked_scripts import run_forked
 def test_compiled_programs_are_kept_even_after_a_first_one(chosen, tmp_path):
     code = """
 import jax
-from abs_model.compilation import keep_compiled
+from abs_model._runtime.compilation_cache import keep_compiled
 
 jax.jit(lambda x: x + 1)(1.0)
 keep_compiled()
@@ -44,13 +44,13 @@ def test_programs_are_unloaded_when_they_take_too_many_maps(
     traced = []
     program = jax.jit(lambda x: traced.append(x) or x + 1)
     (tmp_path / "most").write_text(allowed)
-    monkeypatch.setattr(compilation, "_MOST_MAPS", tmp_path / "most")
+    monkeypatch.setattr(compilation_cache, "_MOST_MAPS", tmp_path / "most")
     for _ in range(2):
         program(1.0)
-        compilation.unload_programs()
+        compilation_cache.unload_programs()
     assert len(traced) == 1 + unloaded
-    monkeypatch.setattr(compilation, "_MOST_MAPS", tmp_path / "absent")
-    compilation.unload_programs()
+    monkeypatch.setattr(compilation_cache, "_MOST_MAPS", tmp_path / "absent")
+    compilation_cache.unload_programs()
 
 
 @pytest.mark.parametrize("chosen", [None, "mine"])
@@ -61,7 +61,7 @@ def test_a_program_whose_file_was_cut_short_is_kept_again(chosen, part, tmp_path
     script.write_text(f"""
 import warnings
 import jax
-from abs_model.compilation import keep_compiled
+from abs_model._runtime.compilation_cache import keep_compiled
 
 warnings.simplefilter("error")  # JAX warns of entries that it can't read
 jax.config.update("jax_compilation_cache_dir", {chosen and str(folder)!r})
@@ -87,24 +87,24 @@ print(jax.jit(lambda x: x + 2)(1.0))
 
 def test_an_entry_is_checked_once(tmp_path, monkeypatch):
     read = []
-    is_whole = compilation._is_whole
+    is_whole = compilation_cache._is_whole
     monkeypatch.setattr(
-        compilation, "_is_whole", lambda entry: read.append(entry) or is_whole(entry)
+        compilation_cache, "_is_whole", lambda entry: read.append(entry) or is_whole(entry)
     )
     (tmp_path / "a-cache").write_bytes(zlib.compress(b"program"))
     os.utime(tmp_path / "a-cache", (1, 1))
     (tmp_path / "other").write_bytes(b"cut short")
     for _ in range(2):
-        compilation._remove_cut_short.__wrapped__(tmp_path)
+        compilation_cache._remove_cut_short.__wrapped__(tmp_path)
     assert len(read) == 1
     (tmp_path / "b-cache").write_bytes(zlib.compress(b"program")[:-1])
-    compilation._remove_cut_short.__wrapped__(tmp_path)
+    compilation_cache._remove_cut_short.__wrapped__(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".checked", "a-cache", "other"]
 
 
 def test_entries_of_zstandard_are_known_by_their_end():
     zstandard = pytest.importorskip("zstandard")
     entry = zstandard.ZstdCompressor().compress(b"program" * 100)
-    assert compilation._is_whole(entry)
+    assert compilation_cache._is_whole(entry)
     for length in (3, 4, 10, len(entry) - 1):
-        assert not compilation._is_whole(entry[:length])
+        assert not compilation_cache._is_whole(entry[:length])

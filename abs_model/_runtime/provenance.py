@@ -11,7 +11,7 @@ import jax
 
 DIRTY = "-dirty"
 _PACKAGES = ("jax", "jaxlib", "flax", "numpy")
-_ROOT = pathlib.Path(__file__).parent.parent
+_ROOT = pathlib.Path(__file__).parents[2]
 
 
 def environment() -> dict[str, Any]:

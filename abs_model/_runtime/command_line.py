@@ -28,12 +28,11 @@ from absl import app, flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
-from abs_model.allocation import keep_freed_memory
-from abs_model.compilation import keep_compiled
-from abs_model.errors import UserError
-from abs_model.files import as_path
-from abs_model.training.configuration import ConfigError, suggestion
-from abs_model.training.workdir import flatten
+from abs_model._runtime.atomic_files import as_path
+from abs_model._runtime.compilation_cache import keep_compiled
+from abs_model._runtime.configuration import ConfigError, flatten, suggestion
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.malloc import keep_freed_memory
 
 # config_flags would read flag files while the script is being imported, where nothing could catch
 # their errors; so it gets the arguments from here, when `run_main` has read them.

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import ml_collections
 
-from abs_model.files import atomic_write_text
+from abs_model._runtime.atomic_files import atomic_write_text
 
 MODES = ("auto", "online", "offline", "off")
 PROJECT = "abs-model"

@@ -13,8 +13,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from abs_model.errors import UserError
-from abs_model.training.workdir import flatten
+from abs_model._runtime.errors import UserError
 
 T = TypeVar("T")
 _MISSING = object()
@@ -172,3 +171,30 @@ def suggestion(name: str, known: Sequence[str], form: str = "{}") -> str:
     near = [key for key in known if key.endswith(f".{name}")]
     near = near or difflib.get_close_matches(name, known, n=1)
     return f", did you mean {' or '.join(form.format(key) for key in near)}?" if near else ""
+
+
+def as_config(content: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """What was read from a configuration's JSON as a locked configuration, lists as tuples."""
+    return ml_collections.ConfigDict(_with_tuples(content)).lock()
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The leaves of a nested configuration by dotted key, e.g. {"train.epochs": 50}.
+
+    An empty section is a leaf of its own, so that nothing gets lost.
+    """
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping | ml_collections.ConfigDict) and len(value):
+            leaves.update(flatten(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _with_tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return tuple(_with_tuples(item) for item in value)
+    return value

@@ -1,0 +1,1 @@
+"""What training and evaluation share: files, errors, configurations, command lines, provenance."""

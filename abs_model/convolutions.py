@@ -4,7 +4,7 @@ XLA's CPU convolutions lose their threads, and most of their speed, inside XLA l
 (jax-ml/jax#12868), and training and latent search live in such loops. Written as a matrix product
 of shifted slices they keep both; on GPUs and TPUs, batched over classes, they become batched matrix
 products where a convolution would become a grouped one. With the batch last, every slice, shift and
-pixel shuffle copies contiguous runs of numbers. `scripts/benchmark.py training` measures it.
+pixel shuffle copies contiguous runs of numbers. `benchmarks/speed.py training` measures it.
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 

@@ -3,7 +3,7 @@
 Batch norm with fixed statistics is an affine map and is folded into the convolution before it. The
 last two layers compute 2 x 2 blocks of pixels as channels, so that both become convolutions of
 stride 1 and nothing is shuffled between them; the pixels that search compares stay in that order.
-`scripts/benchmark.py inference` measures it.
+`benchmarks/speed.py inference` measures it.
 """
 
 import dataclasses

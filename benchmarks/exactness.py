@@ -28,7 +28,7 @@ from abs_model.evaluation.verification import verify
 from benchmarks.beds import NAMES, Bed, make_bed
 from benchmarks.candidates import Candidate, foolboxes, ours
 from benchmarks.linear import exact_distances, exact_logits
-from scripts.options import count, writable
+from benchmarks.options import count, writable
 
 _NUM_TRAIN = 4000
 _NORMS = {"l2": "L2", "linf": "L-inf", "l0": "L0"}

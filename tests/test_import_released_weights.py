@@ -21,7 +21,7 @@ from tests.conftest import ROOT, run_script
 
 torch = pytest.importorskip("torch")
 
-from scripts.torch_training import VAE as TorchVAE  # noqa: E402 (needs PyTorch)
+from benchmarks.torch_training import VAE as TorchVAE  # noqa: E402 (needs PyTorch)
 
 REFERENCE = ROOT.parent / "shared" / "reference"
 SCRIPT = "scripts/import_released_weights.py"

@@ -14,7 +14,7 @@ def keep_freed_memory() -> None:
 
     XLA allocates the arrays of each call anew on a CPU. By default large ones come from the
     system, which clears them page by page, and go back to it at the end of the call; on networks
-    that takes a third of the time (PGD on 100 images; `scripts/benchmark.py attacks`). The price is
+    that takes a third of the time (PGD on 100 images; `benchmarks/speed.py attacks`). The price is
     that a process never shrinks.
 
     Does nothing where a variable MALLOC_... says how to allocate, and with other libraries than

@@ -1,4 +1,4 @@
-"""A tight PyTorch loop over one VAE per class: what `benchmark.py training` is timed against."""
+"""A tight PyTorch loop over one VAE per class: what `speed.py training` is timed against."""
 
 from collections.abc import Callable
 

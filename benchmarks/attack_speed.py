@@ -18,7 +18,7 @@ from abs_model.attacks.boundary import boundary
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.pgd import pgd
 from abs_model.classifiers import Classifier
-from scripts.timing import median_ratio, time_in_turns
+from benchmarks.timing import median_ratio, time_in_turns
 
 _PGD = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01}
 _ABS_PGD = {"norm": "l2", "epsilon": 1.5, "step_size": 0.1}

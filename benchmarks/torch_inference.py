@@ -1,4 +1,4 @@
-"""The paper's inference in PyTorch, for `benchmark.py inference --against torch`.
+"""The paper's inference in PyTorch, for `speed.py inference --against torch`.
 
 Two versions. `ConvTransposeDecoder` is what a good PyTorch user writes: batch norm folded, the
 layers as they are, in channels_last, which is the fastest of their memory formats on CPU.

@@ -1,4 +1,4 @@
-"""Measures speed: python scripts/benchmark.py {training,inference,attacks} [--json PATH]
+"""Measures speed: python benchmarks/speed.py {training,inference,attacks} [--json PATH]
 
 `training` times the jitted step of `configs/abs.py` on random images, and with `--against torch` a
 tight PyTorch loop over the same ten VAEs, in turns within one run: the ratio is what counts.
@@ -24,10 +24,10 @@ from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
 from abs_model.data import Dataset, Split
 from abs_model.training.abs_task import ABSTask
+from benchmarks import attack_speed, inference_speed
+from benchmarks.options import count, writable
+from benchmarks.timing import median_ratio, time_in_turns
 from configs.abs import get_config
-from scripts import attack_benchmark, inference_benchmark
-from scripts.options import count, writable
-from scripts.timing import median_ratio, time_in_turns
 
 _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 10
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def _measure_inference(options: argparse.Namespace) -> dict[str, object]:
-    return inference_benchmark.measure(
+    return inference_speed.measure(
         options.workdir,
         options.batch_sizes,
         options.turns,
@@ -88,14 +88,14 @@ def _measure_inference(options: argparse.Namespace) -> dict[str, object]:
 
 
 def _measure_attacks(options: argparse.Namespace) -> dict[str, object]:
-    return attack_benchmark.measure(options.batch_sizes, options.turns)
+    return attack_speed.measure(options.batch_sizes, options.turns)
 
 
 def _measure_training(options: argparse.Namespace) -> dict[str, object]:
     candidates = {"jax": _jax_steps(options.batch_size, options.steps)}
     if options.against:
         # Only here, so that the benchmark runs without PyTorch.
-        from scripts.torch_training import training_steps
+        from benchmarks.torch_training import training_steps
 
         candidates["torch"] = training_steps(options.batch_size, _NUM_CLASSES)
     images = options.steps * options.batch_size * _NUM_CLASSES

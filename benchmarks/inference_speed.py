@@ -1,4 +1,4 @@
-"""What `benchmark.py inference` measures: speed of the solvers, and how low their energies are."""
+"""What `speed.py inference` measures: speed of the solvers, and how low their energies are."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from abs_model.inference import Inference
 from abs_model.loading import find_trained, load_arrays
 from abs_model.mapping import map_classes
 from abs_model.solvers import QuasiNewton
-from scripts.timing import median_ratio, time_in_turns
+from benchmarks.timing import median_ratio, time_in_turns
 
 _TOLERATED = 0.1  # nats, of energies above Adam's
 _STEP = 0.1  # L2, of the images that refinement follows
@@ -196,7 +196,7 @@ def _torch_candidates(
     # Only here, so that the benchmark runs without PyTorch.
     import torch
 
-    from scripts import torch_inference
+    from benchmarks import torch_inference
 
     samples = np.array(model.solver.latents[0])
     versions = {

@@ -1,8 +1,11 @@
-"""Models that are random: which answer differently each time they are given the same images.
+"""Models whose answer about an image is not settled by that image.
 
 A function that JAX can trace gives the same answer each time. Python code that it calls back may
 not, such as a defense that adds noise to the image. An adversarial example of one draw need not be
 one of the next.
+
+A function may also look at the other images of a batch, as batch normalization does in training. An
+image is then of one class in this batch and of another in that.
 """
 
 from typing import Any
@@ -12,6 +15,8 @@ import numpy as np
 
 from abs_model.classifiers import Classifier
 from abs_model.decisions import RELATIVE_ROUNDING, uncertainty
+
+_NUM_ALONE = 2  # images that are queried among copies of themselves
 
 
 def is_random(model: Classifier, images: jax.Array | np.ndarray) -> bool:
@@ -28,6 +33,35 @@ def is_random(model: Classifier, images: jax.Array | np.ndarray) -> bool:
         ValueError: The images are not as described.
     """
     first, second = (model.logits(images) for _ in range(2))
+    return _differ(model, first, second)
+
+
+def depends_on_batch(model: Classifier, images: jax.Array | np.ndarray) -> bool:
+    """Whether the logits of an image differ with the other images of its batch.
+
+    Each of the first images is queried once among all of them and once among copies of itself, in
+    batches of the same size. What counts are the two largest logits, which decide. A random model
+    differs, too.
+
+    Args:
+        model: Any classifier.
+        images: Float32 (N, height, width, channels) in [0, 1].
+
+    Raises:
+        ValueError: The images are not as described.
+    """
+    among_all = model.logits(images)[:_NUM_ALONE]
+    alone = [model.logits(images[row : row + 1]) for row in range(len(among_all))]
+    leading = np.argsort(-np.asarray(among_all), axis=1)[:, :2]
+    first, second = (
+        np.take_along_axis(np.asarray(logits), leading, axis=1)
+        for logits in (among_all, np.concatenate(alone))
+    )
+    return _differ(model, first, second)
+
+
+def _differ(model: Classifier, first: Any, second: Any) -> bool:
+    """Whether two answers to the same images differ by more than rounding."""
     leading = uncertainty(first, first.argmax(axis=1), logit_tolerance=model.logit_tolerance)
     sizes = np.where(np.isfinite(first), np.abs(first), 0.0)
     tolerance = np.asarray(leading)[:, None] + RELATIVE_ROUNDING * sizes

@@ -184,6 +184,7 @@ def test_flag_files_and_a_configuration_in_the_home(directory):
         ),
         (["--config=fresh.py:cpu"], "--config: fresh.py has no variants, got 'cpu'"),
         (["--config=choosy.py"], "--config: choosy.py requires a variant: choosy.py:VARIANT"),
+        (["--config=confi.py"], "--config: there is no file confi.py, did you mean conf.py?"),
         (["--config=other.py"], "--config: other.py must have a function get_config"),
         (["--config=plain.py"], "get_config must return an ml_collections.ConfigDict, got dict"),
         (["--config=plain.py", "--config.seed=2"], "return an ml_collections.ConfigDict, got dict"),

@@ -37,6 +37,7 @@ MODELS = {
     "undefined": lambda images: QUIET.batch_logits(images) * jnp.nan,
     "masked": lambda images: jnp.round(QUIET.batch_logits(images) * 4) / 4,
     "random": noisy,
+    "centered": lambda images: QUIET.batch_logits(images) - QUIET.batch_logits(images).mean(0),
 }
 
 
@@ -82,11 +83,19 @@ def test_gradients_that_are_not_finite_are_flagged(warnings):
 
 
 def test_logits_that_are_nan_are_flagged(warnings):
-    assert ("no_decision", "") in warnings["undefined"]
+    # They are errors before any attack, so growing epsilons say nothing.
+    assert warnings["undefined"] & {("no_decision", ""), ("growing_epsilon", "")} == {
+        ("no_decision", "")
+    }
 
 
 def test_a_random_model_is_flagged(warnings):
     assert ("random", "") in warnings["random"]
+
+
+def test_a_model_that_looks_at_other_images_is_flagged(warnings):
+    assert ("batch_dependent", "") in warnings["centered"]
+    assert not [name for name in MODELS if ("batch_dependent", "") in warnings[name]][1:]
 
 
 def test_a_probe_is_written_once_and_read_back(tmp_path):
@@ -123,6 +132,7 @@ def results_of(**changes):
         ({"num_zero_gradients": 1}, []),
         ({"num_zero_gradients": 2}, ["zero_gradients"]),
         ({"num_nonfinite_gradients": 1}, ["nonfinite_gradients"]),
+        ({"claimed": True, "reasons": ("not_adversarial",)}, ["all_rejected"]),
         ({"margin": -1.0}, ["still_loss"]),
         ({"margin": -1.0, "distance": 1.0}, []),
         ({"margin": -1.0, "clean_prediction": 1, "distance": 0.0}, []),

@@ -28,7 +28,7 @@ def test_parsing_models(tmp_path):
 @pytest.mark.parametrize(
     ("entries", "message"),
     [
-        (["runs/abs", "runs/abs:binary"], "two models are called 'abs'"),
+        (["runs/abs", "other/abs"], "two models are called 'abs'"),
         (["a=x", "a=y"], "two models are called 'a'"),
         (["../a/b=x"], "must be NAME=PATH"),
         (["a="], "must be NAME=PATH"),
@@ -119,7 +119,7 @@ def test_a_home_directory_and_a_misspelt_suffix(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     make_run(tmp_path / "run", "mnist")
     (spec,) = parse_models(["~/run:binary"])
-    assert (spec.name, spec.path, spec.binary) == ("run", "~/run", True)
+    assert (spec.name, spec.path, spec.binary) == ("binary_run", "~/run", True)
     assert find_trained("~/run").config.dataset.name == "mnist"
     for entry in ("cnn:binry", "x=cnn:binry", "~/run:binry", f"x={tmp_path}/run:Binary"):
         with pytest.raises(UserError, match=r"--models: .*did you mean .*:binary\?"):

@@ -8,7 +8,7 @@ import pytest
 from abs_model.attacks import average_logits, estimate_gradients
 from abs_model.attacks.oracle import Oracle
 from abs_model.evaluation.workdir import model_identity
-from abs_model.randomness import is_random
+from abs_model.randomness import depends_on_batch, is_random
 from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import SHAPE, grays, three_classes
 from tests.test_gradient_estimation import batch_of
@@ -48,6 +48,21 @@ def test_random_models_are_found_out():
     assert not is_random(noisy(scale=0)[0], grays(5))
     assert not is_random(three_classes(), grays(5))
     assert not is_random(function_classifier(lambda x: jnp.full((len(x), 3), jnp.nan), 3), grays(2))
+
+
+def test_models_that_look_at_other_images_are_found_out():
+    linear = three_classes()
+
+    def centered(images):
+        logits = linear.batch_logits(images)
+        return logits - logits.mean(axis=0)
+
+    assert depends_on_batch(function_classifier(centered, 3), grays(5))
+    assert not depends_on_batch(linear, grays(5))
+    assert not depends_on_batch(function_classifier(lambda x: jnp.full((len(x), 3), jnp.nan), 3),
+                                grays(2))  # fmt: skip
+    # One image has no others to depend on.
+    assert not depends_on_batch(function_classifier(centered, 3), grays(1))
 
 
 def test_differences_that_rounding_makes_are_no_randomness():

@@ -1,7 +1,10 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
-from abs_model.evaluation.published import published
+from abs_model.evaluation.models import parse_models
+from abs_model.evaluation.published import published, published_name
 from abs_model.evaluation.statistics import (
     THRESHOLDS,
     accuracy_curve,
@@ -73,3 +76,14 @@ def test_the_published_rows_are_those_of_their_curves(norm, model, median, accur
     crossing = found.distances[np.searchsorted(-found.accuracies, -0.5)]
     assert crossing == pytest.approx(median, rel=0.03)
     assert published(norm, "mine") is None
+
+
+def test_published_rows_are_for_the_shipped_models_whatever_they_are_called():
+    """Not for other models of the same name."""
+    entries = ("cnn=my_lab:make", "foo=cnn", "madry:binary", "x=abs:binary", "abs=runs/abs")
+    about = {"models_from": [dataclasses.asdict(spec) for spec in parse_models(entries)]}
+    names = {spec["name"]: published_name(about, spec["name"]) for spec in about["models_from"]}
+    paper = {name: found and published("l2", found) is not None for name, found in names.items()}
+    assert paper == {"cnn": False, "foo": True, "binary_madry": False, "x": True, "abs": False}
+    assert names["foo"] == "cnn" and names["x"] == "binary_abs"
+    assert published_name({}, "abs") == "abs"

@@ -270,6 +270,7 @@ def test_no_attack_is_called_clean():
         ("alpah", "did you mean alpha"),
         ("x=nowhere", "must be package.module:function"),
         ("x=absent.module:f", "absent.module can't be imported"),
+        ("x=tests.evaluation_fakes:absent:l3", "the norm of 'x' must be l2, linf, l0, got 'l3'"),
         ("x=tests.evaluation_fakes:absent", "must have a function 'absent', but there is none"),
         ("x=tests.evaluation_fakes:np", "but it is a module"),
         ("x=tests.evaluation_fakes:liar", "does not take norm; say which it attacks in"),

@@ -327,7 +327,7 @@ def test_every_setting_that_limits_an_attack_is_a_setting_of_it():
 
 
 def test_warnings_stand_in_the_cells_they_concern_and_below_with_the_reason():
-    probe = Probe(4, False, 0, False, (1.0, 0.75, 0.5))
+    probe = Probe(4, False, False, 0, False, (1.0, 0.75, 0.5))
     zero = records([INF] * 4, num_zero_gradients=2)
     found = {("abs", "pgd"): zero, ("mine", "pgd"): records([1.0] * 4, num_zero_gradients=0)}
     attacks = [dataclasses.replace(planned("pgd", "linf", "stronger"), access="gradients")]

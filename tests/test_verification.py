@@ -133,6 +133,8 @@ def test_labels_that_are_none_are_refused(labels, message):
 def test_clean_images_are_checked():
     clean, labels = clean_images(3)
     eight_bit = (clean * 255).astype(np.uint8)
+    with pytest.raises(ValueError, match="adversarial must be float32, got uint8; divide by 255"):
+        verify(stripe_classifier(), clean, labels, eight_bit, norm="l2")
     with pytest.raises(ValueError, match="divide uint8 images by 255"):
         verify(stripe_classifier(), eight_bit, labels, clean, norm="l2")
     with pytest.raises(ValueError, match="images"):

@@ -196,6 +196,9 @@ def _faulty_file(arguments: Sequence[str]) -> str | None:
         if not argument:
             continue
         file, *variant = argument.split(":", 1)
+        if not pathlib.Path(file).is_file():
+            others = [str(path) for path in sorted(pathlib.Path(file).parent.glob("*.py"))]
+            return f"--{name}: there is no file {file}{suggestion(file, others)}"
         try:
             get_config = runpy.run_path(file).get("get_config")
             if get_config is None:

@@ -73,6 +73,12 @@ def _of_model(results: Results, model: str) -> Iterator[AttackWarning]:
             "random", model, "", "",
             "two answers to the same images differ; evaluate attacks.average_logits of the model",
         )  # fmt: skip
+    elif probe.depends_on_batch:
+        yield AttackWarning(
+            "batch_dependent", model, "", "",
+            "answers to an image differ with the other images of its batch, so no figure holds for"
+            " an image alone; make the model look at each image by itself",
+        )  # fmt: skip
     if probe.accuracies and probe.accuracies[-1] > 0:
         yield AttackWarning(
             "growing_epsilon", model, "", "",
@@ -120,6 +126,12 @@ def _of_attack(results: Results, model: str, attack: PlannedAttack) -> Iterator[
                 indicator, model, attack.name, attack.norm,
                 f"{count / gradients:.1%} of the gradients are {what}",
             )  # fmt: skip
+    reported = [record for record in records if record.claimed]
+    if reported and all(record.reasons for record in reported):
+        yield AttackWarning(
+            "all_rejected", model, attack.name, attack.norm,
+            f"verification rejected all {len(reported)} adversarial examples that it reported",
+        )  # fmt: skip
     if attack.access != Needs.GRADIENTS.value:
         return
     probe = results.probes.get(model)

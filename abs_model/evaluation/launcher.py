@@ -73,7 +73,9 @@ class Launcher:
         except _Stop:
             pass
         except TypeError as error:
-            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
+            raise SuiteError(
+                f"attack {spec.name!r} on {model.name!r}: {error}; --verbosity=1 shows where"
+            ) from error
 
     def __call__(
         self,
@@ -109,7 +111,7 @@ class Launcher:
         except TypeError as error:
             raise SuiteError(
                 f"attack {spec.name!r} on {model.name!r}: {spec.reference} can't be called with its"
-                f" settings: {error}"
+                f" settings: {error}; it must take model, images, labels, key and its settings"
             ) from error
         try:
             found = spec.entry.function(target, images, labels, keys, **given, **settings)

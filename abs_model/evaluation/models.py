@@ -52,7 +52,9 @@ class ModelSpec:
 
 
 def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
-    """Reads NAME=PATH, NAME=PATH:binary, PATH or PATH:binary; PATH alone is named by its folder.
+    """Reads NAME=PATH, NAME=PATH:binary, PATH or PATH:binary.
+
+    PATH alone is named by its folder, with "binary_" in front of it for thresholded images.
 
     PATH is a workdir or the name of a pretrained model. NAME=package.module:function is a
     user-defined model: the function takes nothing and returns a `Classifier`; see `abs_model.wrap`.
@@ -70,6 +72,7 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
         path = location.removesuffix(BINARY_SUFFIX)
         if not separator:
             name = os.path.basename(os.path.abspath(os.path.expanduser(path)))
+            name = f"binary_{name}" if location.endswith(BINARY_SUFFIX) else name
         if (plain := _misspelt_binary(path)) is not None:
             raise ModelsError(
                 f"--models: {entry!r}: did you mean {plain}{BINARY_SUFFIX}? {plain} is a trained"

@@ -1,4 +1,4 @@
-"""A quick look at each model before its attacks: useful gradients? deterministic outputs?
+"""A quick look at each model before its attacks: useful gradients? one answer for each image?
 
 PGD from the clean images themselves, at growing L-infinity epsilons. Within epsilon 1 lies every
 image, so that an attack whose gradients are of use fools the model on all of them; accuracy that is
@@ -24,7 +24,7 @@ from abs_model.attacks.pgd import pgd
 from abs_model.classifiers import Classifier
 from abs_model.decisions import margins
 from abs_model.evaluation.verification import verify
-from abs_model.randomness import is_random
+from abs_model.randomness import depends_on_batch, is_random
 
 FILE = "probe.json"
 EPSILONS = (0.1, 0.3, 1.0)
@@ -44,15 +44,17 @@ class Probe:
     Attributes:
         num_images: That it was looked at with.
         random: Whether two answers to the same images differ.
+        depends_on_batch: Whether answers to an image differ with the other images of its batch.
         num_undecided: Clean images with a logit that is NaN, or whose label ties with another.
         thresholds: Whether it sees thresholded images, so that its gradients are passed straight
             through.
         accuracies: Share of the images that PGD leaves right at each of `EPSILONS`, from 0 to 1;
-            none for a model without gradients.
+            none for a model without gradients. Undecided images are errors, as in all results.
     """
 
     num_images: int
     random: bool
+    depends_on_batch: bool
     num_undecided: int
     thresholds: bool
     accuracies: tuple[float, ...]
@@ -85,9 +87,10 @@ def probe(model: Classifier, images: np.ndarray, labels: np.ndarray) -> Probe:
     return Probe(
         num_images=count,
         random=is_random(model, images),
+        depends_on_batch=depends_on_batch(model, images),
         num_undecided=int(undecided[:count].sum()),
         thresholds=bool(getattr(model, "binary", False)),
-        accuracies=tuple(float(each[:count].mean()) for each in left),
+        accuracies=tuple(float((each & ~undecided)[:count].mean()) for each in left),
     )
 
 

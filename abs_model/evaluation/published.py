@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -39,3 +41,21 @@ def published(norm: str, model_name: str) -> Published | None:
         distances=np.array(content["distance"]),
         accuracies=np.array(content["accuracy"]) / 100,
     )
+
+
+def published_name(about: Mapping[str, Any], model: str) -> str | None:
+    """Under which name `published` has a model of an evaluation; None where it is not the paper's.
+
+    That is the shipped model's, whatever the evaluation calls it. An evaluation that does not say
+    where its models are from, such as one started from Python, goes by their names in it.
+
+    Args:
+        about: Of the evaluation's plan.
+        model: The model's name in the evaluation.
+    """
+    if "models_from" not in about:
+        return model
+    for spec in about["models_from"]:
+        if spec["name"] == model:
+            return f"binary_{spec['path']}" if spec["binary"] else spec["path"]
+    return None

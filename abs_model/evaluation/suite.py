@@ -313,6 +313,11 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
         raise SuiteError(f"--attacks: {name!r} must be of letters, digits and _, not digits first")
     norm = next((norm for norm in NORMS if reference.endswith(f":{norm}")), None)
     path = reference if norm is None else reference.removesuffix(f":{norm}")
+    if path.count(":") > 1:
+        given = path.rpartition(":")[2]
+        raise SuiteError(
+            f"--attacks: the norm of {name!r} must be {', '.join(NORMS)}, got {given!r}"
+        )
     function = import_function(path, "--attacks")
     entry = Entry(name, function, (norm,) if norm else NORMS, Needs.LOGITS)
     if norm is None and "norm" not in inspect.signature(function).parameters:

@@ -15,7 +15,7 @@ from typing import Any
 from abs_model.attacks.catalogue import Needs
 from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
 from abs_model.evaluation.indicators import AttackWarning, find_warnings
-from abs_model.evaluation.published import published
+from abs_model.evaluation.published import published, published_name
 from abs_model.evaluation.results import GROUPS, Plan, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS
 
@@ -205,7 +205,9 @@ def _minimum_row(results: Results, norm: str, title: str, groups: Sequence[str])
 
 
 def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
-    found = {model: published(norm, model) for model in results.plan.models}
+    plan = results.plan
+    names = {model: published_name(plan.about, model) for model in plan.models}
+    found = {model: published(norm, name) for model, name in names.items() if name}
     return {
         model: PublishedCell(each.median, each.accuracy)
         for model, each in found.items()

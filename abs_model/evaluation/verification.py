@@ -159,7 +159,13 @@ def check_arguments(
         if (goals == classes).any():
             raise ValueError("targets must differ from labels: the true class is no target")
         classes = goals
-    adversarial = np.asarray(adversarial, np.float32)
+    adversarial = np.asarray(adversarial)
+    if not np.issubdtype(adversarial.dtype, np.floating):
+        raise ValueError(
+            f"adversarial must be float32, got {adversarial.dtype}; divide by 255 what holds pixels"
+            " from 0 to 255"
+        )
+    adversarial = adversarial.astype(np.float32)
     if adversarial.shape != clean.shape:
         raise ValueError(
             f"adversarial must have the shape of clean, {clean.shape}, got {adversarial.shape}"

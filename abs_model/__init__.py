@@ -7,7 +7,7 @@
 - `load_dataset`: any TFDS image data set as arrays.
 - `wrap`: any Flax module, or JAX function from images to logits, as a classifier.
 - `foolbox`: any classifier as a Foolbox model.
-- `pgd`: the attack; `verify`: the check of what an attack claims; `export_images`: adversarial
+- `pgd`: the attack; `verify`: the check of what an attack reports; `export_images`: adversarial
   images as 8-bit files.
 
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.

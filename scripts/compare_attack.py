@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument("model", metavar="MODEL", help="its name in the tables")
     parser.add_argument("attack", metavar="ATTACK", help="its name in the configuration")
-    parser.add_argument("--thorough", action="store_true", help="ask a thorough search, too")
+    parser.add_argument("--thorough", action="store_true", help="also run a thorough search")
     options = parser.parse_args(arguments)
     try:
         results = collect(options.workdir)

@@ -10,8 +10,6 @@ import abs_model
 from abs_model.evaluation import models as evaluation_models
 from tests.conftest import ROOT, load_tiny
 
-# docs/other_libraries.md needs libraries of its own: tests/test_other_libraries.py.
-PAGES = ("README.md", "docs/attacks.md", "docs/inference.md")
 EVERY_PAGE = sorted(
     str(path.relative_to(ROOT))
     for folder in (".", "docs", "results", "benchmarks")
@@ -22,6 +20,12 @@ EVERY_PAGE = sorted(
 def blocks(page: str, language: str) -> list[str]:
     text = (ROOT / page).read_text()
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.S | re.M)
+
+
+# docs/other_libraries.md needs libraries of its own: tests/test_other_libraries.py.
+PAGES = [
+    page for page in EVERY_PAGE if page != "docs/other_libraries.md" and blocks(page, "python")
+]
 
 
 def commands(page: str) -> list[list[str]]:
@@ -63,6 +67,8 @@ def test_commands_name_files_configurations_and_settings_that_exist(page):
                 path, _, variant = value.partition(":")
                 module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
                 config = module.get_config(*filter(None, [variant]))
+            elif name.startswith("--") and not name.startswith("--config."):
+                assert f'{name[2:]}"' in (ROOT / program).read_text(), name
             elif name.startswith("--config."):
                 section = config
                 for key in name.split(".")[1:]:

@@ -1,4 +1,4 @@
-"""pyproject.toml says what the requirements files say, and the package holds all of its data."""
+"""pyproject.toml says what the requirements files say."""
 
 import tomllib
 

@@ -87,3 +87,4 @@ def test_published_rows_are_for_the_shipped_models_whatever_they_are_called():
     assert paper == {"cnn": False, "foo": True, "binary_madry": False, "x": True, "abs": False}
     assert names["foo"] == "cnn" and names["x"] == "binary_abs"
     assert published_name({}, "abs") == "abs"
+    assert published_name({"dataset": {"name": "fashion_mnist"}} | about, "foo") is None

@@ -144,7 +144,7 @@ def search_salt_and_pepper(
 ) -> tuple[jax.Array, Best]:
     """Looks for the least salt-and-pepper noise, of one draw, that fools.
 
-    Queries the classifier at most `salt_and_pepper_questions(batch.images.shape, num_epsilons)`
+    Queries the classifier at most `salt_and_pepper_queries(batch.images.shape, num_epsilons)`
     times.
 
     Args:
@@ -170,7 +170,7 @@ def search_salt_and_pepper(
     return way(shares), best
 
 
-def salt_and_pepper_questions(shape: tuple[int, ...], num_epsilons: int) -> int:
+def salt_and_pepper_queries(shape: tuple[int, ...], num_epsilons: int) -> int:
     """How often `search_salt_and_pepper` asks at most about images of this shape (n, h, w, c)."""
     return num_epsilons + _bisections_to_pixel(shape, num_epsilons)
 

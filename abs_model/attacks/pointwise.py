@@ -17,7 +17,7 @@ from abs_model.attacks.base import AttackResult, choose
 from abs_model.attacks.batch import Batch
 from abs_model.attacks.best import Best
 from abs_model.attacks.checks import check_norm
-from abs_model.attacks.noise import salt_and_pepper_questions, search_salt_and_pepper
+from abs_model.attacks.noise import salt_and_pepper_queries, search_salt_and_pepper
 from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.resetting import reset_values
 from abs_model.attacks.running import Progress, run, split_keys
@@ -82,7 +82,7 @@ def pointwise(
     check_norm(norm, ("l2", "l0"))
     num_restarts = check_count("num_restarts", num_restarts)
     pool = make_starts(starts, model.image_shape)
-    for_start = 1 + num_restarts * salt_and_pepper_questions((1, *model.image_shape), _NUM_EPSILONS)
+    for_start = 1 + num_restarts * salt_and_pepper_queries((1, *model.image_shape), _NUM_EPSILONS)
     if pool is None:
         for_start += max_questions(None)
     limit = _questions_for_resetting(max_queries, for_start, num_restarts)

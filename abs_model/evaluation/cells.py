@@ -23,9 +23,9 @@ class Cell:
             infinite without a limit. What an attack did not find lies beyond it.
         reached: Whether the norm's threshold is within the limit. If not, nothing is known of the
             accuracy there.
-        num_claimed: Images that the attack claimed as adversarial.
-        rejections: Claims that verification refused, by reason; an image may have several.
-        num_rejected: Claims refused.
+        num_claimed: Images that the attack reported as adversarial.
+        rejections: Reported examples that verification rejected, by reason; one may have several.
+        num_rejected: Reported examples rejected.
         num_queries: Mean number of queries until the batch of an image was done; None where
             unknown.
         num_gradients: Those with gradient.

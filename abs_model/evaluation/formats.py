@@ -23,14 +23,14 @@ EXPLANATION = (
     " 0, images for which an attack found nothing as infinitely far, or, where it looks no farther"
     " than its epsilon, as beyond that (>). Where epsilon is below the threshold, the accuracy is"
     " that at epsilon, and nothing is known at the threshold. Every adversarial image was"
-    " classified and measured anew; claims that did not hold are counted as refused. A minimum is"
-    " taken for each image. A targeted attack succeeds where it reaches its target: images of that"
-    " class are left out, and accuracy is the share that did not reach it. Attacks bound robustness"
-    " from above only, and those with a small budget less well; where budgets differ, the models"
-    " with the least and the most are named. Queries are evaluations of the model for each image,"
-    " until the last image of its batch was done. In 8 bits: the shares of the closest adversarial"
-    " images that are misclassified with values rounded to 256 levels, and with values rounded or"
-    " nudged to other levels near them."
+    " classified and measured again; reported examples that are not verified are counted as"
+    " rejected. A minimum is taken for each image. A targeted attack succeeds where it reaches its"
+    " target: images of that class are left out, and accuracy is the share that did not reach it."
+    " Attacks bound robustness from above only, and those with a small budget less well; where"
+    " budgets differ, the models with the least and the most are named. Queries are evaluations of"
+    " the model for each image, until the last image of its batch was done. In 8 bits: the shares"
+    " of the closest adversarial images that are misclassified with values rounded to 256 levels,"
+    " and with values rounded or nudged to other levels near them."
 )
 _NOTHING = "\N{EN DASH}"
 _WARNING = " (!)"
@@ -246,7 +246,7 @@ def _remarks(tables: Tables) -> list[tuple[str, Sequence[str]]]:
     """What the cells don't say, by heading; only headings with something under them."""
     remarks = [
         (_WARNINGS, warning_lines(tables)),
-        ("Claims refused by verification", _refusals(tables)),
+        ("Reported examples rejected by verification", _refusals(tables)),
         ("Adversarial only because the model's latent search fails", _by_search(tables)),
         ("Not tried", tables.not_tried),
         ("Commits of the code", tables.commits),

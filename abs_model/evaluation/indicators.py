@@ -76,8 +76,8 @@ def _of_model(results: Results, model: str) -> Iterator[AttackWarning]:
     elif probe.depends_on_batch:
         yield AttackWarning(
             "batch_dependent", model, "", "",
-            "answers to an image differ with the other images of its batch, so no figure holds for"
-            " an image alone; make the model look at each image by itself",
+            "the logits of an image change with the other images of its batch, so results do not"
+            " hold for single images; make the logits of an image depend on that image only",
         )  # fmt: skip
     if probe.accuracies and probe.accuracies[-1] > 0:
         yield AttackWarning(
@@ -130,7 +130,7 @@ def _of_attack(results: Results, model: str, attack: PlannedAttack) -> Iterator[
     if reported and all(record.reasons for record in reported):
         yield AttackWarning(
             "all_rejected", model, attack.name, attack.norm,
-            f"verification rejected all {len(reported)} adversarial examples that it reported",
+            f"verification rejected every example that it reported ({len(reported)})",
         )  # fmt: skip
     if attack.access != Needs.GRADIENTS.value:
         return

@@ -73,9 +73,7 @@ class Launcher:
         except _Stop:
             pass
         except TypeError as error:
-            raise SuiteError(
-                f"attack {spec.name!r} on {model.name!r}: {error}; --verbosity=1 shows where"
-            ) from error
+            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
 
     def __call__(
         self,
@@ -117,7 +115,8 @@ class Launcher:
             found = spec.entry.function(target, images, labels, keys, **given, **settings)
         except ValueError as error:
             _LOGGER.debug("attack %r on %r", spec.name, model.name, exc_info=error)
-            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}") from error
+            where = "" if spec.reference in ATTACKS else " (--verbosity=1 shows where)"
+            raise SuiteError(f"attack {spec.name!r} on {model.name!r}: {error}{where}") from error
         _check_result(spec, found, images)
         return found
 

@@ -116,7 +116,7 @@ def _left(model: Classifier, images: np.ndarray, labels: np.ndarray) -> list[np.
 
 
 def read_probe(folder: pathlib.Path) -> Probe | None:
-    """The probe in the folder of a model's clean ledger; None where there is none.
+    """The probe in the folder of a model's clean ledger; None without one of this version.
 
     Raises:
         ProbeError: The file is damaged.
@@ -124,6 +124,8 @@ def read_probe(folder: pathlib.Path) -> Probe | None:
     path = folder / FILE
     try:
         content: Mapping[str, Any] = json.loads(path.read_text("utf-8"))
+        if "depends_on_batch" not in content:  # of an older version: the model is probed again
+            return None
         return Probe(**{**content, "accuracies": tuple(content["accuracies"])})
     except FileNotFoundError:
         return None

@@ -38,7 +38,7 @@ class Progress:
         self._attacked = attacked
         self._current = self._add(f"{description}, images", num_images)
 
-    def questions(self, count: int) -> None:
+    def queries(self, count: int) -> None:
         """So many questions have been asked about each image of the batch."""
         if self._current is not None:
             self._bar.update(self._current, description=f"{self._description} ({count:,} queries)")

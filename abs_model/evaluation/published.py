@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+_DATASET = "mnist"
 _FILE = pathlib.Path(__file__).with_name("published_curves.json")
 
 
@@ -53,6 +54,8 @@ def published_name(about: Mapping[str, Any], model: str) -> str | None:
         about: Of the evaluation's plan.
         model: The model's name in the evaluation.
     """
+    if about.get("dataset", {}).get("name", _DATASET).partition(":")[0] != _DATASET:
+        return None
     if "models_from" not in about:
         return model
     for spec in about["models_from"]:

@@ -159,9 +159,7 @@ class Runner:
             # Images of the target's class do not count; but a batch has one shape.
             other = (labels + 1) % task.model.num_classes
             goals = np.where(targets == labels, other, targets)
-        found = self._launcher(
-            task.spec, task.model, images, labels, keys, progress.questions, goals
-        )
+        found = self._launcher(task.spec, task.model, images, labels, keys, progress.queries, goals)
         adversarial = np.asarray(found.images)
         verification = verify(
             task.model,

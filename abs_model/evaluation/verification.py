@@ -160,7 +160,7 @@ def check_arguments(
             raise ValueError("targets must differ from labels: the true class is no target")
         classes = goals
     adversarial = np.asarray(adversarial)
-    if not np.issubdtype(adversarial.dtype, np.floating):
+    if not jnp.issubdtype(adversarial.dtype, jnp.floating):
         raise ValueError(
             f"adversarial must be float32, got {adversarial.dtype}; divide by 255 what holds pixels"
             " from 0 to 255"

@@ -226,7 +226,7 @@ function outcome(entry) {
       element("b", {}, distance(entry.distance, state.norm, { digits: 4 })), unitOf(state.norm)];
   }
   if (entry.cleanSuccess) return [whenClean(entry)];
-  if (entry.refused) return [`claim refused: ${entry.refused}`];
+  if (entry.refused) return [`rejected: ${entry.refused}`];
   const limit = state.attack === CLOSEST ? content.curves[state.norm][entry.model].limit
     : content.attacks[entry.attack].limits[entry.model];
   return [limit === null ? "none found"

@@ -223,7 +223,7 @@ function cellTip(norm, row, cell, model) {
       : `${count(cell.num_queries)} queries per image`
         + (cell.num_gradients ? `, ${count(cell.num_gradients)} with gradient` : ""));
     if (cell.num_rejected) {
-      lines.push(`${cell.num_rejected} of ${plural(cell.num_claimed, "claim")} refused`);
+      lines.push(`${cell.num_rejected} of ${plural(cell.num_claimed, "reported example")} rejected`);
     }
   }
   if (cell.num_by_search) {
@@ -252,10 +252,10 @@ function refusedClaims(block) {
     const reasons = Object.entries(cell.rejections)
       .map(([reason, number]) => `${number} ${reason.replaceAll("_", " ")}`).join(", ");
     return [`${row.title} on ${content.models[model].name}: ${cell.num_rejected} of `
-      + `${plural(cell.num_claimed, "claim")} (${reasons})`];
+      + `${cell.num_claimed} reported (${reasons})`];
   }));
-  return folded(items.length ? "Claims of attacks that verification refused"
-    : "Verification refused no claim of an attack", items);
+  return folded(items.length ? "Reported examples that verification rejected"
+    : "Verification rejected no reported example", items);
 }
 
 function folded(title, items) {

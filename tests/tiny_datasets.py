@@ -88,7 +88,7 @@ class TrainOnly(TinyRgb):
         return {"train": _examples(*rgb_images(30, seed=0))}
 
 
-class Unlabelled(TinyRgb):
+class Unlabeled(TinyRgb):
     """Has a number in place of a class label."""
 
     def _info(self) -> tfds.core.DatasetInfo:

@@ -18,7 +18,7 @@ def check_images(images: Any, image_shape: tuple[int, int, int], name: str = "im
     Args:
         images: What is checked.
         image_shape: (height, width, channels).
-        name: Of the argument, for messages.
+        name: The argument's name, for messages.
 
     Raises:
         ValueError: They are not; the message says what was expected, what came and, where a slip

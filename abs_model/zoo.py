@@ -24,7 +24,7 @@ import ml_collections
 import numpy as np
 import safetensors.numpy
 
-from abs_model._runtime import pytrees as leaves
+from abs_model._runtime import pytrees
 from abs_model._runtime.atomic_files import atomic_write_bytes, write_json
 from abs_model._runtime.configuration import as_config
 from abs_model._runtime.errors import UserError
@@ -81,13 +81,13 @@ class Entry:
             ZooError: The file is damaged, or holds other arrays.
         """
         found = self._arrays(_MODEL)
-        if lines := leaves.mismatches(_MODEL, template, found):
+        if lines := pytrees.mismatches(_MODEL, template, found):
             raise ZooError(
                 f"{self.path} holds other arrays than this code makes of its card's configuration;"
                 " it belongs to another version of the code, or must be exported again:\n"
                 + "\n".join(f"  {line}" for line in lines)
             )
-        return leaves.from_arrays(_MODEL, template, found)
+        return pytrees.from_arrays(_MODEL, template, found)
 
     def surrogate(self, decoder: Decoder) -> Surrogate:
         """Of the decoders, as fitted before the model was put into the zoo.
@@ -193,7 +193,7 @@ def write_entry(
         surrogate: Of an ABS model's decoders.
         card: Content of the card, but for the hash.
     """
-    groups = {_MODEL: leaves.to_arrays(_MODEL, model)}
+    groups = {_MODEL: pytrees.to_arrays(_MODEL, model)}
     if surrogate is not None:
         groups[_SURROGATE] = surrogate.to_arrays()
     data = safetensors.numpy.save(

@@ -67,13 +67,13 @@ def test_commands_name_files_configurations_and_settings_that_exist(page):
                 path, _, variant = value.partition(":")
                 module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
                 config = module.get_config(*filter(None, [variant]))
-            elif name.startswith("--") and not name.startswith("--config."):
-                assert f'{name[2:]}"' in (ROOT / program).read_text(), name
             elif name.startswith("--config."):
                 section = config
                 for key in name.split(".")[1:]:
                     assert key in section, name
                     section = section[key]
+            elif name.startswith("--"):
+                assert f'{name[2:]}"' in (ROOT / program).read_text(), name
 
 
 @pytest.mark.parametrize("page", EVERY_PAGE)

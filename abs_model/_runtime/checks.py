@@ -21,7 +21,7 @@ def check_number(
     """The number as a Python float, whatever scalar it came as: of Python, NumPy or JAX.
 
     Args:
-        name: Of the argument, for the message.
+        name: The argument's name, for the message.
         value: What is checked.
         minimum: The smallest value allowed.
         maximum: The largest value allowed.
@@ -49,7 +49,7 @@ def check_count(
     """The integer as a Python int, whatever scalar it came as: of Python, NumPy or JAX.
 
     Args:
-        name: Of the argument, for the message.
+        name: The argument's name, for the message.
         value: What is checked.
         minimum: The smallest value allowed.
         maximum: The largest value allowed; None allows any.

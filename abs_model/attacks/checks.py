@@ -34,7 +34,7 @@ def check_epsilon(
         epsilon: A distance in `norm`.
         norm: One of NORMS.
         image_shape: (height, width, channels).
-        name: Of the argument, for the message.
+        name: The argument's name, for the message.
         exclusive: Whether 0 is too small.
 
     Raises:
@@ -64,7 +64,7 @@ def check_labels(labels: Any, num_images: int, num_classes: int, name: str = "la
         labels: Integers (N,), each from 0 to num_classes - 1.
         num_images: N.
         num_classes: Number of classes.
-        name: Of the argument, for messages.
+        name: The argument's name, for messages.
 
     Raises:
         ValueError: They are not; the message says what was expected, what came and, where a slip is

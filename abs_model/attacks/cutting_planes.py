@@ -196,7 +196,7 @@ class _Walk:
         images: The closest behind the planes so far, (n, height, width, channels).
         previous: Those before.
         classes: Where it leads, int32 (n,).
-        state: Of the last query.
+        state: State of the last query.
         planes: Below the f of the label.
         overshoot: How far behind the boundary the planes lie, as a part of the way there, (n,).
         levels: Binary ABS in L-infinity: the distance to get below, (n,).

@@ -240,7 +240,7 @@ def _redraw(batch: Batch, best: Best, number: int, num_epsilons: int) -> tuple[_
     Args:
         batch: The originals.
         best: What has been found, in L0.
-        number: Of the query, from 0.
+        number: The query's number, from 0.
         num_epsilons: Steps of the share where nothing has been found.
     """
     keys = jax.vmap(jax.random.fold_in, (0, None))(batch.keys, number + 1)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from abs_model._runtime.atomic_files import atomic_write_bytes
-from abs_model.evaluation.published import published, published_name
+from abs_model.evaluation.published import published_beside
 from abs_model.evaluation.results import GROUPS, Results
 from abs_model.evaluation.statistics import THRESHOLDS, accuracy_curve
 
@@ -87,8 +87,7 @@ def _draw_curve(axes: Axes, results: Results, norm: str, model: str, color: str)
         left = accuracy_curve(distances, corners)
         axes.step(corners, left, where="post", color=color, lw=1.4)
         ends.append(corners[-1])
-    name = published_name(results.plan.about, model)
-    if name and (paper := published(norm, name)):
+    if paper := published_beside(norm, results.plan.about, model):
         axes.plot(paper.distances, paper.accuracies, color=color, lw=1, ls=(0, (3, 2)), alpha=0.7)
         ends.append(paper.distances[-1])
     return float(max(ends)) if ends else None

@@ -69,10 +69,10 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     for entry in entries:
         name, separator, location = entry.strip().partition("=")
         location = location if separator else name
-        path = location.removesuffix(BINARY_SUFFIX)
+        path, binary = location.removesuffix(BINARY_SUFFIX), location.endswith(BINARY_SUFFIX)
         if not separator:
             name = os.path.basename(os.path.abspath(os.path.expanduser(path)))
-            name = f"binary_{name}" if location.endswith(BINARY_SUFFIX) else name
+            name = f"binary_{name}" if binary else name
         if (plain := _misspelt_binary(path)) is not None:
             raise ModelsError(
                 f"--models: {entry!r}: did you mean {plain}{BINARY_SUFFIX}? {plain} is a trained"
@@ -87,7 +87,6 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
             raise ModelsError(
                 f"--models: two models are called {name!r}; tell them apart with NAME=PATH"
             )
-        binary = location.endswith(BINARY_SUFFIX)
         if binary and path == zoo.NEAREST_NEIGHBOR:
             raise ModelsError(
                 f"--models: {path} does not come with {BINARY_SUFFIX}; give {path} alone"

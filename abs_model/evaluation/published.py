@@ -51,7 +51,7 @@ def published_name(about: Mapping[str, Any], model: str) -> str | None:
     where its models are from, such as one started from Python, goes by their names in it.
 
     Args:
-        about: Of the evaluation's plan.
+        about: The evaluation plan's `about`.
         model: The model's name in the evaluation.
     """
     if about.get("dataset", {}).get("name", _DATASET).partition(":")[0] != _DATASET:
@@ -62,3 +62,15 @@ def published_name(about: Mapping[str, Any], model: str) -> str | None:
         if spec["name"] == model:
             return f"binary_{spec['path']}" if spec["binary"] else spec["path"]
     return None
+
+
+def published_beside(norm: str, about: Mapping[str, Any], model: str) -> Published | None:
+    """What is published for a model of an evaluation in a norm; None without it.
+
+    Args:
+        norm: "l2", "linf" or "l0".
+        about: The evaluation plan's `about`.
+        model: The model's name in the evaluation; see `published_name`.
+    """
+    name = published_name(about, model)
+    return None if name is None else published(norm, name)

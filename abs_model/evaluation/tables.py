@@ -15,7 +15,7 @@ from typing import Any
 from abs_model.attacks.catalogue import Needs
 from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
 from abs_model.evaluation.indicators import AttackWarning, find_warnings
-from abs_model.evaluation.published import published, published_name
+from abs_model.evaluation.published import published_beside
 from abs_model.evaluation.results import GROUPS, Plan, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS
 
@@ -206,8 +206,7 @@ def _minimum_row(results: Results, norm: str, title: str, groups: Sequence[str])
 
 def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
     plan = results.plan
-    names = {model: published_name(plan.about, model) for model in plan.models}
-    found = {model: published(norm, name) for model, name in names.items() if name}
+    found = {model: published_beside(norm, plan.about, model) for model in plan.models}
     return {
         model: PublishedCell(each.median, each.accuracy)
         for model, each in found.items()

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from abs_model._runtime import pytrees as leaves
+from abs_model._runtime import pytrees
 from abs_model._runtime.errors import UserError
 from abs_model.training import step_files
 
@@ -99,7 +99,7 @@ class CheckpointStore:
             )
         if step_files.RECORD in state:
             raise ValueError(f"an item of the state can't be called {step_files.RECORD!r}")
-        items = {name: leaves.to_arrays(name, tree) for name, tree in state.items()}
+        items = {name: pytrees.to_arrays(name, tree) for name, tree in state.items()}
         record = {"metrics": {name: float(value) for name, value in metrics.items()}}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
@@ -160,13 +160,13 @@ class CheckpointStore:
         problems = [
             problem
             for name in template
-            for problem in leaves.mismatches(name, template[name], items[name])
+            for problem in pytrees.mismatches(name, template[name], items[name])
         ]
         if problems:
             raise CheckpointMismatchError(
                 f"checkpoint {path} doesn't fit:\n" + "\n".join(f"  {line}" for line in problems)
             )
-        return {name: leaves.from_arrays(name, template[name], items[name]) for name in template}
+        return {name: pytrees.from_arrays(name, template[name], items[name]) for name in template}
 
     def restore_best(self, template: Mapping[str, PyTree]) -> dict[str, PyTree]:
         """Reads the items named in `template` from the best checkpoint; see `restore`.

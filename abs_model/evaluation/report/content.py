@@ -15,7 +15,7 @@ from abs_model.evaluation.cells import Cell, PublishedCell
 from abs_model.evaluation.figures import MODEL_COLORS
 from abs_model.evaluation.formats import EXPLANATION, warning_lines
 from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.published import published, published_name
+from abs_model.evaluation.published import published_beside
 from abs_model.evaluation.report.images import pack, pack_perturbations
 from abs_model.evaluation.report.reconstructions import Reconstructions
 from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
@@ -157,8 +157,7 @@ def _estimate(estimate: Estimate) -> list[float | None]:
 def _curve(results: Results, norm: str, model: str) -> Json:
     """The distances that a curve is made of, ascending, to where, and the published curve."""
     distances = results.closest(model, norm, GROUPS)
-    name = published_name(results.plan.about, model)
-    paper = published(norm, name) if name else None
+    paper = published_beside(norm, results.plan.about, model)
     return {
         "distances": [_finite(each) for each in np.sort(distances[~np.isnan(distances)]).tolist()],
         "limit": _finite(results.limit(model, norm, GROUPS)),

@@ -14,8 +14,8 @@ from abs_model.evaluation import (
     GO_ON,
     WHOLE,
     Settings,
-    check_any_taken,
-    check_taken,
+    check_any_applicable,
+    check_applicable,
     choose_attacks,
     collect,
     evaluate,
@@ -82,8 +82,8 @@ def main(argv: list[str]) -> None:
     suite = choose_attacks(known, _ATTACKS.value)
     models, dataset = load_models(specs, data_dir=_DATA_DIR.value)
     if named := [entry for entry in _ATTACKS.value if entry != "all"]:
-        check_taken(choose_attacks(known, named), models)
-    check_any_taken(suite, models)
+        check_applicable(choose_attacks(known, named), models)
+    check_any_applicable(suite, models)
     workdir = _WORKDIR.value
     if _EXPORT.value:
         names = {spec.name for spec in suite}

@@ -104,7 +104,7 @@ def _on_cnn(
         },
         "Boundary, 200 steps": {
             "ours": lambda: _wait(
-                boundary(model, images, labels, key, num_steps=200, starts=starts)
+                boundary(model, images, labels, key, num_steps=200, starting_points=starts)
             ),
             "foolbox": functools.partial(
                 theirs,

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import abs_model
-from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.registry import ATTACKS
 from benchmarks.beds import Bed
 
 OURS = "ours"
@@ -71,13 +71,13 @@ def ours(bed: Bed) -> list[Candidate]:
     for name, entry in ATTACKS.items():
         settings = dict(_SETTINGS.get(name, {}))
         accepted = inspect.signature(entry.function).parameters
-        if "epsilon" in accepted or entry.refusal(bed.model, settings) is not None:
+        if "epsilon" in accepted or entry.why_not(bed.model, settings) is not None:
             continue
         shown = dict(settings)
         if "surrogate" in accepted:
             settings["surrogate"], shown["surrogate"] = bed.surrogate, "linear, of other images"
-        if "starts" in accepted:
-            settings["starts"], shown["starts"] = bed.starts, len(bed.starts)
+        if "starting_points" in accepted:
+            settings["starting_points"], shown["starting_points"] = bed.starts, len(bed.starts)
         for norm in entry.norms:
             given = settings | ({"norm": norm} if "norm" in accepted else {})
             run = functools.partial(_run_ours, entry.function, bed, given)
@@ -89,7 +89,7 @@ def foolboxes(bed: Bed) -> list[Candidate]:
     """Foolbox's attacks in these norms; requires Foolbox."""
     found = []
     for name, title, norm, settings in _FOOLBOX:
-        shown = {**settings, "starts": len(bed.starts)} if name in _TAKE_STARTS else settings
+        shown = {**settings, "starting_points": len(bed.starts)} if name in _TAKE_STARTS else settings
         run = functools.partial(_run_theirs, name, bed, settings)
         found.append(Candidate(title, FOOLBOX, norm, shown, run))
     return found

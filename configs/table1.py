@@ -28,11 +28,12 @@ from typing import Any
 import ml_collections
 
 from abs_model._runtime.configuration import choose_variant
-from abs_model.attacks.catalogue import ATTACKS, Needs
+from abs_model.attacks.registry import ATTACKS, BLACK_BOX
 
 _EPSILONS = {"l2": 1.5, "linf": 0.3}
 _SURROGATE = "transfer"
-_STARTS = 500  # training images among which attacks that see decisions only find their first
+# Training images from which attacks that see only decisions choose a starting point.
+_STARTING_POINTS = 500
 _SLOW = ("abs", "nearest_neighbor")
 
 # By attack ("_ge": with estimated gradients), what differs for all models, or for the slow ones.
@@ -68,32 +69,13 @@ _CPU: dict[str, Any] = {
     "square": {"all": {"num_steps": 1000}, "slow": {"num_steps": 500}},
     "hop_skip_jump": {"all": {"max_queries": 2000}, "slow": {"max_queries": 1400}},
 }
+# With estimated gradients; other attacks declare theirs.
 _SMOKE: dict[str, Any] = {
-    "transfer": {"all": {"num_scales": 3, "num_bisections": 2}},
-    "gaussian_noise": {"all": {"num_directions": 1, "num_epsilons": 4}},
-    "boundary": {"all": {"num_steps": 10, "starts": 8}},
-    "pointwise": {"all": {"num_restarts": 1, "max_queries": 30, "starts": 8}},
-    "salt_and_pepper": {"all": {"num_restarts": 1, "num_epsilons": 5}},
-    "fast_gradient": {"all": {"num_epsilons": 5}},
-    "deepfool": {"all": {"num_steps": 5}},
     "deepfool_ge": {"all": {"num_steps": 1}},
-    "bim": {"all": {"num_searches": 2}},
     "bim_ge": {"all": {"num_steps": 2, "num_searches": 1}},
-    "latent_descent": {"all": {"num_steps": 10, "step_size": 0.1}},
-    "mim": {"all": {"num_searches": 2}},
     "mim_ge": {"all": {"num_steps": 2, "num_searches": 1}},
-    "carlini_wagner": {"all": {"num_searches": 2, "num_steps": 5}},
-    "sparse_rs": {"all": {"num_steps": 10}},
-    "greedy_pixels": {"all": {"max_pixels": 5}},
-    "flip_pixels": {"all": {"max_flips": 5, "num_rounds": 1, "num_steps": 3}},
-    "cutting_planes": {"all": {"num_classes": 1, "num_steps": 8, "num_restarts": 0}},
-    "pgd": {"all": {"num_restarts": 1, "num_steps": 5}},
-    "apgd": {"all": {"num_restarts": 1, "num_steps": 5}},
-    "fab": {"all": {"num_restarts": 1, "num_steps": 5}},
-    "fmn": {"all": {"num_steps": 10}},
-    "square": {"all": {"num_steps": 10}},
-    "hop_skip_jump": {"all": {"max_queries": 100, "starts": 8}},
 }
+_SMOKE_STARTING_POINTS = 8
 _TINY = ("fast_gradient_l2", "mim_linf", "salt_and_pepper")
 
 # num_clean, num_images, batch_size
@@ -122,11 +104,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             if row.get("estimate_gradients"):
                 row["only"] = ("cnn", "binary_cnn")
     elif quick:
+        for row in attacks.values():
+            info = ATTACKS[row["attack"]]
+            row["settings"] |= info.smoke
+            if "starting_points" in info.resources:
+                row["settings"]["starting_points"] = _SMOKE_STARTING_POINTS
         _shorten(attacks, _SMOKE)
         attacks = _one_of_each(attacks)
     if variant == "smoke":
         for row in attacks.values():
-            if ATTACKS[row["attack"]].needs is Needs.LOGITS:
+            if ATTACKS[row["attack"]].access in BLACK_BOX:
                 row["only"] = ("network", "nearest_neighbor", "binary_abs")
     elif variant == "tiny":
         attacks = {name: attacks[name] for name in _TINY}
@@ -147,8 +134,8 @@ def _paper(*, full: bool) -> dict[str, Any]:
     return {
         "transfer_l2": _row("transfer", "l2", surrogate=_SURROGATE),
         "gaussian_noise": _row("gaussian_noise", "l2"),
-        "boundary": _row("boundary", "l2", starts=_STARTS),
-        "pointwise_l2": _row("pointwise", "l2", starts=_STARTS),
+        "boundary": _row("boundary", "l2", starting_points=_STARTING_POINTS),
+        "pointwise_l2": _row("pointwise", "l2", starting_points=_STARTING_POINTS),
         **rows("fast_gradient", "l2"),
         **rows("deepfool", "l2"),
         **rows("bim", "l2"),
@@ -159,7 +146,7 @@ def _paper(*, full: bool) -> dict[str, Any]:
         **rows("bim", "linf"),
         **rows("mim", "linf"),
         "salt_and_pepper": _row("salt_and_pepper", "l0"),
-        "pointwise_l0": _row("pointwise", "l0", starts=_STARTS),
+        "pointwise_l0": _row("pointwise", "l0", starting_points=_STARTING_POINTS),
     }
 
 
@@ -189,7 +176,7 @@ def _stronger() -> dict[str, Any]:
             f"fab_{norm}": _row("fab", norm, "stronger", num_restarts=5),
             f"fmn_{norm}": _row("fmn", norm, "stronger", num_steps=1000),
             f"square_{norm}": _row("square", norm, "stronger", epsilon=epsilon, num_steps=5000),
-            f"hop_skip_jump_{norm}": _row("hop_skip_jump", norm, "stronger", starts=_STARTS),
+            f"hop_skip_jump_{norm}": _row("hop_skip_jump", norm, "stronger", starting_points=_STARTING_POINTS),
             f"flip_pixels_{norm}": _row("flip_pixels", norm, "stronger"),
             f"cutting_planes_{norm}": _row("cutting_planes", norm, "stronger"),
         }

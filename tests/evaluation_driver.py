@@ -5,7 +5,7 @@ import sys
 import time
 
 from abs_model.attacks import NORMS
-from abs_model.attacks.catalogue import Entry, Needs
+from abs_model.attacks.registry import Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, evaluate
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset, towards_next_class
 
@@ -17,7 +17,7 @@ def slow_step(model, images, labels, key, *, norm):
 
 
 def main():
-    entry = Entry("slow step", slow_step, NORMS, Needs.LOGITS)
+    entry = AttackInfo(title="slow step", function=slow_step, norms=NORMS, access=Access.SCORES)
     suite = [AttackSpec(f"slow_{norm}", "slow", entry, norm, "paper") for norm in ("l2", "linf")]
     models = {"a": stripe_classifier(), "b": stripe_classifier(scale=0.1)}
     settings = Settings(num_clean=10, num_images=12, batch_size=2, seed=0)

@@ -11,7 +11,7 @@ import numpy as np
 
 import abs_model
 from abs_model.attacks import distances
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
 from benchmarks.linear import LinearClassifier, exact_distances
 from tests.linear_classifiers import (
     PIXELS,
@@ -92,12 +92,12 @@ def check_targets(attack, tolerance, **settings):
         result = attack(model, images, labels, KEY, targets=targets, **settings)
         assert np.all(result.success)
         np.testing.assert_array_equal(model.predict(result.images), targets)
-        needed = [_nearest_of_class(model, *pair) for pair in zip(images, targets, strict=True)]
+        needed = [_nearest_take_class(model, *pair) for pair in zip(images, targets, strict=True)]
         assert np.all(np.asarray(result.distances) >= np.multiply(needed, 1 - 1e-4))
         np.testing.assert_allclose(result.distances, needed, rtol=tolerance)
 
 
-def _nearest_of_class(model, image, target):
+def _nearest_take_class(model, image, target):
     """The L2 distance to where a linear classifier says `target`, by trying all active sets."""
     weights, biases = np.asarray(model.weights, np.float64), np.asarray(model.biases, np.float64)
     others = [k for k in range(3) if k != target]

@@ -9,14 +9,14 @@ import pytest
 
 import abs_model
 from abs_model.attacks import cutting_planes, latent_descent, snap
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.halfspaces import (
+from abs_model.attacks._abs.halfspace_projection import (
     Flips,
     Halfspaces,
     LargestChange,
     SquaredLength,
     smallest_changes,
 )
+from abs_model.attacks._core.keys import image_keys
 from abs_model.classifiers import threshold
 from benchmarks.linear import nearest_in_box
 from tests.linear_classifiers import check_bounds

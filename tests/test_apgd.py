@@ -10,8 +10,9 @@ import pytest
 
 import abs_model
 from abs_model.attacks import Batch, distances, pgd, random_start
+from abs_model.attacks._core.keys import fold_in, image_keys
+from abs_model.attacks._core.query import Answer
 from abs_model.attacks.apgd import _check, _checkpoints, _Path, _Point, apgd, dlr
-from abs_model.attacks.base import fold_in, image_keys
 from abs_model.decisions import ATTACK_FACTOR, RELATIVE_ROUNDING
 from tests.function_classifiers import function_classifier, tracking_classifier
 from tests.linear_classifiers import (
@@ -188,7 +189,8 @@ def test_takes_the_steps_of_the_papers_algorithm(norm):
 )
 def test_step_sizes_are_halved_under_the_papers_conditions(rises, checked, halved_before, halved):
     def point(value):
-        return _Point(jnp.full((1, *SHAPE), value), jnp.zeros((1, *SHAPE)), jnp.array([value]), ())
+        images = jnp.full((1, *SHAPE), value)
+        return _Point(Answer(images, jnp.zeros((1, 3)), ()), jnp.array([value]))
 
     path = _Path(
         here=point(1.5), before=jnp.zeros((1, *SHAPE)), top=point(2.0), step_sizes=jnp.array([0.6]),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import ATTACKS
-from abs_model.attacks.catalogue import Needs
+from abs_model.attacks.registry import Access
 from tests.linear_classifiers import grays, three_classes
 from tests.linear_decoders import linear_abs
 from tests.test_binary_attack import linear as binary_linear
@@ -21,11 +21,11 @@ NONSENSE = [math.nan, math.inf, -math.inf, -1, -0.5, "1", True, np.True_, [1], n
 
 
 def model_for(entry):
-    if entry.needs is Needs.ABS:
+    if entry.access is Access.ABS:
         random = np.random.default_rng(0)
         matrices, offsets = random.normal(0, 0.3, (3, 16, 2)), random.uniform(0.2, 0.8, (3, 16))
         return linear_abs(matrices, offsets)
-    if entry.needs is Needs.BINARY:
+    if entry.access is Access.BINARY:
         weights = np.random.default_rng(0).normal(size=(60, 3))
         return binary_linear(weights, np.zeros(3))
     return three_classes()

@@ -19,7 +19,7 @@ from abs_model.attacks import (
     project,
     random_start,
 )
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
 from abs_model.decisions import ATTACK_FACTOR, RELATIVE_ROUNDING
 from tests.linear_classifiers import (
     FARTHEST,
@@ -247,7 +247,7 @@ def test_margins_lead_from_the_label_or_to_the_target_at_any_scale(scale, target
     np.testing.assert_allclose(margins(logits, batch), expected, rtol=1e-5)
     gradient = jax.grad(lambda logits: margins(logits, batch).sum())(logits)
     np.testing.assert_array_equal(gradient, sign * np.array([[-1, 1, 0], [0, 1, -1]]))
-    np.testing.assert_array_equal(batch.fooled(logits), [targeted, not targeted])
+    np.testing.assert_array_equal(batch.is_adversarial(logits), [targeted, not targeted])
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])

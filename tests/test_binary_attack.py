@@ -14,8 +14,8 @@ import pytest
 
 import abs_model
 from abs_model.attacks import distances
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.binary import flip_pixels, snap
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks.flip_pixels import flip_pixels, snap
 from abs_model.classifiers import straight_through_threshold, threshold
 from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
 from tests.linear_classifiers import PIXELS, SHAPE, check_bounds, grays, three_classes
@@ -346,7 +346,7 @@ def test_other_classifiers_are_refused():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"norm": "l1"}, "norm must be one of l0, l2, linf, got 'l1'"),
+        ({"norm": "l1"}, "norm must be one of l2, linf, l0, got 'l1'"),
         ({"max_flips": 0}, "max_flips must be an integer of at least 1, got 0"),
         ({"num_candidates": 0}, "num_candidates must be an integer of at least 1, got 0"),
         ({"num_rounds": 0}, "num_rounds must be an integer of at least 1, got 0"),

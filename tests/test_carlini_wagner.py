@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import Batch
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Answer
 from abs_model.attacks.carlini_wagner import _begin, _Constants, _move, carlini_wagner
 from tests import minimal_norm
 from tests.linear_classifiers import (
@@ -82,7 +83,8 @@ def test_images_stay_when_they_are_done():
     ones = jnp.ones(2)
     descent = _begin(images, ones, ones, jnp.array([True, False]))
     gradients = jnp.broadcast_to(model.weights[:, 1].reshape(1, *SHAPE), images.shape)
-    following, moved = _move(batch, descent, images, gradients, model.logits(images), 0.1)
+    answer = Answer(images, model.logits(images), (), gradients=gradients)
+    following, moved = _move(batch, descent, answer, 0.1)
     for before, after in ((images, moved), (descent.points, following.points)):
         np.testing.assert_array_equal(jnp.any(before != after, axis=(1, 2, 3)), [False, True])
 

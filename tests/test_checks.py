@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.checks import check_epsilon, check_labels
+from abs_model.attacks._core.checks import check_epsilon, check_labels
+from abs_model.attacks._core.keys import image_keys
 from abs_model.images import check_images
 
 SHAPE = (4, 5, 1)

@@ -10,13 +10,16 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import Batch, distances
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._search.gradient_direction import estimate_direction
+from abs_model.attacks._search.starting_points import (
+    max_queries,
+    read_starting_points,
+    search_starting_points,
+)
 from abs_model.attacks.boundary import boundary
-from abs_model.attacks.direction_estimates import estimate_direction
 from abs_model.attacks.hop_skip_jump import hop_skip_jump
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.starting import make_starts, max_questions, starting_images
 from benchmarks.linear import LinearClassifier
 from tests.linear_classifiers import (
     PIXELS,
@@ -68,15 +71,15 @@ def run(case, model, images, labels, key=KEY, **changes):
 
 
 def begin(model, images, labels, starts, norm="l2"):
-    """The images that attacks begin at, and how many questions that takes."""
-    oracle = Oracle(model)
+    """The images that attacks start from."""
     keys = image_keys(KEY, len(images))
     batch = Batch(jnp.asarray(images), jnp.asarray(labels), keys, targeted=False)
-    best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
-    pool = make_starts(starts, SHAPE)
-    best = starting_images(oracle, batch, pool, best, norm)
-    assert oracle.num_queries <= 1 + max_questions(pool)
-    return best
+    query = Query(model, batch, norm)
+    query.logits(batch.images)
+    points = read_starting_points(starts, SHAPE)
+    search_starting_points(query, points)
+    assert query.num_queries <= 1 + max_queries(points)
+    return query.best
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf", "l0"])
@@ -112,10 +115,10 @@ def test_an_image_without_a_start_fails_and_disturbs_no_other():
     starts = walled(60)[predictions == labels[0]][:5]
     alone = labels != labels[0]
     for case in CASES:
-        result = run(case, model, images, labels, starts=starts)
+        result = run(case, model, images, labels, starting_points=starts)
         np.testing.assert_array_equal(result.success, alone)
         part = run(case, model, images[alone], labels[alone], image_keys(KEY, 9)[alone],
-                   starts=starts)  # fmt: skip
+                   starting_points=starts)  # fmt: skip
         np.testing.assert_allclose(part.images, result.images[alone], atol=1e-5)
 
 
@@ -128,7 +131,7 @@ def test_starts_are_classified_once(monkeypatch):
     )
     labels = model.predict(images)
     asked.clear()
-    result = run("boundary", model, images, labels, starts=walled(20), num_steps=3)
+    result = run("boundary", model, images, labels, starting_points=walled(20), num_steps=3)
     assert asked == [20]
     assert np.all(result.success)
     # One question about the original, one about the start, and 12 for a bisection at either end.
@@ -191,11 +194,10 @@ def test_directions_are_estimated_where_the_margin_grows():
     batch = Batch(points, jnp.array([0, 1, 0, 1]), image_keys(KEY, 4), targeted=False)
     cosines = []
     for size in (50, 2000):
-        oracle = Oracle(model)
-        directions = estimate_direction(
-            oracle, batch, points, jnp.full(4, 0.01), (), batch.keys, size, "l2"
-        )
-        assert oracle.num_queries == size
+        query = Query(model, batch, "l2")
+        here = query.logits(points)
+        directions = estimate_direction(query, here, jnp.full(4, 0.01), batch.keys, size)
+        assert query.num_queries == 1 + size
         np.testing.assert_allclose(distances(directions, 0 * points, "l2"), 1.0, rtol=1e-5)
         sides = np.array([1, -1, 1, -1])
         cosines.append(sides * (np.asarray(directions).reshape(4, -1) @ w) / np.linalg.norm(w))
@@ -237,8 +239,8 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(case, with_s
     labels = model.predict(images)
     starts = walled(20) if with_starts else None
     settings = {"num_steps": 20} if case == "boundary" else {"num_steps": 2}
-    whole = run(case, model.with_batch_size(7), images, labels, starts=starts, **settings)
-    batched = run(case, model.with_batch_size(3), images, labels, starts=starts, **settings)
+    whole = run(case, model.with_batch_size(7), images, labels, starting_points=starts, **settings)
+    batched = run(case, model.with_batch_size(3), images, labels, starting_points=starts, **settings)
     parts = [
         run(
             case,
@@ -246,7 +248,7 @@ def test_result_does_not_depend_on_the_split_into_calls_and_batches(case, with_s
             images[part],
             labels[part],
             image_keys(KEY, 7)[part],
-            starts=starts,
+            starting_points=starts,
             **settings,
         )
         for part in (slice(0, 2), slice(2, 7))
@@ -279,10 +281,10 @@ def test_a_classifier_that_nothing_fools_is_no_trouble(case):
 def test_targets_are_reached_from_starts_of_their_class(case):
     model, images = three_classes(), grays(6)
     labels = model.predict(images)
-    untargeted = run(case, model, images, labels, starts=walled(40))
+    untargeted = run(case, model, images, labels, starting_points=walled(40))
     for shift in (1, 2):
         targets = (labels + shift) % 3
-        result = run(case, model, images, labels, targets=targets, starts=walled(40))
+        result = run(case, model, images, labels, targets=targets, starting_points=walled(40))
         np.testing.assert_array_equal(model.predict(result.images), targets)
         assert np.all(np.asarray(result.distances) > 0)
     assert np.all(untargeted.success)
@@ -305,7 +307,7 @@ def test_the_boundary_attack_stops_when_its_steps_have_shrunk():
     # Steps so long that they fail, until they are too short.
     result = run(
         "boundary", model, images, labels, num_steps=2000, source_step=0.4,
-        source_step_convergence=0.3, starts=walled(20), progress=seen.append,
+        source_step_convergence=0.3, starting_points=walled(20), progress=seen.append,
     )  # fmt: skip
     assert np.all(result.num_queries < 500)
     assert seen == list(range(1, int(result.num_queries[0]) + 1))
@@ -315,7 +317,7 @@ def test_the_boundary_attack_stops_when_its_steps_have_shrunk():
 @pytest.mark.parametrize(("norm", "bisections"), [("l2", 11), ("linf", 14)])
 def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
     model, images = three_classes(), grays(4)
-    settings = {"norm": norm, "initial_num_evals": 10, "max_num_evals": 15, "starts": walled(20)}
+    settings = {"norm": norm, "initial_num_evals": 10, "max_num_evals": 15, "starting_points": walled(20)}
     labels = model.predict(images)
     case = f"hop_skip_jump-{norm}"
     result = run(case, model, images, labels, num_steps=3, **settings)
@@ -342,8 +344,8 @@ def test_hop_skip_jump_asks_as_often_as_documented(norm, bisections):
         ("boundary", {"source_step": -1.0}, "source_step must be a finite number above 0.0"),
         ("boundary", {"source_step_convergence": -1e-9}, "source_step_convergence must be"),
         ("boundary", {"step_adaptation": 1.0}, "step_adaptation must be a finite number above 1"),
-        ("boundary", {"starts": grays(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
-        ("boundary", {"starts": grays(2) * 2}, r"starts must be .*\[0, 1\]"),
+        ("boundary", {"starting_points": grays(2)[:, :5]}, r"starting_points must be .*\(N, 6, 5, 2\)"),
+        ("boundary", {"starting_points": grays(2) * 2}, r"starting_points must be .*\[0, 1\]"),
         ("hop_skip_jump-l2", {"norm": "l0"}, "norm must be one of l2, linf, got 'l0'"),
         ("hop_skip_jump-l2", {"num_steps": 1.5}, "num_steps must be"),
         ("hop_skip_jump-l2", {"initial_num_evals": 0}, "initial_num_evals must be"),

@@ -7,7 +7,8 @@ import pytest
 
 import abs_model
 from abs_model import attacks
-from abs_model.attacks import Batch, losses
+from abs_model.attacks import Batch
+from abs_model.attacks._core import losses
 from abs_model.decisions import (
     ATTACK_FACTOR,
     NO_DECISION,
@@ -92,7 +93,7 @@ def test_attacks_look_for_twice_the_margin_of_verification(targeted):
         logits[np.arange(50), classes] = others + sign * lead * allowed
         attacked = batch(classes, targeted=targeted, logit_tolerance=tolerance)
         expected = np.full(50, lead > ATTACK_FACTOR)
-        np.testing.assert_array_equal(attacked.fooled(jnp.asarray(logits)), expected)
+        np.testing.assert_array_equal(attacked.is_adversarial(jnp.asarray(logits)), expected)
         above = losses.margins(jnp.asarray(logits), attacked) > 0
         np.testing.assert_array_equal(above, expected)
 
@@ -102,7 +103,7 @@ def test_logits_with_a_nan_fool_nobody(targeted):
     logits = jnp.array([[jnp.nan, 1.0, 0.0], [0.0, 1.0, jnp.nan], [jnp.nan] * 3])
     for label in range(3):
         attacked = batch([label] * 3, targeted=targeted)
-        assert not attacked.fooled(logits).any()
+        assert not attacked.is_adversarial(logits).any()
         assert np.isneginf(losses.margins(logits, attacked)).all()
 
 

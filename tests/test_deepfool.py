@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import Batch
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.norms import dual_norms
+from abs_model.attacks._core.query import Answer, Jacobian
 from abs_model.attacks.deepfool import _step, deepfool
-from abs_model.attacks.geometry import dual_lengths
-from abs_model.attacks.oracle import Jacobian
 from tests import minimal_norm
 from tests.linear_classifiers import (
     SHAPE,
@@ -78,7 +78,7 @@ def test_images_stay_where_they_fool_the_classifier():
     gradients = jnp.broadcast_to(model.weights.T.reshape(1, 3, *SHAPE), (2, 3, *SHAPE))
     jacobian = Jacobian(gradients, jnp.broadcast_to(jnp.arange(3), (2, 3)))
     moved, total = _step(
-        batch, images, jnp.zeros_like(images), jacobian, model.logits(images),
+        batch, Answer(images, model.logits(images), (), jacobian=jacobian), jnp.zeros_like(images),
         jnp.array([True, False]), 0.02, norm="l2",
     )  # fmt: skip
     np.testing.assert_array_equal(jnp.any(moved != images, axis=(1, 2, 3)), [False, True])
@@ -117,13 +117,13 @@ def test_results_keep_to_the_range(seed, norm):
 
 
 @both_norms
-def test_dual_lengths_bound_the_growth_of_linear_functions(norm):
+def test_dual_norms_bound_the_growth_of_linear_functions(norm):
     gradients = np.random.default_rng(0).normal(size=(4, 3, 6, 5, 2)) * 1e-30
     flat = np.abs(gradients.reshape(4, 3, -1))
     expected = flat.sum(2) if norm == "linf" else np.sqrt((flat**2).sum(2))
-    actual = dual_lengths(jnp.asarray(gradients, jnp.float32), norm)
+    actual = dual_norms(jnp.asarray(gradients, jnp.float32), norm)
     np.testing.assert_allclose(actual, expected, rtol=1e-4)
-    np.testing.assert_array_equal(dual_lengths(jnp.zeros((2, 6, 5, 2)), norm), 0.0)
+    np.testing.assert_array_equal(dual_norms(jnp.zeros((2, 6, 5, 2)), norm), 0.0)
 
 
 @pytest.mark.parametrize(

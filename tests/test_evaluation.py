@@ -19,7 +19,7 @@ import pytest
 import abs_model
 from abs_model._runtime.errors import UserError
 from abs_model.attacks import ATTACKS, NORMS, AttackResult
-from abs_model.attacks.catalogue import Entry, Needs
+from abs_model.attacks.registry import Access, AttackInfo
 from abs_model.evaluation import (
     AttackSpec,
     EvaluationError,
@@ -48,7 +48,7 @@ SETTINGS = Settings(num_clean=30, num_images=10, batch_size=4, seed=0)
 
 
 def spec(function=towards_next_class, name="step", norm="linf", **changes):
-    entry = Entry(name, function, NORMS, Needs.LOGITS)
+    entry = AttackInfo(title=name, function=function, norms=NORMS, access=Access.SCORES)
     return AttackSpec(name, f"tests:{name}", entry, norm, "stronger", **changes)
 
 
@@ -463,11 +463,11 @@ def test_what_a_function_does_not_show_is_known_by_its_file(make, monkeypatch, t
 
 
 def test_results_are_of_labels_surrogate_and_starts(tmp_path, monkeypatch):
-    def attack(model, images, labels, key, *, norm, surrogate=None, starts=None):
+    def attack(model, images, labels, key, *, norm, surrogate=None, starting_points=None):
         return towards_next_class(model, images, labels, key, norm=norm)
 
     models, dataset = {"m": stripe_classifier()}, stripe_dataset()
-    chosen = [spec(attack, settings={"surrogate": "other", "starts": 3})]
+    chosen = [spec(attack, settings={"surrogate": "other", "starting_points": 3})]
     surrogates = {"other": stripe_classifier(scale=0.5)}
     monkeypatch.setattr("abs_model.evaluation.launcher.load", surrogates.get)
 

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.registry import ATTACKS
 from abs_model.data import Dataset, Split
 from benchmarks import exactness
 from benchmarks.beds import SHAPE, make_bed, shrink

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import Batch
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Answer, Jacobian
+from abs_model.attacks._search.linearized_boundary import LinearizedBoundaries, project_in_box
 from abs_model.attacks.fab import _move, fab
-from abs_model.attacks.geometry import Hyperplanes, project_in_box
-from abs_model.attacks.oracle import Jacobian
 from benchmarks.linear import nearest_in_box
 from tests import minimal_norm
 from tests.linear_classifiers import SHAPE, grays, three_classes, two_classes
@@ -41,7 +41,7 @@ def test_projection_agrees_with_bisection(norm, seed, part, sign, scale, sparse)
     corner = np.where(towards > 0, 1.0, np.where(towards < 0, 0.0, image[0]))
     reach = np.abs(np.sum(normal * (corner - image[0]), dtype=np.float64))
     value = np.float32(sign * part * reach)
-    planes = Hyperplanes(jnp.array([scale * value]), jnp.asarray(scale * normal)[None])
+    planes = LinearizedBoundaries(jnp.array([scale * value]), jnp.asarray(scale * normal)[None])
     found = np.asarray(project(jnp.asarray(image), planes, norm=norm), np.float64)[0]
     assert found.min() >= 0 and found.max() <= 1
     left = value + np.sum(normal * (found - image[0]), dtype=np.float64)
@@ -59,7 +59,7 @@ def test_projection_to_a_hyperplane_out_of_reach_is_the_corner_nearest_to_it(nor
     images = jnp.asarray(minimal_norm.walled(2))
     normals = jnp.asarray(np.random.default_rng(1).normal(size=images.shape), jnp.float32)
     normals = normals.at[:, 0, 0, 0].set(0.0)
-    found = np.asarray(project(images, Hyperplanes(jnp.full(2, -1e3), normals), norm=norm))
+    found = np.asarray(project(images, LinearizedBoundaries(jnp.full(2, -1e3), normals), norm=norm))
     expected = np.where(normals > 0, 1.0, np.where(normals < 0, 0.0, images))
     np.testing.assert_array_equal(found, expected)
 
@@ -67,7 +67,7 @@ def test_projection_to_a_hyperplane_out_of_reach_is_the_corner_nearest_to_it(nor
 @both_norms
 def test_projection_along_a_zero_normal_stays(norm):
     images = jnp.asarray(minimal_norm.walled(2))
-    planes = Hyperplanes(jnp.array([-1.0, 0.0]), jnp.zeros_like(images))
+    planes = LinearizedBoundaries(jnp.array([-1.0, 0.0]), jnp.zeros_like(images))
     np.testing.assert_array_equal(project(images, planes, norm=norm), images)
 
 
@@ -90,7 +90,8 @@ def test_a_step_is_drawn_towards_the_original(norm, near):
     label = int(model.predict(originals)[0])
     batch = Batch(originals, jnp.array([label]), image_keys(KEY, 1), targeted=False)
     jacobian = Jacobian(model.weights.T.reshape(1, 2, *SHAPE), jnp.array([[0, 1]]))
-    moved = _move(batch, images, jacobian, model.logits(images), 0.3, 1.05, norm=norm)
+    answer = Answer(images, model.logits(images), (), jacobian=jacobian)
+    moved = _move(batch, answer, 0.3, 1.05, norm=norm)
     np.testing.assert_allclose(moved.reshape(-1), expected, atol=1e-5)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks.base import image_keys
+from abs_model.attacks import bim, mim
+from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks.fast_gradient import fast_gradient
-from abs_model.attacks.iterative import bim, mim
 from tests.function_classifiers import function_classifier, tracking_classifier
 from tests.linear_classifiers import (
     PIXELS,

@@ -9,11 +9,11 @@ import pytest
 
 import abs_model
 from abs_model.attacks import Batch, log_odds, margins, pgd
+from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks.fast_gradient import fast_gradient
-from abs_model.attacks.gradient_estimation import estimate_gradients
-from abs_model.attacks.oracle import Oracle
 from abs_model.classifiers import threshold
 from abs_model.data import Dataset, Split
+from abs_model.models.estimated_gradients import estimate_gradients
 from tests.function_classifiers import (
     FunctionClassifier,
     as_kind,
@@ -43,6 +43,10 @@ def mixed(count, seed=0):
     return np.clip(values, 0, 1).astype(np.float32)
 
 
+def query_of(model, batch):
+    return Query(model, batch, "l2")
+
+
 @pytest.mark.parametrize("step", [0.001, 0.1, 0.6, 1.0])
 def test_gradients_of_a_linear_classifier_are_exact(step):
     model, images = three_classes(), mixed(4)
@@ -50,12 +54,12 @@ def test_gradients_of_a_linear_classifier_are_exact(step):
     batch = batch_of(images, np.array([0, 1, 2, 0]))
     tolerance = 0.01 if step == 0.001 else 1e-4
     for loss in (margins, log_odds):
-        exact, logits, _ = Oracle(model).gradients(batch.images, batch, loss=loss)
-        found, same, state = Oracle(estimated).gradients(batch.images, batch, loss=loss)
-        np.testing.assert_allclose(found, exact, atol=tolerance)
-        np.testing.assert_allclose(same, logits, atol=1e-5)
-        assert state == ()
-    rows = Oracle(estimated).jacobian(batch.images)[0].gradients
+        exact = query_of(model, batch).gradients(batch.images, loss=loss)
+        found = query_of(estimated, batch).gradients(batch.images, loss=loss)
+        np.testing.assert_allclose(found.gradients, exact.gradients, atol=tolerance)
+        np.testing.assert_allclose(found.logits, exact.logits, atol=1e-5)
+        assert found.state == ()
+    rows = query_of(estimated, batch).jacobian(batch.images).jacobian.gradients
     expected = model.weights.T.reshape(3, *SHAPE)
     np.testing.assert_allclose(rows, np.broadcast_to(expected, rows.shape), atol=tolerance)
 
@@ -78,7 +82,7 @@ def test_differences_stay_in_range_and_lead_to_the_farther_end():
 
     images = mixed(2)
     estimated = estimate_gradients(function_classifier(logits, 2), step=0.7)
-    Oracle(estimated).gradients(jnp.asarray(images), batch_of(images, np.array([0, 1])))
+    query_of(estimated, batch_of(images, np.array([0, 1]))).gradients(jnp.asarray(images))
     jax.effects_barrier()
     asked = np.concatenate(seen)
     assert asked.min() >= 0 and asked.max() <= 1
@@ -91,8 +95,8 @@ def test_differences_stay_in_range_and_lead_to_the_farther_end():
         np.testing.assert_allclose(extremes, ends - image, atol=1e-6)
 
 
-def count_images(question):
-    """How many images a question to the estimate of a classifier of three classes evaluates."""
+def count_images(ask):
+    """How many images a query of the estimate of a classifier of three classes evaluates."""
     seen = []
 
     def logits(images):
@@ -102,18 +106,18 @@ def count_images(question):
 
     model = estimate_gradients(function_classifier(logits, 3))
     images = jnp.asarray(mixed(50))
-    question(Oracle(model), images, batch_of(images, np.zeros(50, int)))
+    ask(query_of(model, batch_of(images, np.zeros(50, int))), images)
     jax.effects_barrier()
     return sum(seen), model.evaluations_per_gradient
 
 
 def test_differences_are_evaluated_once_for_all_classes_and_only_when_asked_for():
-    evaluated, expected = count_images(lambda oracle, images, _: oracle.jacobian(images))
+    evaluated, expected = count_images(lambda query, images: query.jacobian(images))
     assert expected == 1 + PIXELS
     assert evaluated == 50 * expected
-    evaluated, _ = count_images(lambda oracle, images, batch: oracle.gradients(images, batch))
+    evaluated, _ = count_images(lambda query, images: query.gradients(images))
     assert evaluated == 50 * expected
-    assert count_images(lambda oracle, images, _: oracle.logits(images))[0] == 50
+    assert count_images(lambda query, images: query.logits(images))[0] == 50
 
 
 @jax.tree_util.register_dataclass
@@ -138,10 +142,10 @@ def test_differences_follow_the_state_of_the_image_itself(begun):
     model = as_kind(Follower, plain)
     estimated = estimate_gradients(model)
     images = jnp.asarray(grays(4))
-    state = None if begun else images + 0.001
-    jacobian, _, following = Oracle(estimated).jacobian(images, state)
-    rows = jacobian.gradients
-    np.testing.assert_array_equal(following, images)
+    near = None if begun else Answer(images, None, state=images + 0.001)
+    answer = query_of(estimated, batch_of(images, np.zeros(4, int))).jacobian(images, near)
+    rows = answer.jacobian.gradients
+    np.testing.assert_array_equal(answer.state, images)
     expected = np.broadcast_to(linear.weights.T.reshape(3, *SHAPE), rows.shape)
     np.testing.assert_allclose(rows, expected, atol=1e-3)
 
@@ -164,7 +168,8 @@ def test_mere_bounds_have_no_gradient():
 def test_differences_are_asked_about_with_the_state_of_the_image_itself():
     model, asked = tracking_classifier(three_classes().batch_logits, 3)
     images = jnp.asarray(grays(4))
-    Oracle(estimate_gradients(model)).jacobian(images, images + 0.2)
+    query = query_of(estimate_gradients(model), batch_of(images, np.zeros(4, int)))
+    query.jacobian(images, near=Answer(images, None, state=images + 0.2))
     jax.effects_barrier()
     assert len(asked) > 1
     for moved, state in asked[1:]:
@@ -202,7 +207,8 @@ def test_thresholded_images_answer_across_the_threshold():
     images = jnp.asarray(mixed(4))
     flipped = np.where(np.asarray(images) > 0.5, -1.0, 1.0)
     for step, in_reach in [(0.1, np.abs(images - 0.5) < 0.099), (0.6, np.full(images.shape, True))]:
-        rows = Oracle(estimate_gradients(model, step=step)).jacobian(images)[0].gradients
+        query = query_of(estimate_gradients(model, step=step), batch_of(images, np.zeros(4, int)))
+        rows = query.jacobian(images).jacobian.gradients
         # A flip by 1, over the distance that it took.
         moved = np.minimum(step, np.maximum(images, 1 - images)) * flipped
         expected = linear.weights.T.reshape(1, 3, *SHAPE) * (flipped / moved)[:, None]
@@ -226,8 +232,7 @@ def test_weights_of_any_type_will_do(mnist_sample):
     model = estimate_gradients(abs_model.nearest_neighbor(dataset), step=0.01)
     images = jnp.asarray(mnist_sample["test_images"][:2], jnp.float32).reshape(-1, 28, 28, 1) / 255
     batch = batch_of(images, np.asarray(mnist_sample["test_labels"][:2], np.int32))
-    found, _, _ = Oracle(model).gradients(images, batch)
-    exact, _, _ = Oracle(model.model).gradients(images, batch)
+    found, exact = (query_of(m, batch).gradients(images).gradients for m in (model, model.model))
     np.testing.assert_allclose(found, exact, atol=0.05)
 
 
@@ -264,9 +269,10 @@ def cosines(first, second):
 def test_gradients_of_the_cnn_are_close(cnn):
     model, images, labels = cnn
     batch = batch_of(images, labels)
-    exact, _, _ = Oracle(model).gradients(batch.images, batch)
+    exact = query_of(model, batch).gradients(batch.images).gradients
     for step, least in [(0.01, 0.999), (0.1, 0.98)]:
-        found, _, _ = Oracle(estimate_gradients(model, step=step)).gradients(batch.images, batch)
+        query = query_of(estimate_gradients(model, step=step), batch)
+        found = query.gradients(batch.images).gradients
         assert cosines(found, exact).min() > least
 
 

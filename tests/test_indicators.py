@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.registry import ATTACKS
 from abs_model.evaluation import AttackSpec, Settings, evaluate
 from abs_model.evaluation.indicators import find_warnings
 from abs_model.evaluation.ledger import Record

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks import distances
-from abs_model.attacks.base import fold_in, image_keys
-from abs_model.attacks.noise import gaussian_noise, salt_and_pepper
+from abs_model.attacks import distances, gaussian_noise, salt_and_pepper
+from abs_model.attacks._core.keys import fold_in, image_keys
 from tests.linear_classifiers import (
     PIXELS,
     SHAPE,

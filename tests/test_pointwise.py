@@ -9,12 +9,11 @@ import pytest
 
 import abs_model
 from abs_model.attacks import Batch
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.oracle import Oracle
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._search.coordinate_reset import reset_coordinates
+from abs_model.attacks._search.starting_points import max_queries
 from abs_model.attacks.pointwise import pointwise
-from abs_model.attacks.resetting import reset_values
-from abs_model.attacks.starting import max_questions
 from abs_model.decisions import ATTACK_FACTOR, margins, uncertainty
 from tests.function_classifiers import function_classifier
 from tests.linear_classifiers import (
@@ -123,13 +122,13 @@ def clearly_wrong(logits, classes, sign=1):
 
 
 def reset(model, images, labels, beginnings, norm, **settings):
-    oracle = Oracle(model)
     images = jnp.asarray(images)
     batch = Batch(images, jnp.asarray(labels), image_keys(KEY, len(images)), targeted=False)
-    best = bests.first(batch, images, oracle.logits(images)[0], norm)
+    query = Query(model, batch, norm)
+    query.logits(images)
     keys = [image_keys(jax.random.key(number), len(images)) for number in range(len(beginnings))]
-    best = reset_values(oracle, batch, beginnings, keys, best, norm, **settings)
-    return best, keys, oracle.num_queries
+    reset_coordinates(query, beginnings, keys, **settings)
+    return query.best, keys, query.num_queries
 
 
 @both_norms
@@ -190,7 +189,7 @@ def test_no_single_change_can_be_taken_back(norm, seed, with_starts):
     images = walled(6, seed)
     labels = np.random.default_rng(seed).integers(0, 2, 6)
     starts = walled(20, seed + 1) if with_starts else None
-    result = run(model, images, labels, jax.random.key(seed), norm=norm, starts=starts)
+    result = run(model, images, labels, jax.random.key(seed), norm=norm, starting_points=starts)
     if norm == "l2":
         check_bounds(result, images, norm, np.inf)
     else:
@@ -210,7 +209,7 @@ def test_targets_are_reached_and_no_single_change_can_be_taken_back(norm):
     labels = model.predict(images)
     for shift in (1, 2):
         targets = (labels + shift) % 3
-        found = run(model, images, labels, norm=norm, targets=targets, starts=walled(40))
+        found = run(model, images, labels, norm=norm, targets=targets, starting_points=walled(40))
         assert np.all(found.success)
         np.testing.assert_array_equal(model.predict(found.images), targets)
         for image, reached, target in zip(images, np.asarray(found.images), targets, strict=True):
@@ -240,7 +239,7 @@ def test_a_linear_classifier_takes_at_least_the_pixels_of_most_effect():
     assert np.all(labels == 0)
     # Noise rarely goes as far.
     starts = (w.reshape(1, *SHAPE) > 0).astype(np.float32)
-    result = run(model, images, labels, num_restarts=6, starts=starts)
+    result = run(model, images, labels, num_restarts=6, starting_points=starts)
     # Black or white, the same in both channels, or both.
     flat = images.reshape(8, -1, 2).astype(np.float64)
     weights = w.reshape(-1, 2)
@@ -269,7 +268,7 @@ def test_budget_ends_the_search(norm):
     labels = model.predict(images)
     free = run(model, images, labels, norm=norm)
     # 20 levels and 1 bisection in each of 2 restarts, other starts, and each start once more.
-    least = 1 + 2 * (20 + 1) + max_questions(None) + 2
+    least = 1 + 2 * (20 + 1) + max_queries(None) + 2
     for budget in (least, least + 30):
         limited = run(model, images, labels, norm=norm, max_queries=budget)
         assert np.all(limited.num_queries <= budget)
@@ -317,7 +316,7 @@ def test_same_key_same_result_other_key_another(norm):
 def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm, max_queries):
     model, images = three_classes(), grays(7)
     labels = model.predict(images)
-    settings = {"norm": norm, "starts": walled(20), "max_queries": max_queries}
+    settings = {"norm": norm, "starting_points": walled(20), "max_queries": max_queries}
     whole = run(model.with_batch_size(7), images, labels, **settings)
     batched = run(model.with_batch_size(3), images, labels, **settings)
     parts = [
@@ -362,7 +361,7 @@ def test_a_classifier_that_nothing_fools_is_no_trouble(norm):
     result = run(never, walled(3), np.zeros(3, int), norm=norm)
     assert not np.any(result.success)
     # 20 levels and the start itself in each restart.
-    assert np.all(result.num_queries <= 1 + 2 * 21 + max_questions(None))
+    assert np.all(result.num_queries <= 1 + 2 * 21 + max_queries(None))
 
 
 def test_needs_no_more_pixels_than_salt_and_pepper(mnist_sample):
@@ -383,7 +382,7 @@ def test_needs_no_more_pixels_than_salt_and_pepper(mnist_sample):
         ({"num_restarts": 0}, "num_restarts must be an integer of at least 1, got 0"),
         ({"max_queries": 0.5}, "max_queries must be an integer of at least 1"),
         ({"max_queries": 87}, "max_queries must be at least 88 for 2 restarts, got 87"),
-        ({"starts": grays(2)[:, :5]}, r"starts must be .*\(N, 6, 5, 2\)"),
+        ({"starting_points": grays(2)[:, :5]}, r"starting_points must be .*\(N, 6, 5, 2\)"),
     ],
 )
 def test_faulty_arguments_are_named(changes, message):

@@ -12,7 +12,7 @@ from flax import nnx
 
 import abs_model
 from abs_model.attacks import deepfool, random_start
-from abs_model.attacks.base import image_keys
+from abs_model.attacks._core.keys import image_keys
 from tests.conftest import ROOT
 from tests.linear_decoders import linear_abs
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import average_logits, estimate_gradients
-from abs_model.attacks.oracle import Oracle
+from abs_model.attacks._core.query import Query
 from abs_model.evaluation.workdir import model_identity
 from abs_model.randomness import depends_on_batch, is_random
 from tests.function_classifiers import function_classifier
@@ -85,18 +85,19 @@ def test_gradients_are_means_over_different_draws():
     draws = []
     model, linear = noisy(draws=draws)
     images, batch = jnp.asarray(grays(4)), batch_of(grays(4), np.zeros(4, int))
-    oracle = Oracle(average_logits(model, 10))
+    query = Query(average_logits(model, 10), batch, "l2")
     draws.clear()
-    found, logits, state = oracle.gradients(images, batch)
-    assert len(set(draws)) >= 10 and state == ()
-    exact, expected, _ = Oracle(linear).gradients(images, batch)
-    factor = np.asarray(logits / expected)
+    found = query.gradients(images)
+    assert len(set(draws)) >= 10 and found.state == ()
+    exact = Query(linear, batch, "l2").gradients(images)
+    factor = np.asarray(found.logits / exact.logits)
     np.testing.assert_allclose(factor, factor[0, 0], rtol=1e-3)
     assert any(
         np.isclose(factor[0, 0], np.mean(draws[at : at + 10]), rtol=1e-3)
         for at in range(len(draws) - 9)
     )
-    ratio = np.asarray(found)[np.abs(exact) > 0.1] / np.asarray(exact)[np.abs(exact) > 0.1]
+    steep = np.abs(exact.gradients) > 0.1
+    ratio = np.asarray(found.gradients)[steep] / np.asarray(exact.gradients)[steep]
     np.testing.assert_allclose(ratio, ratio[0], rtol=1e-3)
 
 
@@ -127,11 +128,11 @@ def test_it_is_the_same_classifier_but_for_its_samples():
 def test_evaluations_are_counted():
     images, batch = jnp.asarray(grays(4)), batch_of(grays(4), np.zeros(4, int))
     averaged = average_logits(three_classes(), 7)
-    oracle = Oracle(averaged)
-    oracle.logits(images)
-    assert oracle.num_queries == 7
-    oracle.gradients(images, batch)
-    assert (oracle.num_queries, oracle.num_gradients) == (14, 1)
+    query = Query(averaged, batch, "l2")
+    query.logits(images)
+    assert query.num_queries == 7
+    query.gradients(images)
+    assert (query.num_queries, query.num_gradients) == (14, 1)
     assert estimate_gradients(averaged).evaluations_per_gradient == 7 * 61
     assert average_logits(estimate_gradients(three_classes()), 7).evaluations_per_gradient == 7 * 61
 

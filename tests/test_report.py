@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import NORMS
-from abs_model.attacks.catalogue import Entry, Needs
+from abs_model.attacks.registry import Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, collect, evaluate, make_tables
 from abs_model.evaluation.report import make_content, reconstruct, sources, to_html
 from abs_model.evaluation.results import Results
@@ -41,7 +41,7 @@ def retrained():
 
 def suite():
     def spec(name, function, norm, group, **settings):
-        entry = Entry(name.title(), function, NORMS, Needs.LOGITS)
+        entry = AttackInfo(title=name.title(), function=function, norms=NORMS, access=Access.SCORES)
         return AttackSpec(name, "tests", entry, norm, group, settings=settings)
 
     return [
@@ -313,7 +313,7 @@ def test_a_browser_draws_it(page, tmp_path):
 
 @needs_browser
 def test_a_browser_says_how_far_attacks_were_tried(tmp_path):
-    entry = Entry("Step", towards_next_class, NORMS, Needs.LOGITS)
+    entry = AttackInfo(title="Step", function=towards_next_class, norms=NORMS, access=Access.SCORES)
     weak = AttackSpec("weak", "tests", entry, "linf", "stronger", settings={"epsilon": 0.02})
     settings = Settings(num_clean=4, num_images=4, batch_size=4, seed=0)
     dataset = stripe_dataset()

@@ -1,7 +1,7 @@
 import dataclasses
 
 from abs_model.attacks import NORMS
-from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.attacks.registry import ATTACKS, Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, evaluate
 from abs_model.evaluation.reverification import reverify
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset, towards_next_class
@@ -10,7 +10,7 @@ PGD = {"epsilon": 0.5, "step_size": 0.1, "num_steps": 10}
 
 
 def test_adversarial_examples_stand_in_batches_of_other_sizes_but_not_on_another_model(tmp_path):
-    entry = Entry("step", towards_next_class, NORMS, Needs.LOGITS)
+    entry = AttackInfo(title="step", function=towards_next_class, norms=NORMS, access=Access.SCORES)
     suite = [
         AttackSpec("step", "tests:step", entry, "linf", "stronger"),
         AttackSpec("aimed", "pgd", ATTACKS["pgd"], "linf", "stronger", PGD, targets="next_class"),

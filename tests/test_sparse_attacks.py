@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.changes import Space
-from abs_model.attacks.elimination import eliminate
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._search.backward_elimination import eliminate
+from abs_model.attacks._search.edit_space import EditSpace
 from abs_model.attacks.greedy_pixels import greedy_pixels
-from abs_model.attacks.oracle import Oracle
 from abs_model.attacks.sparse_rs import share_of_pixels, sparse_rs
 from benchmarks.linear import exact_distances
 from tests import minimal_norm
@@ -236,17 +235,18 @@ def test_elimination_leaves_only_the_pixels_that_gain_most():
     far = np.broadcast_to(w.reshape(SHAPE) > 0, images.shape).astype(np.float32)
     far[:, 0] = 1 - far[:, 0]
     far[3:] = images[3:]
-    best = bests.first(batch, jnp.asarray(far), model.logits(far), "l0")
-    np.testing.assert_array_equal(best.success, [True] * 3 + [False] * 3)
-    oracle = Oracle(model)
-    pruned = eliminate(oracle, batch, best, Space("l0"))
+    query = Query(model, batch, "l0")
+    query.logits(jnp.asarray(far))
+    np.testing.assert_array_equal(query.best.success, [True] * 3 + [False] * 3)
+    eliminate(query, EditSpace("l0"))
+    pruned = query.best
     np.testing.assert_array_equal(pruned.images[3:], images[3:])
     gains = gains_of_pixels(images, w)[:, SHAPE[1] :]
     climbed = np.cumsum(-np.sort(-gains, axis=1), axis=1)
     missing = -(images.reshape(6, -1) @ w + float(model.biases[1]))
     fewest = 1 + (climbed <= missing[:, None]).sum(1)
     np.testing.assert_array_equal(pruned.distances[:3], fewest[:3])
-    assert oracle.num_queries <= 1 + PLACES and oracle.num_gradients == 1
+    assert query.num_queries <= 2 + PLACES and query.num_gradients == 1
 
 
 def test_general_properties_of_greedy_pixels():

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.batch import Batch
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks.pgd import pgd
+from abs_model.attacks._core.best_so_far import score
 from abs_model.attacks.square import (
     _bumps,
     _propose,
@@ -84,12 +85,17 @@ def test_the_pattern_is_that_of_equation_2(side, transposed):
     assert not found.any()
 
 
+def nothing(batch):
+    """No success so far."""
+    return score(batch, batch.images, jnp.zeros((len(batch.images), 3)), "l2")
+
+
 @pytest.mark.parametrize("side", [1, 2, 4, 5])
 def test_linf_steps_change_one_square_to_the_ends_of_the_ball(side):
     batch = batch_of(walled(20))
-    start = np.asarray(_start(batch, 0, 0.3, "linf"))
+    start = np.asarray(_start(batch, nothing(batch), 0, 0.3, "linf"))
     ends = [np.clip(batch.images + sign * 0.3, 0, 1) for sign in (-1, 1)]
-    moved = np.asarray(_propose(batch, jnp.asarray(start), 1, side, 0.3, "linf"))
+    moved = np.asarray(_propose(batch, jnp.asarray(start), nothing(batch), 1, side, 0.3, "linf"))
     for values in (start, moved):
         assert np.minimum(abs(values - ends[0]), abs(values - ends[1])).max() < 1e-6
     changed = (np.abs(moved - start) > 1e-6).any(3)
@@ -101,7 +107,8 @@ def test_linf_steps_change_one_square_to_the_ends_of_the_ball(side):
 
 
 def test_linf_starts_from_vertical_stripes():
-    change = np.asarray(_start(batch_of(grays(20)), 0, 0.2, "linf")) - grays(20)
+    batch = batch_of(grays(20))
+    change = np.asarray(_start(batch, nothing(batch), 0, 0.2, "linf")) - grays(20)
     np.testing.assert_allclose(np.abs(change), 0.2, atol=1e-6)
     np.testing.assert_allclose(change, change[:, :1] + 0 * change, atol=1e-6)
     assert 0.3 < np.mean(change > 0) < 0.7
@@ -110,10 +117,10 @@ def test_linf_starts_from_vertical_stripes():
 
 def test_l2_steps_keep_the_length_and_empty_a_window():
     batch = batch_of(grays(20))
-    images = _start(batch, 0, 0.3, "l2")
+    images = _start(batch, nothing(batch), 0, 0.3, "l2")
     for number in range(1, 6):
         before = np.asarray(images - batch.images)
-        images = _propose(batch, images, number, 3, 0.3, "l2")
+        images = _propose(batch, images, nothing(batch), number, 3, 0.3, "l2")
         change = np.asarray(images - batch.images)
         np.testing.assert_allclose(np.linalg.norm(change.reshape(20, -1), axis=1), 0.3, rtol=1e-4)
         changed = (np.abs(change - before) > 1e-6).any(3).sum((1, 2))

@@ -17,12 +17,12 @@ import pytest
 import abs_model
 from abs_model._runtime.errors import UserError
 from abs_model.attacks import NORMS, AttackResult
-from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.attacks.registry import ATTACKS, Access, AttackInfo
 from abs_model.evaluation import (
     AttackSpec,
     SuiteError,
-    check_any_taken,
-    check_taken,
+    check_any_applicable,
+    check_applicable,
     choose_attacks,
     read_suite,
 )
@@ -54,17 +54,17 @@ def test_an_entry_becomes_a_row():
     (spec,) = suite(
         row=ENTRY | {"settings_for": {"abs": {"num_steps": 9}}, "only": ("abs", "network")}
     )
-    assert (spec.name, spec.shown, spec.norm, spec.group) == ("row", "PGD", "l2", "stronger")
+    assert (spec.name, spec.display_title, spec.norm, spec.group) == ("row", "PGD", "l2", "stronger")
     model = stripe_classifier()
     settings = spec.settings_on(model)
     assert settings["num_steps"] == 5 and settings["num_restarts"] == 1  # the latter by default
     assert "progress" not in settings and "targets" not in settings
-    assert spec.refusal(model) is None and kind_of(model) == "network"
+    assert spec.why_not(model) is None and kind_of(model) == "network"
     only = dataclasses.replace(spec, only=("abs",))
-    assert "has it for abs only" in only.refusal(model)
+    assert "has it for abs only" in only.why_not(model)
     named = dataclasses.replace(spec, only=("cnn", "abs"))
-    assert "has it for cnn, abs only" in named.refusal(model)
-    assert named.refusal(dataclasses.replace(model, name="cnn")) is None
+    assert "has it for cnn, abs only" in named.why_not(model)
+    assert named.why_not(dataclasses.replace(model, name="cnn")) is None
 
 
 def test_settings_for_a_kind_of_model_apply_to_it():
@@ -166,12 +166,12 @@ REQUIRED = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "num_pixels": 5, "
 def unasked(monkeypatch):
     """Launches an attack of the catalogue, on a model that fails when it is asked anything."""
     for name in ("_logits", "_gradients", "_jacobian"):
-        monkeypatch.setattr(f"abs_model.attacks.oracle.{name}", None)
+        monkeypatch.setattr(f"abs_model.attacks._core.query.{name}", None)
     generator = np.random.default_rng(0)
     linear = linear_abs(generator.random((3, 16, 2)), generator.random((3, 16)))
     models = {
-        Needs.ABS: linear,
-        Needs.BINARY: stripe_classifier((4, 4, 1), 4, BinaryStripes),
+        Access.ABS: linear,
+        Access.BINARY: stripe_classifier((4, 4, 1), 4, BinaryStripes),
     }
     plain = stripe_classifier((4, 4, 1), 4)
 
@@ -292,7 +292,7 @@ def launch(spec, model=None):
 
 def own(function, **changes):
     return AttackSpec(
-        "own", "tests:own", Entry("own", function, NORMS, Needs.LOGITS), "l2", "stronger", **changes
+        "own", "tests:own", AttackInfo(title="own", function=function, norms=NORMS, access=Access.SCORES), "l2", "stronger", **changes
     )
 
 
@@ -328,13 +328,13 @@ def test_a_value_error_of_an_attack_names_attack_and_model():
 def test_starts_are_training_images():
     seen = {}
 
-    def attack(model, images, labels, key, *, norm, starts=None):
-        seen["starts"] = starts
+    def attack(model, images, labels, key, *, norm, starting_points=None):
+        seen["starting_points"] = starting_points
         return towards_next_class(model, images, labels, key, norm=norm)
 
-    launch(own(attack, settings={"starts": 2}))
+    launch(own(attack, settings={"starting_points": 2}))
     expected = stripe_images(3)[0][:2].astype(np.float32) / 255
-    np.testing.assert_array_equal(seen["starts"], expected)
+    np.testing.assert_array_equal(seen["starting_points"], expected)
 
 
 def test_black_boxes_refuse_attacks_that_need_gradients():
@@ -343,8 +343,8 @@ def test_black_boxes_refuse_attacks_that_need_gradients():
         num_classes=3, image_shape=(8, 8, 1), black_box=True,
     )  # fmt: skip
     (spec,) = suite(row=ENTRY)
-    assert "the model is a black box" in spec.refusal(model)
-    assert dataclasses.replace(spec, estimate_gradients=True).refusal(model) is None
+    assert "the model is a black box" in spec.why_not(model)
+    assert dataclasses.replace(spec, estimate_gradients=True).why_not(model) is None
     with pytest.raises(ValueError, match="is a black box, which has no gradients"):
         abs_model.pgd(
             model, np.zeros((1, 8, 8, 1), np.float32), np.zeros(1, int), jax.random.key(0),
@@ -355,8 +355,8 @@ def test_black_boxes_refuse_attacks_that_need_gradients():
 def test_every_attack_of_the_catalogue_says_what_it_needs():
     model = stripe_classifier()
     for name, entry in ATTACKS.items():
-        refusal = entry.refusal(model, {"loss": "ce"})
-        special = entry.needs in (Needs.BINARY, Needs.ABS)
+        refusal = entry.why_not(model, {"loss": "ce"})
+        special = entry.access in (Access.BINARY, Access.ABS)
         assert (refusal is not None) == special, name
 
 
@@ -370,10 +370,10 @@ def test_losses_that_need_more_classes_are_not_tried_but_do_not_end_a_run(num_cl
     for loss in ("ce", "dlr", "targeted_dlr"):
         settings = {"epsilon": 0.1, "num_steps": 2, "loss": loss}
         (spec,) = suite(row=ENTRY | {"attack": "apgd", "settings": settings})
-        refusal = spec.refusal(model)
+        refusal = spec.why_not(model)
         assert (refusal is None) == (tried is None or loss in tried)
         if refusal is None:
-            spec.entry.function(model, images, labels, jax.random.key(0), norm="l2", **settings)
+            spec.info.function(model, images, labels, jax.random.key(0), norm="l2", **settings)
         else:
             assert refusal.endswith(f"and the model has {num_classes}")
 
@@ -381,7 +381,7 @@ def test_losses_that_need_more_classes_are_not_tried_but_do_not_end_a_run(num_cl
 def claim(spec, kind):
     """The settings that say what is attacked and how, not how long, as far as they are given."""
     settings = {**spec.settings, **spec.settings_for.get(kind, {})}
-    budget = ("starts", "step_size")  # fewer steps may be longer ones
+    budget = ("starting_points", "step_size")  # fewer steps may be longer ones
     return {
         key: value
         for key, value in settings.items()
@@ -393,13 +393,13 @@ def test_table_1_has_every_attack_and_shorter_variants_differ_in_budgets_only():
     table = {spec.name: spec for spec in read_suite(table1.get_config())}
     for variant in ("full", "cpu", "smoke"):
         suite = read_suite(table1.get_config(variant))
-        assert {spec.shown for spec in suite} >= {entry.title for entry in ATTACKS.values()} - {
+        assert {spec.display_title for spec in suite} >= {entry.title for entry in ATTACKS.values()} - {
             "APGD"  # which has a row for each loss
         }
         for spec in suite:
             whole = table[spec.name]
-            assert (spec.shown, spec.norm, spec.group, spec.estimate_gradients) == (
-                whole.shown, whole.norm, whole.group, whole.estimate_gradients,
+            assert (spec.display_title, spec.norm, spec.group, spec.estimate_gradients) == (
+                whole.display_title, whole.norm, whole.group, whole.estimate_gradients,
             )  # fmt: skip
             for kind in KINDS:
                 assert claim(spec, kind) == claim(whole, kind), spec.name
@@ -409,18 +409,18 @@ def test_table_1_has_every_attack_and_shorter_variants_differ_in_budgets_only():
 def test_an_attack_asked_for_by_name_must_take_a_model():
     spec = dataclasses.replace(suite(row=ENTRY)[0], only=("abs",))
     with pytest.raises(SuiteError, match=r"'row' can't attack any of the models \(m: the conf"):
-        check_taken([spec], {"m": stripe_classifier()})
+        check_applicable([spec], {"m": stripe_classifier()})
 
 
 def test_one_attack_at_least_must_take_a_model():
     first, second = suite(a=ENTRY, b=ENTRY)
     second = dataclasses.replace(second, only=("abs",))
     models = {"m": stripe_classifier()}
-    check_any_taken([first, second], models)
+    check_any_applicable([first, second], models)
     with pytest.raises(SuiteError, match=r"none of .*\(b on m: the configuration has it for abs"):
-        check_any_taken([second], models)
+        check_any_applicable([second], models)
     with pytest.raises(SuiteError, match="it has no attacks"):
-        check_any_taken([], models)
+        check_any_applicable([], models)
 
 
 def test_functions_are_wrapped_as_classifiers():

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import rich.console
 
-from abs_model.attacks.catalogue import ATTACKS
+from abs_model.attacks.registry import ATTACKS
 from abs_model.evaluation import make_tables, summarize, to_markdown, to_rich, write_tables
 from abs_model.evaluation.formats import to_json
 from abs_model.evaluation.ledger import Record

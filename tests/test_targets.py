@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import NORMS
-from abs_model.attacks.catalogue import ATTACKS, Entry, Needs
+from abs_model.attacks.registry import ATTACKS, Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, SuiteError, collect, evaluate, make_tables
 from abs_model.evaluation.report import make_content
 from abs_model.evaluation.tables import ALL
@@ -29,7 +29,7 @@ def towards_targets(model, images, labels, key, *, norm, epsilon=0.5, targets=No
 
 
 def spec(name, targets=None, function=towards_targets, norm="linf"):
-    entry = Entry("Step", function, NORMS, Needs.LOGITS)
+    entry = AttackInfo(title="Step", function=function, norms=NORMS, access=Access.SCORES)
     return AttackSpec(name, "tests", entry, norm, "stronger", targets=targets)
 
 
@@ -178,7 +178,7 @@ def test_what_cannot_be_targeted_is_not_tried_and_says_so():
     for name, entry in ATTACKS.items():
         row = {"attack": name, "norm": entry.norms[0], "group": "paper", "targets": "random"}
         settings = {"loss": "ce"} if name == "apgd" else {}
-        refusal = suite(row=row | {"settings": settings})[0].refusal(model)
+        refusal = suite(row=row | {"settings": settings})[0].why_not(model)
         untargetable = name in (
             "cutting_planes", "deepfool", "flip_pixels", "gaussian_noise", "greedy_pixels",
             "latent_descent", "salt_and_pepper", "transfer",
@@ -186,10 +186,10 @@ def test_what_cannot_be_targeted_is_not_tried_and_says_so():
         assert (refusal == "cannot be targeted") == untargetable, name
         assert untargetable or refusal is None
     (row,) = suite(row=ENTRY | {"targets": 3})
-    assert row.refusal(model) == "its target is class 3, and the model has 3"
+    assert row.why_not(model) == "its target is class 3, and the model has 3"
     # The DLR with targets needs a fourth class.
     (row,) = suite(row=ENTRY | {"attack": "apgd", "settings": {"epsilon": 1}, "targets": "random"})
-    assert row.refusal(model) == "requires 4 classes, and the model has 3"
+    assert row.why_not(model) == "requires 4 classes, and the model has 3"
 
 
 def test_an_attack_of_the_catalogue_is_launched_with_its_targets(tmp_path):

@@ -8,36 +8,31 @@ momentum:
     x <- project(x + 0.75 * (z - x) + 0.25 * (x - x before))
 
 They begin at twice epsilon. At checkpoints that come ever more often, the step size is halved and
-the search goes on from the best point so far, for each image whose loss has risen in fewer than
+the search continues from the best point so far, for each image whose loss has risen in fewer than
 three quarters of the steps, or whose highest loss and step size are those of the checkpoint before.
 """
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import (
-    AttackResult,
-    ascent_direction,
-    choose,
-    per_image,
-    project,
-    random_start,
-)
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_epsilon, check_norm
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.losses import Loss, log_odds, margins
-from abs_model.attacks.oracle import Oracle, State
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_epsilon, check_norm
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import Loss, log_odds, margins
+from abs_model.attacks._core.norms import ascent_direction, choose, per_image, project, random_start
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 _MOMENTUM = 0.25  # 1 - alpha in the paper
 _ENOUGH_RISES = 0.75  # rho in the paper
 
@@ -59,6 +54,21 @@ def dlr(logits: jax.Array, batch: Batch) -> jax.Array:
 LOSSES: dict[str, Loss] = {"ce": log_odds, "dlr": dlr, "targeted_dlr": dlr}
 
 
+def min_num_classes(settings: Mapping[str, Any], targeted: bool) -> int:
+    """How many classes a model must have: the DLR losses divide by the third largest logits."""
+    if settings["loss"] == "ce":
+        return 2
+    return 4 if targeted or settings["loss"] == "targeted_dlr" else 3
+
+
+@register(
+    title="APGD",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Croce and Hein 2020",
+    smoke={"num_restarts": 1, "num_steps": 5},
+    min_num_classes=min_num_classes,
+)
 def apgd(
     model: Classifier,
     images: Any,
@@ -104,10 +114,10 @@ def apgd(
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described, or the model has too few classes for the loss:
+        ValueError: An argument is invalid, or the model has too few classes for the loss:
             less than 3 for "dlr", or than 4 where that is for targets.
     """
-    check_norm(norm, ("l2", "linf"))
+    check_norm(norm, _NORMS)
     epsilon = check_epsilon(epsilon, norm, model.image_shape)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
@@ -116,37 +126,24 @@ def apgd(
     _check_loss(loss, model.num_classes, targets is not None)
     num_targets = min(num_targets, model.num_classes - 1)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
-        goals = _goals(batch, logits, num_targets) if in_turn else [batch]
+    def attack(query: Query, batch: Batch) -> None:
+        original = query.logits(batch.images)
+        goals = _goals(batch, original.logits, num_targets) if in_turn else [batch]
         for ascent in range(num_restarts * len(goals)):
             start = _draw(split_keys(batch, ascent), batch.images, epsilon, norm)
             goal = goals[ascent % len(goals)]
-            best = _ascend(
-                oracle, batch, goal, best, confirmations, start, state, LOSSES[loss], epsilon, norm,
-                num_steps,
-            )  # fmt: skip
-        return best
+            _ascend(query, goal, original, start, LOSSES[loss], epsilon, num_steps)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), epsilon=epsilon,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, epsilon=epsilon,
         targets=targets, progress=progress,
     )  # fmt: skip
-
-
-def fewest_classes(loss: str, *, targeted: bool = False) -> int:
-    """How many classes a model must have for a loss: those of the DLR divide by third logits."""
-    if loss == "ce":
-        return 2
-    return 4 if targeted or loss == "targeted_dlr" else 3
 
 
 def _check_loss(loss: str, num_classes: int, targeted: bool) -> None:
     if not isinstance(loss, str) or loss not in LOSSES:
         raise ValueError(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
-    if num_classes < (fewest := fewest_classes(loss, targeted=targeted)):
+    if num_classes < (fewest := min_num_classes({"loss": loss}, targeted)):
         raise ValueError(
             f"num_classes of the model must be at least {fewest} for the loss {loss!r}, got"
             f" {num_classes}; 'ce' will do with 2"
@@ -161,39 +158,31 @@ def _goals(batch: Batch, logits: jax.Array, count: int) -> list[Batch]:
 
 
 def _ascend(
-    oracle: Oracle,
-    batch: Batch,
+    query: Query,
     goal: Batch,
-    best: Best,
-    confirmations: Confirmations,
+    original: Answer,
     start: jax.Array,
-    state: State,
     loss: Loss,
     epsilon: float,
-    norm: str,
     num_steps: int,
-) -> Best:
-    """One run of APGD towards `goal`, with all iterates judged by `batch`; the state is that of the
-    originals."""
-    gradients, logits, state = oracle.gradients(start, goal, state, loss)
-    best = bests.update(best, batch, start, logits, norm)
-    path = _begin(goal, start, gradients, logits, state, epsilon, loss)
+) -> None:
+    """One run of APGD towards `goal`; `original` is the answer about the originals."""
+    gradients = functools.partial(query.gradients, loss=loss, goal=goal)
+    path = _begin(goal, gradients(start, near=original), epsilon, loss)
     checkpoints = _checkpoints(num_steps)
     last_checkpoint = 0
     for step in range(1, num_steps):
-        images = _step(path, batch, epsilon, 0.0 if step == 1 else _MOMENTUM, norm)
-        best, before = confirmations(best, path.here.state)
-        if before is not path.here.state:
-            # A claim that did not hold would stay the top for good.
-            path = _renew(path, goal, *oracle.gradients(path.top.images, goal, None, loss), loss)
-        gradients, logits, state = oracle.gradients(images, goal, before, loss)
-        best = bests.update(best, batch, images, logits, norm)
-        path = _note(path, goal, images, gradients, logits, state, loss)
+        images = _step(path, query.batch, epsilon, 0.0 if step == 1 else _MOMENTUM, query.norm)
+        answer = gradients(images, near=path.here.answer)
+        path = _note(path, goal, answer, loss)
+        if query.just_verified:
+            # A rejected example would stay the top for good.
+            path = _renew(path, goal, gradients(path.top.answer.images), loss)
         if step in checkpoints:
             path = _check(path, _ENOUGH_RISES * (step - last_checkpoint))
             last_checkpoint = step
-    images = _step(path, batch, epsilon, 0.0 if num_steps == 1 else _MOMENTUM, norm)
-    return confirmations.last(best, images)
+    momentum = 0.0 if num_steps == 1 else _MOMENTUM
+    query.finish(_step(path, query.batch, epsilon, momentum, query.norm))
 
 
 def _checkpoints(num_steps: int) -> set[int]:
@@ -212,12 +201,10 @@ def _checkpoints(num_steps: int) -> set[int]:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Point:
-    """Images (n, height, width, channels), with gradients and losses (n,) and the state there."""
+    """Images with their gradients, as the classifier answers, and losses (n,)."""
 
-    images: jax.Array
-    gradients: jax.Array
+    answer: Answer
     losses: jax.Array
-    state: State
 
 
 @jax.tree_util.register_dataclass
@@ -245,25 +232,18 @@ class _Path:
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _begin(
-    goal: Batch,
-    images: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    state: State,
-    epsilon: float,
-    loss: Loss,
-) -> _Path:
-    here = _Point(images, gradients, loss(logits, goal), state)
-    none = jnp.zeros(len(images))
+def _begin(goal: Batch, answer: Answer, epsilon: float, loss: Loss) -> _Path:
+    here = _Point(answer, loss(answer.logits, goal))
+    none = jnp.zeros(len(here.losses))
     return _Path(
-        here, images, here, none + 2 * epsilon, rises=none, checked=here.losses, halved=none > 0
-    )
+        here, answer.images, here, none + 2 * epsilon, rises=none, checked=here.losses,
+        halved=none > 0,
+    )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(path: _Path, batch: Batch, epsilon: float, momentum: float, norm: str) -> jax.Array:
-    here = path.here
+    here = path.here.answer
     steps = per_image(path.step_sizes) * ascent_direction(here.gradients, norm)
     ahead = project(here.images + steps, batch.images, epsilon, norm)
     change = (1 - momentum) * (ahead - here.images) + momentum * (here.images - path.before)
@@ -271,36 +251,21 @@ def _step(path: _Path, batch: Batch, epsilon: float, momentum: float, norm: str)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _note(
-    path: _Path,
-    goal: Batch,
-    images: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    state: State,
-    loss: Loss,
-) -> _Path:
-    here = _Point(images, gradients, loss(logits, goal), state)
+def _note(path: _Path, goal: Batch, answer: Answer, loss: Loss) -> _Path:
+    here = _Point(answer, loss(answer.logits, goal))
     return dataclasses.replace(
         path,
         here=here,
-        before=path.here.images,
+        before=path.here.answer.images,
         top=choose(here.losses > path.top.losses, here, path.top),
         rises=path.rises + (here.losses > path.here.losses),
     )
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _renew(
-    path: _Path,
-    goal: Batch,
-    gradients: jax.Array,
-    logits: jax.Array,
-    state: State,
-    loss: Loss,
-) -> _Path:
-    """With what answers from scratch say of the top."""
-    top = _Point(path.top.images, gradients, loss(logits, goal), state)
+def _renew(path: _Path, goal: Batch, answer: Answer, loss: Loss) -> _Path:
+    """With a cold answer about the top."""
+    top = _Point(answer, loss(answer.logits, goal))
     return dataclasses.replace(path, top=top, checked=jnp.minimum(path.checked, top.losses))
 
 

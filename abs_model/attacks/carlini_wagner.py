@@ -13,18 +13,17 @@ import jax.numpy as jnp
 import optax
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, lengths, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_epsilon
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.geometry import dual_lengths, farthest
-from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_epsilon
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose, dual_norms, lengths, max_distance, per_image
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2",)
 # Black and white would be infinite in tanh space; the factor of the authors' code and Foolbox.
 _INSIDE = 0.999999
 # A descent ends for an image whose loss did not fall by this part in a tenth of the steps, but at
@@ -76,7 +75,7 @@ class _Descent:
         active: bool (n,): which images still move.
         lowest: float32 (n,): the smallest loss so far.
         checked: float32 (n,): `lowest` when progress was last looked at.
-        found: bool (n,): whether an adversarial image of the asked confidence came up.
+        found: bool (n,): whether an adversarial image of the demanded confidence came up.
     """
 
     weights: jax.Array
@@ -89,6 +88,13 @@ class _Descent:
     found: jax.Array
 
 
+@register(
+    title="Carlini-Wagner",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Carlini and Wagner 2017",
+    smoke={"num_searches": 2, "num_steps": 5},
+)
 def carlini_wagner(
     model: Classifier,
     images: Any,
@@ -159,43 +165,39 @@ def carlini_wagner(
     )
     interval = max(_PATIENCE, math.ceil(num_steps / 10))
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        beginning = oracle.gradients(batch.images, batch)
-        best = bests.first(batch, batch.images, beginning[1], "l2")
-        clean_errors, finds = best.success, (best, best)
-        confirmations = [Confirmations(oracle, batch, best, "l2") for _ in finds]
-        scale = _scale(batch, *beginning[:2])
+    def attack(query: Query, batch: Batch) -> None:
+        original = query.gradients(batch.images)
+        clean_errors = query.best.success
+        scale = _scale(batch, original)
+        query.require(confidence * scale)
         constants = _Constants.start(len(batch.images), initial_constant)
         for _ in range(num_searches):
-            images, (gradients, logits, state) = batch.images, beginning
-            descent = _begin(images, constants.current / scale, confidence * scale, clean_errors)
+            answer = original
+            descent = _begin(
+                batch.images, constants.current / scale, confidence * scale, clean_errors
+            )
             for step in range(num_steps):
-                descent, images = _move(batch, descent, images, gradients, logits, step_size)
-                gradients, logits, state = oracle.gradients(images, batch, state)
-                descent, finds = _judge(batch, descent, images, logits, finds)
+                descent, images = _move(batch, descent, answer, step_size)
+                answer = query.gradients(images, near=answer)
+                descent = _judge(batch, descent, answer)
                 if (step + 1) % interval == 0:
                     descent = _check(descent)
                     if not bool(descent.active.any()):
                         break
-            closest = confirmations[1].settled(finds[1])
-            confident = confirmations[0].now(finds[0]) if confidence > 0 else closest
-            finds = confident, closest
-            constants = constants.next(descent.found & confident.success)
-        # An image that fools by less than was asked for is there to be looked at, no success.
-        found = choose(confident.success, confident, closest)
-        return dataclasses.replace(found, success=confident.success)
+            query.settle()
+            constants = constants.next(descent.found & query.best.success)
 
     return run(
-        attack, model, images, labels, key, norm="l2", norms=("l2",), targets=targets,
-        progress=progress,
+        attack, model, images, labels, key, norm="l2", norms=_NORMS, verify_regularly=False,
+        targets=targets, progress=progress,
     )  # fmt: skip
 
 
 @jax.jit
-def _scale(batch: Batch, gradients: jax.Array, logits: jax.Array) -> jax.Array:
+def _scale(batch: Batch, original: Answer) -> jax.Array:
     """What one unit of distance changes the margin by, about, (n,); above 0."""
-    at_least = jnp.abs(margins(logits, batch)) / farthest(batch.images, "l2")
-    scale = jnp.maximum(dual_lengths(gradients, "l2"), at_least)
+    at_least = jnp.abs(margins(original.logits, batch)) / max_distance(batch.images, "l2")
+    scale = jnp.maximum(dual_norms(original.gradients, "l2"), at_least)
     return jnp.where(scale > 0, scale, 1.0)
 
 
@@ -219,17 +221,13 @@ def _begin(
 
 @jax.jit
 def _move(
-    batch: Batch,
-    descent: _Descent,
-    images: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    step_size: jax.Array,
+    batch: Batch, descent: _Descent, answer: Answer, step_size: jax.Array
 ) -> tuple[_Descent, jax.Array]:
     """A step of Adam, from the margin's gradients and the logits at the images."""
-    short = margins(logits, batch) < descent.thresholds
+    images = answer.images
+    short = margins(answer.logits, batch) < descent.thresholds
     pull = jnp.where(short, descent.weights, 0.0)
-    slopes = 2 * (images - batch.images) - per_image(pull) * gradients
+    slopes = 2 * (images - batch.images) - per_image(pull) * answer.gradients
     slopes = slopes * (1 - jnp.tanh(descent.points) ** 2) / 2
     changes, adam = _ADAM.update(slopes, descent.adam)
     points = choose(descent.active, descent.points - step_size * changes, descent.points)
@@ -238,33 +236,17 @@ def _move(
 
 
 @jax.jit
-def _judge(
-    batch: Batch,
-    descent: _Descent,
-    images: jax.Array,
-    logits: jax.Array,
-    finds: tuple[Best, Best],
-) -> tuple[_Descent, tuple[Best, Best]]:
-    """Notes what the logits of the images say.
-
-    Args:
-        finds: The best image of the asked confidence, and the best of any.
-    """
-    reached = margins(logits, batch)
-    squares = lengths(images - batch.images, "l2") ** 2
+def _judge(batch: Batch, descent: _Descent, answer: Answer) -> _Descent:
+    """Notes the losses of the images, and where they have the confidence."""
+    reached = margins(answer.logits, batch)
+    squares = lengths(answer.images - batch.images, "l2") ** 2
     loss = squares + descent.weights * jnp.maximum(0.0, descent.thresholds - reached)
-    enough = batch.fooled(logits) & (reached >= descent.thresholds)
-    confident, closest = (
-        # Else what is found would depend on how long other images go on.
-        choose(descent.active, bests.update(find, batch, images, logits, "l2"), find)
-        for find in finds
-    )
-    descent = dataclasses.replace(
+    enough = batch.is_adversarial(answer.logits) & (reached >= descent.thresholds)
+    return dataclasses.replace(
         descent,
         lowest=jnp.minimum(descent.lowest, loss),
         found=descent.found | (enough & descent.active),
     )
-    return descent, (choose(enough, confident, finds[0]), closest)
 
 
 @jax.jit

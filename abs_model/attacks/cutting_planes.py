@@ -1,18 +1,18 @@
 """Cutting planes: the attack made for ABS, which knows the shape of its decision boundaries.
 
 The margin of another class over the label is a difference p(x) - q(x) of convex functions, of which
-the latents at any point give the value and the gradient; see `planes`. Both are linearised wherever
-the classifier is asked:
+the latents at any point give the value and the gradient; see `margin_bounds`. Both are linearized
+wherever the classifier is queried:
 
-- Where p's linearisation is above q, x is adversarial. To look for the closest such x, and to
-  linearise anew there, is the concave-convex procedure, each of whose iterates is better than the
+- Where p's linearization is above q, x is adversarial. To look for the closest such x, and to
+  linearize again there, is the concave-convex procedure, each of whose iterates is better than the
   last (Yuille and Rangarajan, "The concave-convex procedure", Neural Computation 15(4), 2003).
-- Of q the linearisations are collected, and the closest image at which p's is above all of them is
+- Of q the linearizations are collected, and the closest image at which p's is above all of them is
   next: the cutting-plane method for what is now a convex problem (Kelley, "The cutting-plane method
   for solving convex programs", Journal of the SIAM 8(4), 1960). Explanations of the label that take
-  over on the way are planes like others.
+  over on the way are bounds like others.
 
-Each pair of linearisations makes a half-space of images; `halfspaces` finds the closest image in
+Each pair of linearizations makes a half-space of images; `halfspace_projection` finds the closest image in
 all of them, in each norm. For Binary ABS the change is one of thresholded values.
 """
 
@@ -24,14 +24,8 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, distances, snap
-from abs_model.attacks.base import random_start as draw_start
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import NORMS
-from abs_model.attacks.explanations import asking, check_abs
-from abs_model.attacks.halfspaces import (
+from abs_model.attacks._abs.explanations import check_abs, restrict_to_classes
+from abs_model.attacks._abs.halfspace_projection import (
     Cost,
     Flips,
     Halfspaces,
@@ -39,26 +33,31 @@ from abs_model.attacks.halfspaces import (
     SquaredLength,
     smallest_changes,
 )
-from abs_model.attacks.line_search import between, search_line
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.planes import Planes, linearise
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._abs.margin_bounds import LinearBounds, linearize
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import NORMS
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.norms import distances, snap
+from abs_model.attacks._core.norms import random_start as draw_start
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.line_search import interpolate, search_line
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import ABSClassifier, Classifier, threshold
-from abs_model.inference import Inference
 
 _NUM_PLANES = 8
 _NUM_SCOUTING_STEPS = 4
-# What is found between questions from scratch rests on explanations near the last one, and is not
-# relied upon.
-_FROM_SCRATCH_EVERY = 4
-# How far beyond the linearised boundary to aim, as a part of the way there: first, and at least
+# What warm queries find in between rests on explanations near the last one, and does not count.
+_COLD_EVERY = 4
+# How far beyond the linearized boundary to aim, as a part of the way there: first, and at least
 # after a failure.
 _OVERSHOOT = 1e-3
 _LEAST_OVERSHOOT = 1e-4
 # Of the way to what was found, and how often it is halved.
 _LAST_PART, _NUM_BISECTIONS = 4e-3, 6
-# How far questions lie beyond the images, as a part of the way since the last ones, because that is
-# where images will be. (A question from scratch is about the image itself.)
+# Extrapolation factor: warm queries lie this part of the last step ahead of the images, because
+# that is where the next images will be. (Cold queries are about the images themselves.)
 _MOMENTUM = 0.5
 # L-infinity: weight of the squared L2 norm at the first and at the last step. A small one lets the
 # largest change alone decide, but then many images are as good, and the iterates jump.
@@ -71,6 +70,13 @@ _WHITE = 0.5  # how far it is to flip white or black
 _LEAST_LEVEL = 1e-3
 
 
+@register(
+    title="Cutting planes",
+    norms=NORMS,
+    access=Access.ABS,
+    source="this project",
+    smoke={"num_classes": 1, "num_steps": 8, "num_restarts": 0},
+)
 def cutting_planes(
     model: Classifier,
     images: Any,
@@ -85,21 +91,20 @@ def cutting_planes(
 ) -> AttackResult:
     """Looks for the closest adversarial images of an ABS model.
 
-    Goes for one class after the other: `num_steps` times the closest image behind the planes so far
-    is asked about, and what explains it adds a plane. Each fourth question, and the last, is asked
-    from scratch; only what these find counts. The planes lie a little behind the boundary: half as
-    far after a success, twice as far after a failure. Which classes to go for is found out in 4
-    steps towards each: those whose images are closest then.
+    1. Rank the other classes by 4 steps towards each: those whose images are closest come first.
+    2. For each of the first `num_classes`, `num_steps` times: find the closest image in all
+       half-spaces so far, query it, and add the half-space that its explanation gives. Every fourth
+       query, and the last, is cold, and only what these find counts. The half-spaces lie a little
+       behind the boundary: half as far after a success, twice as far after a failure.
+    3. In L2 and L-infinity, bisect the last part of the line to what was found in 7 queries; not
+       for Binary ABS, which has nothing between its changes.
 
-    All this begins with what explains the original. A restart begins with what explains an image
-    of noise around it.
+    Step 2 starts from the explanation of the original, and in restarts from that of an image of
+    noise around it.
 
-    In L2 and L-infinity the last part of the way to what was found is bisected in 7 queries,
-    except for Binary ABS, which has nothing between its changes.
-
-    Queries the classifier `1 + 4 * (classes - 1) + num_classes * num_steps` times, and for each
-    restart `1 + num_classes * num_steps` times, not counting the bisection. Gradients are not asked
-    for, because the latents that it answers with tell them.
+    Makes `1 + 4 * (classes - 1) + num_classes * num_steps` queries, and for each restart
+    `1 + num_classes * num_steps`, not counting the bisection. None is for gradients, because the
+    latents tell them.
 
     Args:
         model: An ABS or Binary ABS model.
@@ -107,16 +112,16 @@ def cutting_planes(
         labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2", "linf" or "l0".
-        num_classes: How many other classes to go for; if there are fewer, all.
+        num_classes: How many other classes to approach; if there are fewer, all.
         num_steps: Queries on the way to each.
-        num_restarts: How often to go for them again; 0 or more.
+        num_restarts: How often to approach them again; 0 or more.
         progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described; the model is no ABS model.
+        ValueError: An argument is invalid; the model is no ABS model.
     """
     check_abs(model, "cutting_planes")
     bisects = norm != "l0" and not getattr(model, "binary", False)
@@ -124,67 +129,55 @@ def cutting_planes(
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts, minimum=0)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, norm)
-        nearest = _nearest_classes(oracle, batch, state, norm)[:num_classes]
+    def attack(query: Query, batch: Batch) -> None:
+        answer = query.logits(batch.images)
+        nearest = _nearest_classes(query, answer)[:num_classes]
         for restart in range(num_restarts + 1):
             if restart > 0:
-                _, state = oracle.logits(_draw(split_keys(batch, restart), batch.images))
+                answer = query.logits(_draw(split_keys(batch, restart), batch.images))
             for classes in nearest:
-                best = _approach(oracle, batch, classes, state, best, norm, num_steps)
-        return _close_in(oracle, batch, best, norm) if bisects else best
+                _approach(query, classes, answer, num_steps)
+        if bisects:
+            _bisect_last_part(query)
 
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
 
 
-def _nearest_classes(oracle: Oracle, batch: Batch, state: Inference, norm: str) -> list[jax.Array]:
+def _nearest_classes(query: Query, answer: Answer) -> list[jax.Array]:
     """Each image's other classes, (n,) each, those first to which a few steps lead soonest."""
-    number = oracle.model.num_classes
+    batch, number = query.batch, query.model.num_classes
     away = []
     for rank in range(1, number):
         classes = (batch.classes + rank) % number
         levels = jnp.full(len(classes), _WHITE)
-        walk = _Walk.start(batch, classes, state, levels, overshoot=0.0)
+        walk = _Walk.start(batch, classes, answer, levels, overshoot=0.0)
         for _ in range(_NUM_SCOUTING_STEPS):
-            walk = walk.next(oracle.model, batch, _FIRST_L2_PART, norm)
-            walk = walk.follow(oracle, batch)
-        away.append(distances(walk.images, batch.images, norm))
+            walk = walk.next(query.model, batch, _FIRST_L2_PART, query.norm).follow(query)
+        away.append(distances(walk.images, batch.images, query.norm))
     order = jnp.argsort(jnp.stack(away, axis=1), axis=1)
     return list(((batch.classes[:, None] + 1 + order) % number).T)
 
 
-def _approach(
-    oracle: Oracle,
-    batch: Batch,
-    classes: jax.Array,
-    state: Inference,
-    best: Best,
-    norm: str,
-    num_steps: int,
-) -> Best:
-    """Goes for one class of each image, (n,), beginning with the explanations of the state."""
+def _approach(query: Query, classes: jax.Array, answer: Answer, num_steps: int) -> None:
+    """Approaches one class of each image, (n,), from the explanations of the answer."""
+    best = query.best
     levels = jnp.where(best.success, best.distances, _WHITE)
-    walk = _Walk.start(batch, classes, state, levels, _OVERSHOOT)
+    walk = _Walk.start(query.batch, classes, answer, levels, _OVERSHOOT)
     for step in range(1, num_steps + 1):
         l2_part = _FIRST_L2_PART * (_LAST_L2_PART / _FIRST_L2_PART) ** (step / num_steps)
-        walk = walk.next(oracle.model, batch, l2_part, norm)
-        if step % _FROM_SCRATCH_EVERY and step < num_steps:
-            walk = walk.follow(oracle, batch)
-        else:
-            walk, best = walk.judge(oracle, batch, best, norm)
-    return best
+        walk = walk.next(query.model, query.batch, l2_part, query.norm)
+        cold = step % _COLD_EVERY == 0 or step == num_steps
+        walk = walk.judge(query) if cold else walk.follow(query)
 
 
-def _close_in(oracle: Oracle, batch: Batch, best: Best, norm: str) -> Best:
-    """Bisects the last part of the way from the originals, by which the planes may overshoot."""
+def _bisect_last_part(query: Query) -> None:
+    """Bisects the last part of the way from the originals, by which the half-spaces may overshoot."""
+    originals, far = query.batch.images, query.best.images
 
-    def way(shares: jax.Array) -> jax.Array:
-        return between(batch.images, best.images, 1.0 - _LAST_PART * (1.0 - shares), norm)
+    def path(fractions: jax.Array) -> jax.Array:
+        return interpolate(originals, far, 1.0 - _LAST_PART * (1.0 - fractions), query.norm)
 
-    return search_line(
-        oracle, batch, way, best, norm, num_levels=1, num_bisections=_NUM_BISECTIONS
-    )[1]
+    search_line(query, path, num_levels=1, num_bisections=_NUM_BISECTIONS)
 
 
 @jax.tree_util.register_dataclass
@@ -193,20 +186,20 @@ class _Walk:
     """Where the way towards one class is.
 
     Attributes:
-        images: The closest behind the planes so far, (n, height, width, channels).
+        images: The closest in the half-spaces so far, (n, height, width, channels).
         previous: Those before.
         classes: Where it leads, int32 (n,).
-        state: State of the last query.
-        planes: Below the f of the label.
-        overshoot: How far behind the boundary the planes lie, as a part of the way there, (n,).
+        answer: Of the last query.
+        bounds: Of the f of the label, from below.
+        overshoot: How far behind the boundary the half-spaces lie, as a part of the way there, (n,).
         levels: Binary ABS in L-infinity: the distance to get below, (n,).
     """
 
     images: jax.Array
     previous: jax.Array
     classes: jax.Array
-    state: Inference
-    planes: Planes
+    answer: Answer
+    bounds: LinearBounds
     overshoot: jax.Array
     levels: jax.Array
 
@@ -215,54 +208,53 @@ class _Walk:
         cls,
         batch: Batch,
         classes: jax.Array,
-        state: Inference,
+        answer: Answer,
         levels: jax.Array,
         overshoot: float,
     ) -> Self:
-        planes = Planes.none(batch.images, _NUM_PLANES)
+        bounds = LinearBounds.none(batch.images, _NUM_PLANES)
         overshoots = jnp.full(len(classes), overshoot)
-        return cls(batch.images, batch.images, classes, state, planes, overshoots, levels)
+        return cls(batch.images, batch.images, classes, answer, bounds, overshoots, levels)
 
     @functools.partial(jax.jit, static_argnames="norm")
     def next(self, model: ABSClassifier, batch: Batch, l2_part: jax.Array, norm: str) -> Self:
-        """At the closest images behind the planes, with that of the state among them."""
-        planes = self.planes.add(*linearise(model, self.state, batch.classes))
-        gradients, offsets = linearise(model, self.state, self.classes)
+        """At the closest images in the half-spaces, with that of the answer among them."""
+        bounds = self.bounds.add(*linearize(model, self.answer.state, batch.classes))
+        gradients, offsets = linearize(model, self.answer.state, self.classes)
         flat = batch.images.reshape(len(batch.images), -1)
         seen = threshold(flat) if model.binary else flat
-        exists = jnp.isfinite(planes.offsets)
-        normals = jnp.where(exists[:, :, None], gradients[:, None] - planes.gradients, 0.0)
-        margins = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - planes.offsets
-        needs = jnp.where(exists, -margins + self.overshoot[:, None] * jnp.abs(margins), -1.0)
+        exists = jnp.isfinite(bounds.offsets)
+        normals = jnp.where(exists[:, :, None], gradients[:, None] - bounds.gradients, 0.0)
+        margins = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - bounds.offsets
+        missing = -margins + self.overshoot[:, None] * jnp.abs(margins)
         changes, multipliers = smallest_changes(
             _cost(seen, flat, l2_part, self.levels, norm, model.binary),
-            Halfspaces(normals, needs, planes.multipliers),
+            Halfspaces(normals, jnp.where(exists, missing, -1.0), bounds.multipliers),
         )
         images = jnp.clip(seen + changes, 0.0, 1.0).reshape(batch.images.shape)
         return dataclasses.replace(
             self,
             images=snap(images, batch.images) if model.binary else images,
             previous=self.images,
-            planes=dataclasses.replace(planes, multipliers=multipliers),
+            bounds=dataclasses.replace(bounds, multipliers=multipliers),
         )
 
-    def follow(self, oracle: Oracle, batch: Batch) -> Self:
-        """Asks a little beyond the images, going on from the state."""
+    def follow(self, query: Query) -> Self:
+        """Queries a little beyond the images, warm-started, and for the two classes only."""
+        near = restrict_to_classes(self.answer, query.batch.classes, self.classes)
         ahead = _beyond(self.images, self.previous)
-        _, state = oracle.logits(ahead, asking(self.state, batch.classes, self.classes))
-        return dataclasses.replace(self, state=state)
+        return dataclasses.replace(self, answer=query.logits(ahead, near=near, record=False))
 
-    def judge(self, oracle: Oracle, batch: Batch, best: Best, norm: str) -> tuple[Self, Best]:
-        """Asks about the images from scratch."""
-        logits, state = oracle.logits(self.images)
-        best = bests.update(best, batch, self.images, logits, norm, confirmed=True)
-        walk = dataclasses.replace(
+    def judge(self, query: Query) -> Self:
+        """Queries the images, cold."""
+        answer = query.logits(self.images)
+        best = query.best
+        return dataclasses.replace(
             self,
-            state=state,
-            overshoot=_adapt(self.overshoot, batch.fooled(logits)),
+            answer=answer,
+            overshoot=_adapt(self.overshoot, query.batch.is_adversarial(answer.logits)),
             levels=jnp.where(best.success, best.distances, self.levels),
         )
-        return walk, best
 
 
 @jax.jit
@@ -271,8 +263,8 @@ def _beyond(images: jax.Array, previous: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _adapt(overshoot: jax.Array, fooled: jax.Array) -> jax.Array:
-    return jnp.where(fooled, overshoot / 2, jnp.maximum(2 * overshoot, _LEAST_OVERSHOOT))
+def _adapt(overshoot: jax.Array, adversarial: jax.Array) -> jax.Array:
+    return jnp.where(adversarial, overshoot / 2, jnp.maximum(2 * overshoot, _LEAST_OVERSHOOT))
 
 
 def _cost(

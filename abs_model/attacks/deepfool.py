@@ -1,4 +1,4 @@
-"""DeepFool: steps to the nearest of the linearised decision boundaries.
+"""DeepFool: steps to the nearest of the linearized decision boundaries.
 
 Moosavi-Dezfooli, Fawzi and Frossard, "DeepFool: a simple and accurate method to fool deep neural
 networks", CVPR 2016 (https://arxiv.org/abs/1511.04599), Algorithm 2.
@@ -11,20 +11,34 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, ascent_direction, choose, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.geometry import dual_lengths, farthest, nearest_boundaries
-from abs_model.attacks.oracle import Jacobian, Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.norms import (
+    ascent_direction,
+    choose,
+    dual_norms,
+    max_distance,
+    per_image,
+)
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.linearized_boundary import nearest_boundaries
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 # A shorter step may be lost in rounding, and one of length 0 (logits that tie) never ends.
 _SHORTEST_STEP = 1e-4
 
 
+@register(
+    title="DeepFool",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Moosavi-Dezfooli et al. 2016",
+    smoke={"num_steps": 5},
+    newer=("num_classes",),
+)
 def deepfool(
     model: Classifier,
     images: Any,
@@ -39,7 +53,7 @@ def deepfool(
 ) -> AttackResult:
     """Looks for close adversarial images with DeepFool.
 
-    At x_i, each other class k has the linearised boundary f_k - f_label = 0. The step r_i leads
+    At x_i, each other class k has the linearized boundary f_k - f_label = 0. The step r_i leads
     to the nearest of these, and the next iterate is
 
         x_{i+1} = clip(x_0 + (1 + overshoot) (r_0 + ... + r_i))
@@ -74,50 +88,35 @@ def deepfool(
     overshoot = check_number("overshoot", overshoot, minimum=0.0)
     num_classes = check_count("num_classes", num_classes, minimum=2)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        iterates, total = batch.images, jnp.zeros_like(batch.images)
-        leading = batch.classes, num_classes
-        jacobian, logits, state = oracle.jacobian(iterates, leading=leading)
-        best = bests.first(batch, iterates, logits, norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
+    def attack(query: Query, batch: Batch) -> None:
+        answer = query.jacobian(batch.images, num_classes=num_classes)
+        total = jnp.zeros_like(batch.images)
         for _ in range(num_steps):
-            if bool(best.success.all()):
+            if query.all_succeeded():
                 break
-            iterates, total = _step(
-                batch, iterates, total, jacobian, logits, best.success, overshoot,
-                norm=norm,
-            )  # fmt: skip
-            jacobian, logits, state = oracle.jacobian(iterates, state, leading=leading)
-            best = bests.update(best, batch, iterates, logits, norm)
-            best, refuted = confirmations.refute(best)
-            if refuted is not None:
-                answer = oracle.jacobian(iterates, leading=leading)
-                jacobian, logits, state = choose(refuted, answer, (jacobian, logits, state))
-        return best
+            images, total = _step(batch, answer, total, query.best.success, overshoot, norm=norm)
+            answer = query.jacobian(images, near=answer, num_classes=num_classes)
+            answer = query.verify(answer)
 
-    return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), progress=progress
-    )
+    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
     batch: Batch,
-    iterates: jax.Array,
+    answer: Answer,
     total: jax.Array,
-    jacobian: Jacobian,
-    logits: jax.Array,
     done: jax.Array,
     overshoot: jax.Array,
     *,
     norm: str,
 ) -> tuple[jax.Array, jax.Array]:
     """The next iterates, and the sums of their steps."""
-    planes = nearest_boundaries(jacobian, logits, batch, norm=norm)
-    steepness = dual_lengths(planes.normals, norm)
+    planes = nearest_boundaries(answer.jacobian, answer.logits, batch, norm=norm)
+    steepness = dual_norms(planes.normals, norm)
     away = jnp.abs(planes.values) / jnp.where(steepness > 0, steepness, 1.0)
     # Linearised far from any boundary, it may seem to be far outside of the range of images.
-    away = jnp.clip(away, _SHORTEST_STEP, farthest(batch.images, norm))
+    away = jnp.clip(away, _SHORTEST_STEP, max_distance(batch.images, norm))
     new = total + per_image(away) * ascent_direction(planes.normals, norm)
     moved = jnp.clip(batch.images + (1 + overshoot) * new, 0.0, 1.0)
-    return choose(done, (iterates, total), (moved, new))
+    return choose(done, (answer.images, total), (moved, new))

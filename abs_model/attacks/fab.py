@@ -1,4 +1,4 @@
-"""FAB: linearised boundaries, approached with a pull towards the original.
+"""FAB: linearized boundaries, approached with a pull towards the original.
 
 Croce and Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
 ICML 2020 (https://arxiv.org/abs/1907.02044), Algorithm 1.
@@ -11,27 +11,36 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, lengths, per_image, random_start
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.geometry import (
-    Hyperplanes,
-    farthest,
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose, lengths, max_distance, per_image, random_start
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.linearized_boundary import (
+    LinearizedBoundaries,
     nearest_boundaries,
     project_in_box,
 )
-from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Jacobian, Oracle, State
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 _SEARCH_STEPS = 3
 # The search aims a little to the adversarial side of the boundary, or rounding decides.
 _LEAN = 0.01
 
 
+@register(
+    title="FAB",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Croce and Hein 2020",
+    smoke={"num_restarts": 1, "num_steps": 5},
+    newer=("num_classes",),
+)
 def fab(
     model: Classifier,
     images: Any,
@@ -50,7 +59,7 @@ def fab(
 ) -> AttackResult:
     """Looks for the closest adversarial images with the Fast Adaptive Boundary attack.
 
-    Each step linearises at x the boundary between the label and the class where it is nearest, of
+    Each step linearizes at x the boundary between the label and the class where it is nearest, of
     those ahead (`num_classes`). d
     leads from x, and d_0 from the original x_0, to the nearest points of this hyperplane that lie
     in [0, 1]. Then
@@ -99,63 +108,57 @@ def fab(
     beta = check_number("beta", beta, minimum=0.0, maximum=1.0)
     num_classes = check_count("num_classes", num_classes, minimum=2)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, beginning = oracle.logits(batch.images)
-        original = best = bests.first(batch, batch.images, logits, norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
+    def attack(query: Query, batch: Batch) -> None:
+        original = query.logits(batch.images)
+        first_margins = query.best.margins
         for restart in range(num_restarts):
-            iterates, state = batch.images, beginning
+            images, answer = batch.images, original
             if restart > 0:
-                iterates, state = _draw(split_keys(batch, restart), batch, best, norm), None
+                images = _draw(split_keys(batch, restart), batch, query.best, norm)
+                answer = None
             for _ in range(num_steps):
-                gradients, logits, state = _ask(oracle, batch, iterates, state, num_classes)
-                moved = _move(batch, iterates, gradients, logits, alpha_max, eta, norm=norm)
-                logits, state = oracle.logits(moved, state)
-                iterates, best = _step_back(batch, moved, logits, best, beta, norm)
-                best, state = confirmations(best, state)
-        best = confirmations.settled(best)
-        return confirmations.settled(_search(oracle, batch, original, best, norm))
+                answer = _linearize(query, images, answer, num_classes)
+                moved = _move(batch, answer, alpha_max, eta, norm=norm)
+                answer = query.logits(moved, near=answer)
+                images = _step_back(batch, answer, beta)
+        query.settle()
+        _search(query, first_margins)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), targets=targets,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, targets=targets,
         progress=progress,
     )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _draw(keys: jax.Array, batch: Batch, best: Best, norm: str) -> jax.Array:
+def _draw(keys: jax.Array, batch: Batch, best: BestSoFar, norm: str) -> jax.Array:
     """Starts within half the smallest distance so far, or anywhere if nothing was found."""
-    radius = jnp.where(best.success, best.distances, farthest(batch.images, norm))
+    radius = jnp.where(best.success, best.distances, max_distance(batch.images, norm))
     return random_start(keys, batch.images, 0.5 * radius, norm)
 
 
-def _ask(
-    oracle: Oracle, batch: Batch, iterates: jax.Array, state: State, num_classes: int
-) -> tuple[Jacobian | jax.Array, jax.Array, State]:
-    """Gradients of leading logits, or of the margin of a targeted attack; logits; the state."""
-    if batch.targeted:
-        return oracle.gradients(iterates, batch, state)
-    return oracle.jacobian(iterates, state, leading=(batch.classes, num_classes))
+def _linearize(query: Query, images: jax.Array, near: Answer | None, num_classes: int) -> Answer:
+    """Gradients of the leading logits, or of the margin of a targeted attack.
+
+    Not recorded, because the paper takes what steps lead to, before they go back.
+    """
+    if query.batch.targeted:
+        return query.gradients(images, near, record=False)
+    return query.jacobian(images, near, num_classes=num_classes, record=False)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _move(
-    batch: Batch,
-    iterates: jax.Array,
-    gradients: Jacobian | jax.Array,
-    logits: jax.Array,
-    alpha_max: jax.Array,
-    eta: jax.Array,
-    *,
-    norm: str,
+    batch: Batch, answer: Answer, alpha_max: jax.Array, eta: jax.Array, *, norm: str
 ) -> jax.Array:
     """The biased step: between what the projections of iterates and originals lead to."""
-    if isinstance(gradients, Jacobian):
-        planes = nearest_boundaries(gradients, logits, batch, norm=norm)
+    iterates = answer.images
+    if answer.jacobian is not None:
+        planes = nearest_boundaries(answer.jacobian, answer.logits, batch, norm=norm)
     else:
-        planes = Hyperplanes(margins(logits, batch), gradients)
+        planes = LinearizedBoundaries(margins(answer.logits, batch), answer.gradients)
     back = jnp.sum(planes.normals * (batch.images - iterates), axis=(1, 2, 3))
-    seen_from_originals = Hyperplanes(planes.values + back, planes.normals)
+    seen_from_originals = LinearizedBoundaries(planes.values + back, planes.normals)
     way = project_in_box(iterates, planes, norm) - iterates
     way_0 = project_in_box(batch.images, seen_from_originals, norm) - batch.images
     length, length_0 = lengths(way, norm), lengths(way_0, norm)
@@ -165,27 +168,28 @@ def _move(
     return jnp.clip(moved, 0.0, 1.0)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _step_back(
-    batch: Batch, moved: jax.Array, logits: jax.Array, best: Best, beta: jax.Array, norm: str
-) -> tuple[jax.Array, Best]:
-    """Where to go on from, and the best so far."""
-    nearer = (1 - beta) * batch.images + beta * moved
-    iterates = choose(batch.fooled(logits), nearer, moved)
-    return iterates, bests.update(best, batch, moved, logits, norm)
+@jax.jit
+def _step_back(batch: Batch, answer: Answer, beta: jax.Array) -> jax.Array:
+    """The next iterates: nearer to the originals where the last ones are adversarial."""
+    nearer = (1 - beta) * batch.images + beta * answer.images
+    return choose(batch.is_adversarial(answer.logits), nearer, answer.images)
 
 
-def _search(oracle: Oracle, batch: Batch, original: Best, best: Best, norm: str) -> Best:
-    """False position on the margin, between the originals and the best; asks three times."""
+def _search(query: Query, low: jax.Array) -> None:
+    """False position on the margin, between the originals and the best; queries three times.
+
+    Args:
+        query: The session.
+        low: The margins of the originals, (n,).
+    """
+    batch = query.batch
     # The best may lie far from the last iterate, whose state is of no use then.
-    far, low, high, state = best.images, original.margins, best.margins, None
+    far, high, answer = query.best.images, query.best.margins, None
     start, end = jnp.zeros(len(far)), jnp.ones(len(far))
     for _ in range(_SEARCH_STEPS):
         middle, images = _interpolate(batch, far, start, end, low, high)
-        logits, state = oracle.logits(images, state)
-        start, end, low, high = _shrink(batch, start, end, low, high, middle, logits)
-        best = bests.update(best, batch, images, logits, norm)
-    return best
+        answer = query.logits(images, near=answer)
+        start, end, low, high = _shrink(batch, start, end, low, high, middle, answer.logits)
 
 
 @jax.jit
@@ -221,5 +225,5 @@ def _shrink(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """The part of the interval that holds the boundary, and the margins at its ends."""
     new = margins(logits, batch)
-    beyond = batch.fooled(logits)
+    beyond = batch.is_adversarial(logits)
     return choose(beyond, (start, middle, low, new), (middle, end, new, high))

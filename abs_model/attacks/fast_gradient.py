@@ -18,19 +18,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, ascent_direction, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.line_search import search_line
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.norms import ascent_direction, per_image
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.line_search import search_line
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 # Of the scan, relative to the longest step: the first of Foolbox's 1,000 epsilons.
 _SHORTEST = 1e-3
 
 
+@register(
+    title="Fast gradient",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Goodfellow et al. 2015",
+    smoke={"num_epsilons": 5},
+)
 def fast_gradient(
     model: Classifier,
     images: Any,
@@ -76,25 +84,21 @@ def fast_gradient(
     num_bisections = check_count("num_bisections", num_bisections)
     longest = 1.0 if norm == "linf" else float(np.sqrt(np.prod(model.image_shape)))
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        gradients, logits, _ = oracle.gradients(batch.images, batch)
-        best = bests.first(batch, batch.images, logits, norm)
-        way = functools.partial(_along, batch.images, gradients, longest, norm=norm)
-        _, best = search_line(
-            oracle, batch, way, best, norm, num_levels=num_epsilons, num_bisections=num_bisections
-        )
-        return best
+    def attack(query: Query, batch: Batch) -> None:
+        gradients = query.gradients(batch.images).gradients
+        path = functools.partial(_along, batch.images, gradients, longest, norm=norm)
+        search_line(query, path, num_levels=num_epsilons, num_bisections=num_bisections)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), targets=targets,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, targets=targets,
         progress=progress,
     )  # fmt: skip
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _along(
-    originals: jax.Array, gradients: jax.Array, longest: float, shares: jax.Array, norm: str
+    originals: jax.Array, gradients: jax.Array, longest: float, fractions: jax.Array, norm: str
 ) -> jax.Array:
-    """Images at shares (n,) of the scan, at whose end the step is the longest."""
-    steps = longest * _SHORTEST ** (1 - shares)
+    """Images at fractions (n,) of the scan, at whose end the step is the longest."""
+    steps = longest * _SHORTEST ** (1 - fractions)
     return jnp.clip(originals + per_image(steps) * ascent_direction(gradients, norm), 0.0, 1.0)

@@ -12,24 +12,37 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, ascent_direction, distances, project
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.geometry import dual_lengths, farthest
-from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.checks import NORMS
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import (
+    ascent_direction,
+    distances,
+    dual_norms,
+    max_distance,
+    project,
+)
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
 # Where the annealing ends: the authors' settings, which Foolbox shares.
 _LAST_STEP = 0.01  # as a part of the first
 _LAST_GAMMA = 0.001
-# How far beyond a linearised boundary to go: else rounding decides whether it is ever crossed.
+# How far beyond a linearized boundary to go: else rounding decides whether it is ever crossed.
 _OVERSHOOT = 0.001
 
 
+@register(
+    title="FMN",
+    norms=NORMS,
+    access=Access.GRADIENTS,
+    source="Pintor et al. 2021",
+    smoke={"num_steps": 10},
+)
 def fmn(
     model: Classifier,
     images: Any,
@@ -51,7 +64,7 @@ def fmn(
         min((1 - gamma) epsilon, smallest distance found)    where x is adversarial
         (1 + gamma) epsilon                                  where only an earlier x was
         distance of x + |margin| / dual norm of its gradient where none was: up to the boundary,
-                                                             linearised at x
+                                                             linearized at x
 
     For "l0", where epsilon is a number of pixels that starts at 1, it grows and shrinks by gamma,
     rounded down, and by at least one pixel. A pixel counts once, whatever its channels; those that
@@ -82,26 +95,21 @@ def fmn(
     step_size = check_number("step_size", step_size, minimum=0.0, exclusive=True)
     gamma = check_number("gamma", gamma, minimum=_LAST_GAMMA, maximum=1.0)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        iterates, epsilon = batch.images, _first_epsilon(batch, norm)
-        gradients, logits, state = oracle.gradients(iterates, batch)
-        best = bests.first(batch, iterates, logits, norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
+    def attack(query: Query, batch: Batch) -> None:
+        epsilon = _first_epsilon(batch, norm)
+        answer = query.gradients(batch.images)
         for step in range(num_steps):
             warmth = (1 + math.cos(math.pi * step / num_steps)) / 2
-            iterates, epsilon = _step(
-                batch, iterates, epsilon, gradients, logits, best,
+            images, epsilon = _step(
+                batch, answer, epsilon, query.best,
                 step_size=step_size * (_LAST_STEP + (1 - _LAST_STEP) * warmth),
                 gamma=_LAST_GAMMA + (gamma - _LAST_GAMMA) * warmth,
                 norm=norm,
             )  # fmt: skip
-            gradients, logits, state = oracle.gradients(iterates, batch, state)
-            best = bests.update(best, batch, iterates, logits, norm)
-            best, state = confirmations(best, state)
-        return confirmations.settled(best)
+            answer = query.gradients(images, near=answer)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf", "l0"),
+        attack, model, images, labels, key, norm=norm, norms=NORMS,
         targets=targets, progress=progress,
     )  # fmt: skip
 
@@ -113,29 +121,25 @@ def _first_epsilon(batch: Batch, norm: str) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
     batch: Batch,
-    iterates: jax.Array,
+    answer: Answer,
     epsilon: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    best: Best,
+    best: BestSoFar,
     *,
     step_size: jax.Array,
     gamma: jax.Array,
     norm: str,
 ) -> tuple[jax.Array, jax.Array]:
-    """The next iterates and epsilons, from gradients and logits at the iterates."""
-    epsilon = _adapt(batch, iterates, epsilon, gradients, logits, best, gamma, norm)
-    moved = iterates + step_size * ascent_direction(gradients, "l2")
+    """The next iterates and epsilons."""
+    epsilon = _adapt(batch, answer, epsilon, best, gamma, norm)
+    moved = answer.images + step_size * ascent_direction(answer.gradients, "l2")
     return _within(batch.images, moved, epsilon, norm), epsilon
 
 
 def _adapt(
     batch: Batch,
-    iterates: jax.Array,
+    answer: Answer,
     epsilon: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    best: Best,
+    best: BestSoFar,
     gamma: jax.Array,
     norm: str,
 ) -> jax.Array:
@@ -145,13 +149,13 @@ def _adapt(
         larger = jnp.maximum(epsilon + 1, jnp.floor(larger))
         smaller = jnp.maximum(jnp.minimum(epsilon - 1, jnp.floor(smaller)), 1.0)
     else:
-        steepness = dual_lengths(gradients, norm)
-        missing = jnp.abs(margins(logits, batch)) / jnp.where(steepness > 0, steepness, 1.0)
-        boundary = (1 + _OVERSHOOT) * (distances(iterates, batch.images, norm) + missing)
+        steepness = dual_norms(answer.gradients, norm)
+        missing = jnp.abs(margins(answer.logits, batch)) / jnp.where(steepness > 0, steepness, 1.0)
+        boundary = (1 + _OVERSHOOT) * (distances(answer.images, batch.images, norm) + missing)
         larger = jnp.where(best.success, larger, jnp.where(steepness > 0, boundary, jnp.inf))
     smaller = jnp.minimum(smaller, best.distances)
-    following = jnp.where(batch.fooled(logits), smaller, larger)
-    return jnp.minimum(following, farthest(batch.images, norm))
+    following = jnp.where(batch.is_adversarial(answer.logits), smaller, larger)
+    return jnp.minimum(following, max_distance(batch.images, norm))
 
 
 def _within(originals: jax.Array, images: jax.Array, epsilon: jax.Array, norm: str) -> jax.Array:

@@ -12,17 +12,26 @@ from typing import Any
 import jax
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.changes import Space
-from abs_model.attacks.greedy import search
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.edit_space import EditSpace
+from abs_model.attacks._search.greedy import search_greedily
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l0",)
 
+
+@register(
+    title="Greedy pixels",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="this project",
+    smoke={"max_pixels": 5},
+    limits={"l0": "max_pixels"},
+)
 def greedy_pixels(
     model: Classifier,
     images: Any,
@@ -56,17 +65,17 @@ def greedy_pixels(
         margin.
 
     Raises:
-        ValueError: An argument isn't as described, or the model is a black box.
+        ValueError: An argument is invalid, or the model is a black box.
     """
     max_pixels = check_count("max_pixels", max_pixels)
     num_candidates = check_count("num_candidates", num_candidates)
     num_rounds = check_count("num_rounds", num_rounds)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
-        return search(
-            oracle, batch, best, Space("l0"), num_steps=max_pixels, num_candidates=num_candidates,
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
+        search_greedily(
+            query, EditSpace("l0"), num_steps=max_pixels, num_candidates=num_candidates,
             num_rounds=num_rounds,
         )  # fmt: skip
 
-    return run(attack, model, images, labels, key, norm="l0", norms=("l0",), progress=progress)
+    return run(attack, model, images, labels, key, norm="l0", norms=_NORMS, progress=progress)

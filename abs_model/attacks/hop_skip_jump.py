@@ -4,7 +4,7 @@ Chen, Jordan, Wainwright, "HopSkipJumpAttack: A Query-Efficient Decision-Based A
 Symposium on Security and Privacy 2020 (https://arxiv.org/abs/1904.02144), algorithm 2. Step t from
 a point on the boundary:
 
-1. Ask about B_t = B_0 sqrt(t) points around it, x + delta u_b with random u_b of length 1. The
+1. Query B_t = B_0 sqrt(t) points around it, x + delta u_b with random u_b of length 1. The
    mean of (phi_b - mean phi) u_b, where phi_b is 1 for an adversarial point and -1 for others,
    estimates the direction in which the margin grows (eq. 16).
 2. Move by distance / sqrt(t) in that direction (its sign, for L-infinity), halved until the image
@@ -21,24 +21,38 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, distances, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_norm
-from abs_model.attacks.direction_estimates import estimate_direction
-from abs_model.attacks.line_search import approach
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run, split_keys
-from abs_model.attacks.starting import make_starts, max_questions, starting_images
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_norm
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.norms import choose, distances, per_image
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.gradient_direction import estimate_direction
+from abs_model.attacks._search.line_search import bisect_to_boundary
+from abs_model.attacks._search.starting_points import max_queries as max_starting_queries
+from abs_model.attacks._search.starting_points import (
+    read_starting_points,
+    search_starting_points,
+)
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 # Of a move, after which an image stays where it is for this step.
 _NUM_HALVINGS = 15
 _FIRST_DELTA = 0.1
 _LEAST_CHANGE = 1e-6
 
 
+@register(
+    title="HopSkipJump",
+    norms=_NORMS,
+    access=Access.DECISIONS,
+    source="Chen et al. 2020",
+    smoke={"max_queries": 100},
+    resources=("starting_points",),
+)
 def hop_skip_jump(
     model: Classifier,
     images: Any,
@@ -51,7 +65,7 @@ def hop_skip_jump(
     max_num_evals: int = 10_000,
     gamma: float = 1.0,
     max_queries: int | None = None,
-    starts: Any = None,
+    starting_points: Any = None,
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
@@ -62,12 +76,15 @@ def hop_skip_jump(
     attack's norm, and bisection narrows the way down to gamma d^-1.5 of it for L2, gamma d^-2 for
     L-infinity.
 
-    Queries the classifier, for the images to begin at, as often as
-    `abs_model.attacks.starting.starting_images` says, and then once about the originals, b times in
-    a first bisection and, in step t, min(floor(initial_num_evals * sqrt(t)), max_num_evals) + b
-    times and for at most 16 lengths of the move; b = 2 + ceil(log2(d^1.5 / gamma)) for L2, 17 for
-    MNIST, and 2 + ceil(log2(d^2 / gamma)), 22, for L-infinity. With the defaults, on MNIST: some
-    36,500 times.
+    Queries, with b = 2 + ceil(log2(d^1.5 / gamma)) for L2 (17 on MNIST) and
+    2 + ceil(log2(d^2 / gamma)) for L-infinity (22):
+
+    - 1 for the originals, 1 for a starting point (at most 43 without `starting_points`), b for a
+      first bisection;
+    - in step t, min(floor(initial_num_evals * sqrt(t)), max_num_evals) for the direction, at most
+      16 for the length of the move, and b for a bisection.
+
+    With the defaults, on MNIST: some 36,500.
 
     Args:
         model: The classifier.
@@ -81,26 +98,26 @@ def hop_skip_jump(
         gamma: Scale of delta and of the bisections' last interval; above 0.
         max_queries: Most queries per image: no step is begun that could go beyond. The same
             number of steps is taken for every image.
-        starts: Float32 (M, height, width, channels) in [0, 1]: images to begin at, such as training
-            images; each attacked image begins at the closest one that is adversarial for it. Noise
-            and grays by default.
-        targets: Integers (N,): classes to lead to; any other than the label by default. Noise is
-            rarely of a given class, so that they call for `starts`.
+        starting_points: Float32 (M, height, width, channels) in [0, 1]: images to start from, such
+            as training images; each attacked image starts from the closest one that is adversarial
+            for it. Noise and grays by default.
+        targets: Target classes, integers (N,); by default any class but the label. Noise is rarely
+            of a given class, so that they call for `starting_points`.
         progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
-        Per image the closest adversarial one; where no image to begin at was found, that of the
+        Per image the closest adversarial one; where no starting point was found, that of the
         highest margin.
 
     Raises:
-        ValueError: An argument isn't as described, or `max_queries` is too few for the start.
+        ValueError: An argument is invalid, or `max_queries` is too few for the start.
     """
     num_steps = check_count("num_steps", num_steps)
     initial_num_evals = check_count("initial_num_evals", initial_num_evals)
     max_num_evals = check_count("max_num_evals", max_num_evals)
     gamma = check_number("gamma", gamma, minimum=0.0, exclusive=True)
-    check_norm(norm, ("l2", "linf"))
-    pool = make_starts(starts, model.image_shape)
+    check_norm(norm, _NORMS)
+    points = read_starting_points(starting_points, model.image_shape)
     num_values = math.prod(model.image_shape)
     num_bisections = _bisections(num_values, gamma, norm)
     sizes = [
@@ -109,24 +126,21 @@ def hop_skip_jump(
     ]
     if max_queries is not None:
         max_queries = check_count("max_queries", max_queries)
-        sizes = _affordable(sizes, max_queries, max_questions(pool), num_bisections + 2)
+        sizes = _affordable(sizes, max_queries, max_starting_queries(points), num_bisections + 2)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
-        best = starting_images(oracle, batch, pool, best, norm)
-        idle = ~best.success | (best.distances == 0)
-        points, best, state = approach(oracle, batch, best.images, best, norm, num_bisections)
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
+        search_starting_points(query, points)
+        idle = ~query.best.success | (query.best.distances == 0)
+        here = bisect_to_boundary(query, query.best.images, num_bisections)
         for step, size in enumerate(sizes):
-            delta = _delta(points, batch.images, step, gamma, norm)
-            direction = estimate_direction(
-                oracle, batch, points, delta, state, split_keys(batch, step), size, norm
-            )
-            points, best = _move(oracle, batch, points, direction, best, idle, step, norm)
-            points, best, state = approach(oracle, batch, points, best, norm, num_bisections)
-        return best
+            delta = _delta(here.images, batch.images, step, gamma, norm)
+            direction = estimate_direction(query, here, delta, split_keys(batch, step), size)
+            moved = _move(query, here.images, direction, idle, step)
+            here = bisect_to_boundary(query, moved, num_bisections)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), targets=targets,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, targets=targets,
         progress=progress,
     )  # fmt: skip
 
@@ -139,7 +153,7 @@ def _bisections(num_values: int, gamma: float, norm: str) -> int:
 def _affordable(sizes: list[int], max_queries: int, for_start: int, for_approach: int) -> list[int]:
     """The numbers of evaluations of the first steps, as many as `max_queries` allow for.
 
-    By the most that a step can ask, so that it does not depend on the other images of a batch.
+    By the most queries of a step, so that it does not depend on the other images of a batch.
     """
     remaining = max_queries - (1 + for_start + for_approach)
     if remaining < 0:
@@ -155,7 +169,7 @@ def _affordable(sizes: list[int], max_queries: int, for_start: int, for_approach
 def _delta(
     points: jax.Array, originals: jax.Array, step: int, gamma: float, norm: str
 ) -> jax.Array:
-    """How far from the points to ask, (n,)."""
+    """How far from the points to query, (n,)."""
     num_values = points[0].size
     delta = gamma / num_values * distances(points, originals, norm)
     # Shorter ones would be lost in the rounding of float32.
@@ -164,26 +178,18 @@ def _delta(
 
 
 def _move(
-    oracle: Oracle,
-    batch: Batch,
-    points: jax.Array,
-    direction: jax.Array,
-    best: Best,
-    idle: jax.Array,
-    step: int,
-    norm: str,
-) -> tuple[jax.Array, Best]:
+    query: Query, points: jax.Array, direction: jax.Array, idle: jax.Array, step: int
+) -> jax.Array:
     """Moves by the largest length tried that is adversarial; not at all where `idle` or none is."""
-    length = _first_length(points, batch.images, step, norm)
+    length = _first_length(points, query.batch.images, step, query.norm)
     done, moved = idle, points
     for _ in range(_NUM_HALVINGS + 1):
-        candidates = _ahead(points, direction, length, done, moved)
-        # From scratch: these are too far from the points for warm-started answers.
-        logits, _ = oracle.logits(candidates)
-        done, moved, length, best = _try(batch, done, moved, length, best, candidates, logits, norm)
+        # Cold: these are too far from the points for warm queries.
+        answer = query.logits(_ahead(points, direction, length, done, moved))
+        done, moved, length = _try(query.batch, done, moved, length, answer)
         if bool(done.all()):
             break
-    return moved, best
+    return moved
 
 
 @functools.partial(jax.jit, static_argnames="norm")
@@ -199,18 +205,9 @@ def _ahead(
     return choose(done, moved, jnp.clip(points + per_image(length) * direction, 0.0, 1.0))
 
 
-@functools.partial(jax.jit, static_argnames="norm")
+@jax.jit
 def _try(
-    batch: Batch,
-    done: jax.Array,
-    moved: jax.Array,
-    length: jax.Array,
-    best: Best,
-    candidates: jax.Array,
-    logits: jax.Array,
-    norm: str,
-) -> tuple[jax.Array, jax.Array, jax.Array, Best]:
-    new = batch.fooled(logits) & ~done
-    moved = choose(new, candidates, moved)
-    best = bests.update(best, batch, candidates, logits, norm)
-    return done | new, moved, length / 2, best
+    batch: Batch, done: jax.Array, moved: jax.Array, length: jax.Array, answer: Answer
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    new = batch.is_adversarial(answer.logits) & ~done
+    return done | new, choose(new, answer.images, moved), length / 2

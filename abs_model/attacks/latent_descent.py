@@ -10,19 +10,26 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, of_class
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.explanations import check_abs
-from abs_model.attacks.line_search import approach
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks._abs.explanations import check_abs
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.norms import choose, take_class
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.line_search import bisect_to_boundary
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
-from abs_model.inference import Inference
+
+_NORMS = ("l2",)
 
 
+@register(
+    title="Latent Descent",
+    norms=_NORMS,
+    access=Access.ABS,
+    source="Schott et al. 2019",
+    smoke={"num_steps": 10, "step_size": 0.1},
+)
 def latent_descent(
     model: Classifier,
     images: Any,
@@ -42,9 +49,9 @@ def latent_descent(
 
     until x_t is adversarial. The straight way from the original to that x_t is then bisected.
 
-    Queries the classifier at most `4 + num_steps + num_bisections` times, and once more after each
-    step that seems to have made images of the batch adversarial, twice where that does not hold
-    from scratch; stops when all are adversarial.
+    Makes at most `4 + num_steps + num_bisections` queries, and one more after each step that seems
+    to have made images of the batch adversarial, two where that is rejected; stops when all are
+    adversarial.
 
     Args:
         model: An ABS or Binary ABS model.
@@ -60,43 +67,30 @@ def latent_descent(
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described; the model is no ABS model.
+        ValueError: An argument is invalid; the model is no ABS model.
     """
     check_abs(model, "latent_descent")
     num_steps = check_count("num_steps", num_steps)
     num_bisections = check_count("num_bisections", num_bisections)
     step_size = check_number("step_size", step_size, minimum=0.0, maximum=1.0, exclusive=True)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        images = batch.images
-        logits, state = oracle.logits(images)
-        best = bests.first(batch, images, logits, "l2")
-        confirmations = Confirmations(oracle, batch, best, "l2")
+    def attack(query: Query, batch: Batch) -> None:
+        answer = query.logits(batch.images)
         for _ in range(num_steps):
-            if bool(best.success.all()):
+            if query.all_succeeded():
                 break
-            images = _step(batch, images, logits, state, best.success, step_size)
-            logits, state = oracle.logits(images, state)
-            best = bests.update(best, batch, images, logits, "l2")
-            best, refuted = confirmations.refute(best)
-            if refuted is not None:
-                logits, state = choose(refuted, oracle.logits(images), (logits, state))
-        return approach(oracle, batch, best.images, best, "l2", num_bisections)[1]
+            images = _step(batch, answer, query.best.success, step_size)
+            answer = query.verify(query.logits(images, near=answer))
+        bisect_to_boundary(query, query.best.images, num_bisections)
 
-    return run(attack, model, images, labels, key, norm="l2", norms=("l2",), progress=progress)
+    return run(attack, model, images, labels, key, norm="l2", norms=_NORMS, progress=progress)
 
 
 @jax.jit
-def _step(
-    batch: Batch,
-    images: jax.Array,
-    logits: jax.Array,
-    state: Inference,
-    done: jax.Array,
-    step_size: jax.Array,
-) -> jax.Array:
+def _step(batch: Batch, answer: Answer, done: jax.Array, step_size: jax.Array) -> jax.Array:
     """A step towards the best other class's reconstruction; images stay where they are done."""
-    of_label = jax.nn.one_hot(batch.classes, logits.shape[1], dtype=bool)
-    others = jnp.where(of_label, -jnp.inf, logits).argmax(1)
-    change = of_class(state.reconstructions, others) - images
+    images, logits = answer.images, answer.logits
+    is_label = jax.nn.one_hot(batch.classes, logits.shape[1], dtype=bool)
+    others = jnp.where(is_label, -jnp.inf, logits).argmax(1)
+    change = take_class(answer.state.reconstructions, others) - images
     return choose(done, images, jnp.clip(images + step_size * change, 0.0, 1.0))

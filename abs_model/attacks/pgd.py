@@ -18,21 +18,29 @@ import jax
 from jax import lax
 
 from abs_model._runtime.checks import check_bool, check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, ascent_direction, image_keys, project
-from abs_model.attacks.base import random_start as draw_start
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_epsilon, check_norm
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.losses import log_odds
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_epsilon, check_norm
+from abs_model.attacks._core.keys import image_keys, split_keys
+from abs_model.attacks._core.losses import log_odds
+from abs_model.attacks._core.norms import random_start as draw_start
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._core.steps import take_step
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
+_NORMS = ("l2", "linf")
 
 
+@register(
+    title="PGD",
+    norms=_NORMS,
+    access=Access.GRADIENTS,
+    source="Madry et al. 2018",
+    smoke={"num_restarts": 1, "num_steps": 5},
+)
 def pgd(
     model: Classifier,
     images: Any,
@@ -66,7 +74,7 @@ def pgd(
         num_restarts: Starts to try.
         random_start: Whether to start from a uniformly drawn point of the ball; else from the
             original image, and `num_restarts` must be 1.
-        targets: Integers (N,): classes to lead to; any other than the label by default.
+        targets: Target classes, integers (N,); by default any class but the label.
         progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
@@ -75,7 +83,7 @@ def pgd(
     Raises:
         ValueError: An argument is invalid.
     """
-    check_norm(norm, ("l2", "linf"))
+    check_norm(norm, _NORMS)
     epsilon = check_epsilon(epsilon, norm, model.image_shape)
     step_size = check_epsilon(step_size, norm, model.image_shape, name="step_size", exclusive=True)
     num_steps = check_count("num_steps", num_steps)
@@ -85,28 +93,21 @@ def pgd(
         raise ValueError(
             f"num_restarts must be 1 without random_start, got {num_restarts}: all would be equal"
         )
+    step = functools.partial(take_step, epsilon=epsilon, step_size=step_size, norm=norm)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        logits, start = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, norm)
-        confirmations = Confirmations(oracle, batch, best, norm)
+    def attack(query: Query, batch: Batch) -> None:
+        original = query.logits(batch.images)
         for restart in range(num_restarts):
-            iterates, state = batch.images, start
+            answer, images = original, batch.images
             if random_start:
-                iterates = _draw(split_keys(batch, restart), batch.images, epsilon, norm)
+                images = _draw(split_keys(batch, restart), images, epsilon, norm)
             for _ in range(num_steps):
-                gradients, logits, state = oracle.gradients(iterates, batch, state)
-                best = bests.update(best, batch, iterates, logits, norm)
-                best, state = confirmations(best, state)
-                iterates = take_step(
-                    iterates, gradients, batch.images, epsilon=epsilon, step_size=step_size,
-                    norm=norm,
-                )  # fmt: skip
-            best = confirmations.last(best, iterates)
-        return best
+                answer = query.gradients(images, near=answer)
+                images = step(images, answer.gradients, batch.images)
+            query.finish(images)
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), epsilon=epsilon,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, epsilon=epsilon,
         targets=targets, progress=progress,
     )  # fmt: skip
 
@@ -152,21 +153,6 @@ def ascend(
         )
 
     return lax.fori_loop(0, num_steps, body, start)
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def take_step(
-    iterates: jax.Array,
-    gradients: jax.Array,
-    originals: jax.Array,
-    *,
-    epsilon: float | jax.Array,
-    step_size: float | jax.Array,
-    norm: str,
-) -> jax.Array:
-    """One step of steepest ascent, projected into the ball around the originals and to [0, 1]."""
-    moved = iterates + step_size * ascent_direction(gradients, norm)
-    return project(moved, originals, epsilon, norm)
 
 
 _draw = jax.jit(draw_start, static_argnames="norm")

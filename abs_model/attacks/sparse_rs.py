@@ -15,21 +15,31 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_bool, check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.oracle import Oracle, State
-from abs_model.attacks.random_search import Walk
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l0",)
 # Beyond these of 10,000 steps, alpha is alpha_init over the divisor (the paper's appendix).
 _STEPS = (0, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
 
 
+@register(
+    title="Sparse-RS",
+    norms=_NORMS,
+    access=Access.SCORES,
+    source="Croce et al. 2022",
+    smoke={"num_steps": 10},
+    limits={"l0": "num_pixels"},
+)
 def sparse_rs(
     model: Classifier,
     images: Any,
@@ -44,7 +54,7 @@ def sparse_rs(
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Attacks a classifier with Sparse-RS on the margin of the logits; asks no gradients.
+    """Attacks a classifier with Sparse-RS on the margin of the logits; without gradients.
 
     The search of an image ends with its first success, or, with `minimize`, at a single pixel.
     Queries the classifier at most `1 + num_restarts * (num_steps + 1)` times; it stops when the
@@ -61,10 +71,10 @@ def sparse_rs(
             alpha is relative.
         alpha_init: Share of the set that the first exchange takes, above 0 and at most 1; 0.3 in
             the paper for untargeted attacks, 0.1 for targeted ones.
-        minimize: Whether to go on after success with a pixel less, drawn from the set, for that
+        minimize: Whether to continue after success with a pixel less, drawn from the set, for that
             image: an attack of minimal distance, which the paper's is not.
         num_restarts: Starts to try, with `minimize` at a pixel less than the best so far.
-        targets: Integers (N,): classes to lead to; any other than the label by default.
+        targets: Target classes, integers (N,); by default any class but the label.
         progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
@@ -83,31 +93,32 @@ def sparse_rs(
     num_restarts = check_count("num_restarts", num_restarts)
     check_bool("minimize", minimize)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], "l0")
-        confirmations = Confirmations(oracle, batch, best, "l0")
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
         for restart in range(num_restarts):
             number = restart * (num_steps + 1)
-            budgets = _budgets(best, num_pixels, minimize)
-            starts = _propose(batch, batch.images, budgets, number, alpha_init, num_pixels)
-            logits, state = oracle.logits(starts)
-            walk, best = _begin(batch, starts, budgets, logits, state, best)
+            budgets = _budgets(query.best, num_pixels, minimize)
+            starts = _propose(
+                batch, batch.images, query.best, budgets, number, alpha_init, num_pixels
+            )
+            here = query.logits(starts)
             for step in range(1, num_steps + 1):
-                budgets = _budgets(best, num_pixels, minimize)
-                if not bool(budgets.any()) and confirmations.over(best):
+                budgets = _budgets(query.best, num_pixels, minimize)
+                if not bool(budgets.any()):
                     break
                 share = share_of_pixels(step, num_steps, alpha_init)
-                proposals = _propose(batch, walk.images, budgets, number + step, share, num_pixels)
-                logits, state = oracle.logits(proposals, walk.state, batch.classes)
-                walk, best = _accept(batch, walk, budgets, proposals, logits, state, best)
-                best, state = confirmations(best, walk.state)
-                if state is not walk.state:
-                    walk = walk.again(oracle, batch)
-            best = confirmations.now(best)
-        return best
+                proposals = _propose(
+                    batch, here.images, query.best, budgets, number + step, share, num_pixels
+                )
+                there = query.logits(proposals, near=here, classes=batch.classes)
+                here = _accept(batch, here, there, budgets)
+                if query.just_verified:
+                    # The search must not be stuck at a margin that was wrong.
+                    here = query.logits(here.images)
+            query.settle()
 
     return run(
-        attack, model, images, labels, key, norm="l0", norms=("l0",), targets=targets,
+        attack, model, images, labels, key, norm="l0", norms=_NORMS, targets=targets,
         progress=progress,
     )  # fmt: skip
 
@@ -124,46 +135,29 @@ def share_of_pixels(step: int, num_steps: int, alpha_init: float) -> float:
 
 
 @functools.partial(jax.jit, static_argnames="minimize")
-def _budgets(best: Best, num_pixels: int, minimize: bool) -> jax.Array:
+def _budgets(best: BestSoFar, num_pixels: int, minimize: bool) -> jax.Array:
     """How many pixels the search may change, int32 (n,); 0 where it has ended."""
     fewer = best.distances.astype(jnp.int32) - 1
-    return jnp.where(best.success, jnp.maximum(fewer, 0) if minimize else 0, num_pixels)
+    # The search of an image ends with an example that is verified.
+    fewer = jnp.maximum(fewer, jnp.where(best.verified, 0, 1))
+    if minimize:
+        return jnp.where(best.success, fewer, num_pixels)
+    return jnp.where(best.done, 0, num_pixels)
 
 
 @jax.jit
-def _begin(
-    batch: Batch,
-    starts: jax.Array,
-    budgets: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-) -> tuple[Walk, Best]:
-    found = choose(budgets > 0, bests.update(best, batch, starts, logits, "l0"), best)
-    return Walk.at(batch, starts, logits, state), found
-
-
-@jax.jit
-def _accept(
-    batch: Batch,
-    walk: Walk,
-    budgets: jax.Array,
-    proposals: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-) -> tuple[Walk, Best]:
-    """The walk, which goes where the margin is higher or must be with fewer pixels; the best."""
-    there = Walk.at(batch, proposals, logits, state)
-    over = _changed(batch, walk.images).sum((1, 2)) > budgets
-    found = choose(budgets > 0, bests.update(best, batch, proposals, logits, "l0"), best)
-    return choose(over | (there.margins > walk.margins), there, walk), found
+def _accept(batch: Batch, here: Answer, there: Answer, budgets: jax.Array) -> Answer:
+    """Goes where the margin is higher, or must be with fewer pixels."""
+    over = _changed(batch, here.images).sum((1, 2)) > budgets
+    higher = margins(there.logits, batch) > margins(here.logits, batch)
+    return choose(over | higher, there, here)
 
 
 @functools.partial(jax.jit, static_argnames="num_pixels")
 def _propose(
     batch: Batch,
     images: jax.Array,
+    best: BestSoFar,
     budgets: jax.Array,
     number: int,
     share: float,
@@ -172,7 +166,7 @@ def _propose(
     """Images with that share of their pixels exchanged.
 
     Where the number of changed pixels is not that of the budget (n,), it becomes that instead, with
-    no exchange.
+    no exchange. Where there is no budget, they are the best images.
     """
     keys = split_keys(batch, number)
 
@@ -191,7 +185,8 @@ def _propose(
         kept = jnp.where(leaving[..., None], original, image)
         return jnp.where(entering[..., None], _colors(color_key, original), kept)
 
-    return jax.vmap(of_image)(keys, images, batch.images, _changed(batch, images), budgets)
+    proposals = jax.vmap(of_image)(keys, images, batch.images, _changed(batch, images), budgets)
+    return choose(budgets > 0, proposals, best.images)
 
 
 def _changed(batch: Batch, images: jax.Array) -> jax.Array:

@@ -25,24 +25,33 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.checks import check_count, check_number
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, project
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_epsilon, check_norm
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.oracle import Oracle, State
-from abs_model.attacks.random_search import Walk
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.checks import check_epsilon, check_norm
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose, project
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
+_NORMS = ("l2", "linf")
 # After each of these of 10,000 steps, p is halved (the paper's supplement).
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-# Squares of a larger share of the image move it too far for a search that goes on from before.
+# Squares of a larger share of the image move it too far for warm queries.
 _LARGE = 0.25
 _GRID = 5
 
 
+@register(
+    title="Square",
+    norms=_NORMS,
+    access=Access.SCORES,
+    source="Andriushchenko et al. 2020",
+    smoke={"num_steps": 10},
+)
 def square(
     model: Classifier,
     images: Any,
@@ -57,10 +66,10 @@ def square(
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
-    """Attacks a classifier with the Square attack on the margin of the logits; asks no gradients.
+    """Attacks a classifier with the Square attack on the margin of the logits; without gradients.
 
     The search of an image ends with its first success. Queries the classifier at most
-    `1 + num_restarts * (num_steps + 1)` times; it stops when all images of a batch are fooled. A
+    `1 + num_restarts * (num_steps + 1)` times; it stops when all images of a batch are adversarial. A
     square that would change nothing is drawn with the other signs, as in the authors' code.
 
     Args:
@@ -76,7 +85,7 @@ def square(
         p_init: Share of the image's area that the first squares cover, above 0 and at most 1. The
             paper has 0.8 for the Madry network on MNIST, as has AutoAttack for everything.
         num_restarts: Starts to try.
-        targets: Integers (N,): classes to lead to; any other than the label by default.
+        targets: Target classes, integers (N,); by default any class but the label.
         progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
@@ -85,37 +94,34 @@ def square(
     Raises:
         ValueError: An argument is invalid.
     """
-    check_norm(norm, ("l2", "linf"))
+    check_norm(norm, _NORMS)
     epsilon = check_epsilon(epsilon, norm, model.image_shape)
     num_steps = check_count("num_steps", num_steps)
     p_init = check_number("p_init", p_init, minimum=0.0, maximum=1.0, exclusive=True)
     num_restarts = check_count("num_restarts", num_restarts)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
-        confirmations = Confirmations(oracle, batch, best, norm, epsilon)
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
         for restart in range(num_restarts):
             number = restart * (num_steps + 1)
-            starts = _start(batch, number, epsilon, norm)
-            logits, state = oracle.logits(starts)
-            walk, best = _begin(batch, starts, logits, state, best, norm)
+            here = query.logits(_start(batch, query.best, number, epsilon, norm))
             for step in range(num_steps):
-                if confirmations.over(best):
+                if query.all_succeeded():
                     break
                 share = share_of_image(step, num_steps, p_init)
                 side = side_of_square(share, model.image_shape, norm)
-                proposals = _propose(batch, walk.images, number + 1 + step, side, epsilon, norm)
-                state = None if share > _LARGE else walk.state
-                logits, state = oracle.logits(proposals, state, batch.classes)
-                walk, best = _accept(batch, walk, proposals, logits, state, best, norm)
-                best, state = confirmations(best, walk.state)
-                if state is not walk.state:
-                    walk = walk.again(oracle, batch)
-            best = confirmations.settled(best)
-        return best
+                proposals = _propose(
+                    batch, here.images, query.best, number + 1 + step, side, epsilon, norm
+                )
+                near = None if share > _LARGE else here
+                here = _accept(batch, here, query.logits(proposals, near, classes=batch.classes))
+                if query.just_verified:
+                    # The search must not be stuck at a margin that was wrong.
+                    here = query.logits(here.images)
+            query.settle()
 
     return run(
-        attack, model, images, labels, key, norm=norm, norms=("l2", "linf"), epsilon=epsilon,
+        attack, model, images, labels, key, norm=norm, norms=_NORMS, epsilon=epsilon,
         targets=targets, progress=progress,
     )  # fmt: skip
 
@@ -141,57 +147,35 @@ def side_of_square(share: float, image_shape: tuple[int, int, int], norm: str) -
     return min(max(side | 1, 3), largest - 1 + largest % 2)
 
 
-@functools.partial(jax.jit, static_argnames="norm")
-def _begin(
-    batch: Batch, starts: jax.Array, logits: jax.Array, state: State, best: Best, norm: str
-) -> tuple[Walk, Best]:
-    found = choose(best.success, best, bests.update(best, batch, starts, logits, norm))
-    return Walk.at(batch, starts, logits, state), found
+@jax.jit
+def _accept(batch: Batch, here: Answer, there: Answer) -> Answer:
+    """Goes where the margin is higher."""
+    return choose(margins(there.logits, batch) > margins(here.logits, batch), there, here)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _accept(
-    batch: Batch,
-    walk: Walk,
-    proposals: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-    norm: str,
-) -> tuple[Walk, Best]:
-    """The walk, which goes where the margin is higher, and the best found.
-
-    An image that is fooled keeps what was found: how long the search goes on afterwards depends on
-    the other images of the batch.
-    """
-    there = Walk.at(batch, proposals, logits, state)
-    found = bests.update(best, batch, proposals, logits, norm)
-    return (
-        choose(there.margins > walk.margins, there, walk),
-        choose(best.success, best, found),
-    )
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _start(batch: Batch, number: int, epsilon: float, norm: str) -> jax.Array:
-    """Images at a distance of epsilon, clipped to [0, 1], as the search starts from them."""
+def _start(batch: Batch, best: BestSoFar, number: int, epsilon: float, norm: str) -> jax.Array:
+    """Images at a distance of epsilon, clipped to [0, 1]; the best ones where these are done."""
     shape = batch.images.shape[1:]
     keys = split_keys(batch, number)
     start = _stripes if norm == "linf" else _tiles
     changes = epsilon * jax.vmap(lambda key: start(key, shape))(keys)
-    return project(batch.images + changes, batch.images, epsilon, norm)
+    started = project(batch.images + changes, batch.images, epsilon, norm)
+    return choose(best.done, best.images, started)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _propose(
     batch: Batch,
     images: jax.Array,
+    best: BestSoFar,
     number: int,
     side: int,
     epsilon: float,
     norm: str,
 ) -> jax.Array:
-    """Images with the perturbation changed in a square (two squares for "l2") of that side.
+    """Images with the perturbation changed in a square (two squares for "l2") of that side;
+    the best ones where these are done.
 
     One program for squares of all sizes: what lies inside is found by comparing coordinates.
     """
@@ -202,7 +186,8 @@ def _propose(
         return change(key, image, original, side, epsilon)
 
     changed = jax.vmap(of_image)(keys, images, batch.images)
-    return project(changed, batch.images, epsilon, norm)
+    changed = project(changed, batch.images, epsilon, norm)
+    return choose(best.done, best.images, changed)
 
 
 def _stripes(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -221,7 +206,7 @@ def _change_linf(
         return jnp.where(inside, jnp.clip(original + epsilon * signs, 0.0, 1.0), image)
 
     changed = with_signs(signs)
-    # Not exactly equal only by rounding, which is no change worth a question.
+    # Not exactly equal only by rounding, which is no change worth a query.
     same = jnp.abs(changed - image).max() <= 1e-6
     return jnp.where(same, with_signs(-signs), changed)
 

@@ -13,17 +13,18 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, lengths, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_norm
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_norm
+from abs_model.attacks._core.norms import lengths, per_image
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.line_search import search_line
+from abs_model.attacks.bim import bim
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fast_gradient import fast_gradient
-from abs_model.attacks.iterative import bim, mim
-from abs_model.attacks.line_search import search_line
-from abs_model.attacks.oracle import Oracle
-from abs_model.attacks.running import Progress, run
+from abs_model.attacks.mim import mim
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier
 
 _NORMS = ("l2", "linf")
@@ -34,6 +35,14 @@ _FINE = 0.1
 _SMALL = 1e-3
 
 
+@register(
+    title="Transfer",
+    norms=_NORMS,
+    access=Access.DECISIONS,
+    source="Schott et al. 2019",
+    smoke={"num_scales": 3, "num_bisections": 2},
+    resources=("surrogate",),
+)
 def transfer(
     model: Classifier,
     images: Any,
@@ -80,16 +89,12 @@ def transfer(
     num_bisections = check_count("num_bisections", num_bisections)
     _check_surrogate(surrogate, model)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
         for craft in _CRAFTS:
             crafted = craft(surrogate, batch.images, batch.classes, batch.keys, norm=norm).images
-            way = functools.partial(_along, batch.images, crafted)
-            _, best = search_line(
-                oracle, batch, way, best, norm, num_levels=num_scales,
-                num_bisections=num_bisections,
-            )  # fmt: skip
-        return best
+            path = functools.partial(_along, batch.images, crafted)
+            search_line(query, path, num_levels=num_scales, num_bisections=num_bisections)
 
     return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
 
@@ -110,12 +115,12 @@ def _check_surrogate(surrogate: Any, model: Classifier) -> None:
 
 
 @jax.jit
-def _along(originals: jax.Array, crafted: jax.Array, shares: jax.Array) -> jax.Array:
-    """Images at shares (n,) of the lines, which end where all values have reached 0 or 1."""
+def _along(originals: jax.Array, crafted: jax.Array, fractions: jax.Array) -> jax.Array:
+    """Images at fractions (n,) of the lines, which end where all values have reached 0 or 1."""
     changes = crafted - originals
     sizes = jnp.abs(changes)
     counts = sizes > _SMALL * per_image(lengths(changes, "linf"))
     room = jnp.where(changes > 0, 1 - originals, originals)
     ends = jnp.where(counts, room / jnp.where(counts, sizes, 1.0), 0.0).max((1, 2, 3))
-    scales = _FINE * ((1 + ends / _FINE) ** shares - 1)
+    scales = _FINE * ((1 + ends / _FINE) ** fractions - 1)
     return jnp.clip(originals + per_image(scales) * changes, 0.0, 1.0)

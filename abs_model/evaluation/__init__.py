@@ -18,8 +18,8 @@ from abs_model.evaluation.statistics import THRESHOLDS, summarize
 from abs_model.evaluation.suite import (
     AttackSpec,
     SuiteError,
-    check_any_taken,
-    check_taken,
+    check_any_applicable,
+    check_applicable,
     choose_attacks,
     read_suite,
 )
@@ -41,8 +41,8 @@ __all__ = [
     "Shard",
     "SuiteError",
     "Verification",
-    "check_any_taken",
-    "check_taken",
+    "check_any_applicable",
+    "check_applicable",
     "choose_attacks",
     "collect",
     "draw_curves",

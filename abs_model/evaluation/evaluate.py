@@ -123,7 +123,7 @@ def _tasks(
         batches = _batches(settings.num_clean, settings.batch_size)
         tasks.append(Task(model, None, folder, identity, batches))
         for spec in suite:
-            if spec.refusal(model) is None:
+            if spec.why_not(model) is None:
                 chosen = launcher.identity(spec, model)
                 attack_identity = identity | {"seed": settings.seed} | chosen
                 folder = ledger_folder(workdir, name, spec.name, attack_identity)
@@ -156,7 +156,7 @@ def _plan(
     attacks = [
         PlannedAttack(
             name=spec.name,
-            title=spec.shown,
+            title=spec.display_title,
             norm=spec.norm,
             group=spec.group,
             reference=spec.reference,
@@ -170,7 +170,7 @@ def _plan(
             },
             access=spec.access,
             refusals={
-                name: reason for name, model in models.items() if (reason := spec.refusal(model))
+                name: reason for name, model in models.items() if (reason := spec.why_not(model))
             },
             targets=spec.targets,
         )

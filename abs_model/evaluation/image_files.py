@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from abs_model._runtime.atomic_files import PathLike, as_path, atomic_write_bytes
-from abs_model.attacks.checks import check_norm
+from abs_model.attacks._core.checks import check_norm
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.eight_bit import LOST, NUDGED, ROUNDED, to_eight_bit
 from abs_model.evaluation.verification import (

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from abs_model.attacks.catalogue import Needs
+from abs_model.attacks.registry import BLACK_BOX, Access
 from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.statistics import THRESHOLDS, reaches, robust
@@ -23,7 +23,7 @@ MOST_STILL_LOSSES = 0.1  # of the images on which an attack found nothing
 MOST_BLACK_BOX_ONLY = 0.05  # of the attacked images
 # A loss that rises by less than this part of the way to the boundary does not move.
 _STILL = 1e-3
-_WHITE_BOX = (Needs.GRADIENTS.value, Needs.BINARY.value, Needs.ABS.value)
+_BLACK_BOX = tuple(access.value for access in BLACK_BOX)
 _NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
 
 
@@ -90,13 +90,13 @@ def _of_comparison(results: Results, model: str, norm: str) -> Iterator[AttackWa
     """Whether attacks without gradients find what none of those with gradients does."""
     attacks = results.attacks_on(model, norm, GROUPS)
     threshold = THRESHOLDS[norm]
-    # An attack that keeps closer than the threshold cannot find what lies there.
+    black = [each for each in attacks if each.access in _BLACK_BOX]
+    # An attack that stays closer than the threshold cannot find what lies there.
     white = [
         each
         for each in attacks
-        if each.access in _WHITE_BOX and reaches(each.limit(model), threshold)
+        if each.access and each not in black and reaches(each.limit(model), threshold)
     ]
-    black = [each for each in attacks if each.access == Needs.LOGITS.value]
     if not white or not black:
         return
     with_gradients, without = (
@@ -132,7 +132,7 @@ def _of_attack(results: Results, model: str, attack: PlannedAttack) -> Iterator[
             "all_rejected", model, attack.name, attack.norm,
             f"verification rejected every example that it reported ({len(reported)})",
         )  # fmt: skip
-    if attack.access != Needs.GRADIENTS.value:
+    if attack.access != Access.GRADIENTS.value:
         return
     probe = results.probes.get(model)
     if probe is not None and probe.thresholds:

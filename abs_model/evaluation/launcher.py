@@ -11,13 +11,13 @@ import numpy as np
 from abs_model._runtime.configuration import positive_int
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.pytrees import array_identity
-from abs_model.attacks.base import AttackResult
-from abs_model.attacks.catalogue import ATTACKS
-from abs_model.attacks.gradient_estimation import estimate_gradients
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks.registry import ATTACKS
 from abs_model.classifiers import Classifier
 from abs_model.evaluation.suite import AttackSpec, SuiteError
 from abs_model.evaluation.workdir import model_identity
 from abs_model.loading import load
+from abs_model.models.estimated_gradients import estimate_gradients
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ class _Stop(Exception):
 class Launcher:
     """Calls attacks, with what their settings name put in the place of the names.
 
-    `surrogate` in a configuration is the name of a model, `starts` a number of training images.
+    `surrogate` in a configuration is the name of a model, `starting_points` a number of training
+    images.
     """
 
     def __init__(self, training_images: np.ndarray) -> None:
@@ -45,17 +46,19 @@ class Launcher:
             UserError: There is no such surrogate.
         """
         identity = spec.identity(model)
-        surrogate, starts = (identity["settings"].get(key) for key in ("surrogate", "starts"))
+        surrogate, points = (
+            identity["settings"].get(key) for key in ("surrogate", "starting_points")
+        )
         if surrogate is not None:
             identity["surrogate"] = model_identity(self._surrogate(spec, surrogate))
-        if starts is not None:
-            identity["starts"] = array_identity(self._starts(spec, starts))
+        if points is not None:
+            identity["starting_points"] = array_identity(self._starting_points(spec, points))
         return identity
 
     def check(
         self, spec: AttackSpec, model: Classifier, images: np.ndarray, labels: np.ndarray
     ) -> None:
-        """Calls an attack of the catalogue up to its first query, before which it checks settings.
+        """Calls a registered attack up to its first query, before which it checks settings.
 
         Raises:
             SuiteError: The attack does not take the settings.
@@ -95,11 +98,11 @@ class Launcher:
         if settings.get("surrogate") is not None:
             surrogate = self._surrogate(spec, settings["surrogate"])
             settings["surrogate"] = surrogate.with_batch_size(model.batch_size)
-        if settings.get("starts") is not None:
-            first = self._starts(spec, settings["starts"])
-            settings["starts"] = first.astype(np.float32) / 255
+        if settings.get("starting_points") is not None:
+            points = self._starting_points(spec, settings["starting_points"])
+            settings["starting_points"] = points.astype(np.float32) / 255
         target = estimate_gradients(model) if spec.estimate_gradients else model
-        signature = inspect.signature(spec.entry.function)
+        signature = inspect.signature(spec.info.function)
         optional = {"norm": spec.norm, "progress": progress}
         given = {name: value for name, value in optional.items() if name in signature.parameters}
         if targets is not None:
@@ -112,7 +115,7 @@ class Launcher:
                 f" settings: {error}; it must take model, images, labels, key and its settings"
             ) from error
         try:
-            found = spec.entry.function(target, images, labels, keys, **given, **settings)
+            found = spec.info.function(target, images, labels, keys, **given, **settings)
         except ValueError as error:
             _LOGGER.debug("attack %r on %r", spec.name, model.name, exc_info=error)
             where = "" if spec.reference in ATTACKS else " (--verbosity=1 shows where)"
@@ -133,10 +136,10 @@ class Launcher:
                 raise SuiteError(f"attack {spec.name!r}: setting surrogate: {error}") from error
         return self._surrogates[name]
 
-    def _starts(self, spec: AttackSpec, count: Any) -> np.ndarray:
+    def _starting_points(self, spec: AttackSpec, count: Any) -> np.ndarray:
         if not positive_int.accepts(count):
             raise SuiteError(
-                f"attack {spec.name!r}: setting starts must be a number of training images,"
+                f"attack {spec.name!r}: setting starting_points must be a number of training images,"
                 f" {positive_int.description}; got {count!r}"
             )
         return self._training_images[:count]

@@ -11,8 +11,8 @@ import numpy as np
 
 from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
-from abs_model.attacks.catalogue import limit_of
-from abs_model.attacks.checks import NORMS
+from abs_model.attacks._core.checks import NORMS
+from abs_model.attacks.registry import limit_of
 from abs_model.evaluation.ledger import GO_ON, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.origins import Origin, read_origins
 from abs_model.evaluation.probe import Probe, read_probe
@@ -35,11 +35,11 @@ class PlannedAttack:
         title: For tables.
         norm: What it attacks in.
         group: "paper" or "stronger".
-        reference: The attack in the catalogue, or package.module:function.
+        reference: The attack in the registry, or package.module:function.
         settings: By model, all settings, defaults among them.
         ledgers: By model, the folder of its ledger, relative to the workdir.
         refusals: By model that it does not take, why.
-        access: What it requires of a model, of `catalogue.Needs`; empty where that is not known, as
+        access: What it requires of a model, of `registry.Access`; empty where that is not known, as
             of user-defined attacks, and in plans from before it was noted.
         targets: See `suite.AttackSpec`.
     """

@@ -15,8 +15,9 @@ import numpy as np
 
 from abs_model._runtime.compilation_cache import unload_programs
 from abs_model._runtime.provenance import device_name, git_commit, package_versions
-from abs_model.attacks.base import AttackResult, fold_in
-from abs_model.attacks.checks import check_epsilon
+from abs_model.attacks._core.checks import check_epsilon
+from abs_model.attacks._core.keys import fold_in
+from abs_model.attacks._core.result import AttackResult
 from abs_model.classifiers import Classifier
 from abs_model.data import Dataset
 from abs_model.decisions import decide
@@ -79,7 +80,7 @@ class Task:
     def description(self) -> str:
         if self.spec is None:
             return f"{self.model.name}: clean images"
-        return f"{self.model.name}: {self.spec.shown} {self.spec.norm}"
+        return f"{self.model.name}: {self.spec.display_title} {self.spec.norm}"
 
 
 class Runner:

@@ -3,7 +3,7 @@
 A configuration's section `attacks` has an entry for each row of the table::
 
     "boundary": {
-        "attack": "boundary",            # a name of abs_model.attacks.catalogue
+        "attack": "boundary",            # a name of abs_model.attacks.registry
         "norm": "l2",
         "group": "paper",                # or "stronger"
         "title": "Boundary",             # for tables; the catalogue's without it
@@ -36,14 +36,14 @@ import ml_collections
 
 from abs_model._runtime.configuration import check, section, suggestion
 from abs_model._runtime.errors import UserError
-from abs_model.attacks.catalogue import ATTACKS, Entry, Needs, limit_of
-from abs_model.attacks.checks import NORMS
-from abs_model.attacks.gradient_estimation import estimate_gradients
+from abs_model.attacks._core.checks import NORMS
+from abs_model.attacks.registry import ATTACKS, Access, AttackInfo, limit_of
 from abs_model.classifiers import ABSClassifier, Classifier
 from abs_model.evaluation.plugins import import_function
 from abs_model.evaluation.results import GROUPS
 from abs_model.evaluation.targets import RULES, Targets, is_targets, title_of
 from abs_model.evaluation.workdir import CLEAN, source_identity
+from abs_model.models.estimated_gradients import estimate_gradients
 from abs_model.nearest_neighbor import NearestNeighborClassifier
 from abs_model.zoo import available
 
@@ -89,14 +89,14 @@ class AttackSpec:
         settings_for: What differs by kind of model.
         only: The kinds of models that are attacked, or names of models.
         estimate_gradients: Whether gradients are estimated from scores.
-        title: For tables, in the place of the entry's.
+        title: For tables, in the place of the declared one.
         targets: Of a targeted attack, which classes it leads to: of `targets.RULES`, or the number
             of a class. None for an untargeted one.
     """
 
     name: str
     reference: str
-    entry: Entry
+    info: AttackInfo
     norm: str
     group: str
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -107,7 +107,7 @@ class AttackSpec:
     targets: Targets | None = None
 
     def __post_init__(self) -> None:
-        """Raises a SuiteError where the name is not to be had."""
+        """Raises a SuiteError if the name is reserved."""
         if self.name == CLEAN:
             raise SuiteError(
                 f"no attack can be called {CLEAN!r}: in an evaluation's files that stands for the"
@@ -115,20 +115,20 @@ class AttackSpec:
             )
 
     @property
-    def shown(self) -> str:
+    def display_title(self) -> str:
         """What tables call it."""
-        title = self.title or self.entry.title
+        title = self.title or self.info.title
         title = f"{title}, GE" if self.estimate_gradients else title
         return title if self.targets is None else f"{title}, targeted: {title_of(self.targets)}"
 
     @property
     def access(self) -> str:
-        """What it requires, of `Needs`; empty for a user-defined attack, which does not tell."""
+        """What it requires, of `Access`; empty for a user-defined attack, which does not tell."""
         if self.reference not in ATTACKS:
             return ""
-        return (Needs.LOGITS if self.estimate_gradients else self.entry.needs).value
+        return (Access.SCORES if self.estimate_gradients else self.info.access).value
 
-    def refusal(self, model: Classifier) -> str | None:
+    def why_not(self, model: Classifier) -> str | None:
         """Why a model is not attacked with it; None where it is."""
         if not {kind_of(model), model.name} & set(self.only):
             return f"the configuration has it for {', '.join(self.only)} only"
@@ -136,7 +136,7 @@ class AttackSpec:
             return f"its target is class {self.targets}, and the model has {model.num_classes}"
         attacked = estimate_gradients(model) if self.estimate_gradients else model
         targeted = self.targets is not None
-        return self.entry.refusal(attacked, self.settings_on(model), targeted=targeted)
+        return self.info.why_not(attacked, self.settings_on(model), targeted=targeted)
 
     def settings_on(self, model: Classifier) -> dict[str, Any]:
         """All settings for a model: the attack's defaults where there are none, or None."""
@@ -144,7 +144,7 @@ class AttackSpec:
         return self._defaults() | {key: value for key, value in given.items() if value is not None}
 
     def _defaults(self) -> dict[str, Any]:
-        parameters = inspect.signature(self.entry.function).parameters.values()
+        parameters = inspect.signature(self.info.function).parameters.values()
         return {
             parameter.name: parameter.default
             for parameter in parameters
@@ -159,10 +159,10 @@ class AttackSpec:
         """What, besides the model, the data and the seed, decides over its results.
 
         Raises:
-            SuiteError: A setting is nothing that a ledger can note.
+            SuiteError: A setting is not JSON-serializable.
         """
         settings, defaults = self.settings_on(model), self._defaults()
-        for key in self.entry.newer:
+        for key in self.info.newer:
             if settings[key] == defaults[key]:
                 del settings[key]
         identity = {
@@ -173,10 +173,10 @@ class AttackSpec:
         }
         if self.targets is not None:
             identity["targets"] = self.targets
-        if self.reference not in ATTACKS:
-            # One's own attack is at work on: what its file was counts.
-            module = self.reference.partition(":")[0]
-            identity["source"] = source_identity(self.entry.function, module)
+        if not self.info.built_in:
+            # User-defined attacks are under development, so their source file counts.
+            modules = {self.reference.rpartition(":")[0], self.info.function.__module__} - {""}
+            identity["source"] = source_identity(self.info.function, *sorted(modules))
         for key, value in settings.items():
             try:
                 json.dumps(value, allow_nan=False)
@@ -195,7 +195,7 @@ def read_suite(config: ml_collections.ConfigDict) -> list[AttackSpec]:
         SuiteError: An entry is not as described above; the message names it.
     """
     check(config, {"attacks": section})
-    return [_read_entry(name, entry) for name, entry in config.attacks.to_dict().items()]
+    return [_read_row(name, entry) for name, entry in config.attacks.to_dict().items()]
 
 
 def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[AttackSpec]:
@@ -233,20 +233,20 @@ def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[
     return list(chosen.values())
 
 
-def check_taken(specs: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
+def check_applicable(specs: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
     """Raises a SuiteError for an attack that none of the models can be attacked with."""
     for spec in specs:
-        refusals = {name: spec.refusal(model) for name, model in models.items()}
+        refusals = {name: spec.why_not(model) for name, model in models.items()}
         if all(refusals.values()):
             reasons = "; ".join(f"{name}: {why}" for name, why in refusals.items())
             raise SuiteError(f"--attacks: {spec.name!r} can't attack any of the models ({reasons})")
 
 
-def check_any_taken(suite: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
+def check_any_applicable(suite: Sequence[AttackSpec], models: Mapping[str, Classifier]) -> None:
     """Raises a SuiteError when no attack takes any of the models."""
-    if not any(spec.refusal(model) is None for spec in suite for model in models.values()):
+    if not any(spec.why_not(model) is None for spec in suite for model in models.values()):
         reasons = "; ".join(
-            f"{spec.name} on {name}: {spec.refusal(model)}"
+            f"{spec.name} on {name}: {spec.why_not(model)}"
             for spec in suite
             for name, model in models.items()
         )
@@ -263,7 +263,7 @@ def kind_of(model: Classifier) -> str:
     return "nearest_neighbor" if isinstance(model, NearestNeighborClassifier) else "network"
 
 
-def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
+def _read_row(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     def refuse(what: str) -> SuiteError:
         return SuiteError(f"attacks.{name}: {what}")
 
@@ -305,7 +305,7 @@ def _read_entry(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     fields = {key: value for key, value in entry.items() if key != "attack"}
     if "only" in fields:
         fields["only"] = tuple(fields["only"])
-    return AttackSpec(name=name, reference=reference, entry=found, **fields)
+    return AttackSpec(name=name, reference=reference, info=found, **fields)
 
 
 def _own_attack(name: str, reference: str) -> list[AttackSpec]:
@@ -319,13 +319,14 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
             f"--attacks: the norm of {name!r} must be {', '.join(NORMS)}, got {given!r}"
         )
     function = import_function(path, "--attacks")
-    entry = Entry(name, function, (norm,) if norm else NORMS, Needs.LOGITS)
+    norms = (norm,) if norm else NORMS
+    info = AttackInfo(function=function, title=name, norms=norms, access=Access.SCORES)
     if norm is None and "norm" not in inspect.signature(function).parameters:
         raise SuiteError(
             f"--attacks: {path} does not take norm; say which it attacks in:"
             f" {name}={path}:{NORMS[0]}"
         )
     return [
-        AttackSpec(name if norm else f"{name}_{each}", path, entry, each, "stronger")
+        AttackSpec(name if norm else f"{name}_{each}", path, info, each, "stronger")
         for each in ([norm] if norm else NORMS)
     ]

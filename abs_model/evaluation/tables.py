@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from abs_model.attacks.catalogue import Needs
+from abs_model.attacks.registry import Access
 from abs_model.evaluation.cells import Cell, PublishedCell, attack_cell, minimum_cell
 from abs_model.evaluation.indicators import AttackWarning, find_warnings
 from abs_model.evaluation.published import published_beside
@@ -119,7 +119,7 @@ def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
 
     def reasons(row: Row, model: str) -> list[str]:
         names = {row.attack.name} if row.attack else {""}
-        if row.attack and row.attack.access == Needs.GRADIENTS.value:
+        if row.attack and row.attack.access == Access.GRADIENTS.value:
             names.add("")
         return [
             each.reason

@@ -15,7 +15,7 @@ import numpy as np
 from abs_model import decisions
 from abs_model._runtime.checks import check_count
 from abs_model._runtime.precision import single_precision
-from abs_model.attacks.checks import check_epsilon, check_labels
+from abs_model.attacks._core.checks import check_epsilon, check_labels
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 

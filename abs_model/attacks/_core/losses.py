@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.batch import Batch
+from abs_model.attacks._core.batch import Batch
 
 Loss = Callable[[jax.Array, Batch], jax.Array]
 

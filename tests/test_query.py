@@ -1,4 +1,4 @@
-"""What attacks are told about a warm-started classifier, an ABS model."""
+"""The query session of a warm-started classifier, an ABS model."""
 
 import dataclasses
 
@@ -9,9 +9,9 @@ import pytest
 
 import abs_model
 from abs_model.attacks import Batch, log_odds
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.oracle import Oracle, _jacobian
-from abs_model.attacks.running import run
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Query, _jacobian
+from abs_model.attacks._core.run import run
 from tests.linear_classifiers import grays, linear_classifier
 
 
@@ -34,20 +34,19 @@ def moved(batch):
 
 
 def test_a_warm_answer_has_the_two_largest_logits_and_leaves_others_out(model, batch, moved):
-    oracle = Oracle(model)
-    _, state = oracle.logits(batch.images)
-    logits, following = oracle.logits(moved, state)
-    assert oracle.warm and oracle.num_queries == 2 and oracle.num_gradients == 0
-    largest = np.argsort(-np.asarray(logits), axis=1)[:, :2]
-    assert np.take_along_axis(np.asarray(following.searched), largest, 1).all()
-    assert not np.asarray(following.searched).all()
-    np.testing.assert_array_equal(logits.argmax(1), model.predict(moved))
+    query = Query(model, batch, "l2")
+    answer = query.logits(moved, near=query.logits(batch.images))
+    assert query.warm and query.num_queries == 2 and query.num_gradients == 0
+    largest = np.argsort(-np.asarray(answer.logits), axis=1)[:, :2]
+    assert np.take_along_axis(np.asarray(answer.state.searched), largest, 1).all()
+    assert not np.asarray(answer.state.searched).all()
+    np.testing.assert_array_equal(answer.logits.argmax(1), model.predict(moved))
 
 
 def test_a_warm_jacobian_is_of_all_classes(model, batch, moved):
-    oracle = Oracle(model)
-    _, state = oracle.logits(batch.images)
-    jacobian, logits, following = oracle.jacobian(moved, state)
+    query = Query(model, batch, "l2")
+    answer = query.jacobian(moved, near=query.logits(batch.images))
+    jacobian, logits, following = answer.jacobian, answer.logits, answer.state
     assert np.asarray(following.searched).all()
     assert np.any(np.asarray(jacobian.gradients) != 0, axis=(2, 3, 4)).all()
     # dE_c/dx = 2 (x - G_c(z)), times the class weight.
@@ -63,10 +62,13 @@ def test_a_jacobian_of_leading_classes_is_part_of_the_whole(count):
     random = np.random.default_rng(0)
     model = linear_classifier(random.normal(size=(60, 60)), random.normal(size=60))
     images, labels = jnp.asarray(grays(4)), jnp.array([0, 59, 7, 30])
-    whole, logits, _ = Oracle(model).jacobian(images)
+    batch = Batch(images, labels, image_keys(jax.random.key(0), 4), targeted=False)
+    answer = Query(model, batch, "l2").jacobian(images)
+    whole, logits = answer.jacobian, answer.logits
     np.testing.assert_array_equal(whole.classes, np.tile(np.arange(60), (4, 1)))
-    part, same, _ = Oracle(model).jacobian(images, leading=(labels, count))
-    np.testing.assert_array_equal(same, logits)
+    answer = Query(model, batch, "l2").jacobian(images, num_classes=count)
+    part = answer.jacobian
+    np.testing.assert_array_equal(answer.logits, logits)
     for row, label in enumerate(np.asarray(labels)):
         order = [k for k in np.argsort(-np.asarray(logits[row])) if k != label]
         expected = sorted([label, *order[: count - 1]])
@@ -93,29 +95,24 @@ def test_warm_gradients_know_the_label_and_the_target_however_far_behind(model, 
         for shift in range(10):
             classes = (batch.classes + shift) % 10
             asked = Batch(batch.images, classes, batch.keys, targeted)
-            oracle = Oracle(model)
-            _, state = oracle.logits(batch.images)
-            gradients, _, following = oracle.gradients(moved, asked, state)
-            assert np.asarray(following.searched)[np.arange(4), classes].all()
-            assert np.any(np.asarray(gradients) != 0, axis=(1, 2, 3)).all()
+            query = Query(model, asked, "l2")
+            answer = query.gradients(moved, near=query.logits(batch.images))
+            assert np.asarray(answer.state.searched)[np.arange(4), classes].all()
+            assert np.any(np.asarray(answer.gradients) != 0, axis=(1, 2, 3)).all()
 
 
 def test_losses_of_all_logits_get_all_logits(model, batch, moved):
-    oracle = Oracle(model)
-    _, state = oracle.logits(batch.images)
-    _, _, following = oracle.gradients(moved, batch, state, loss=log_odds)
-    assert np.asarray(following.searched).all()
+    query = Query(model, batch, "l2")
+    answer = query.gradients(moved, near=query.logits(batch.images), loss=log_odds)
+    assert np.asarray(answer.state.searched).all()
 
 
-def test_what_does_not_hold_from_scratch_is_looked_for_farther_out(model, batch):
-    """An attack that claims images just short of the boundary."""
-    from abs_model.attacks import best as bests
-
+def test_a_rejected_example_is_searched_for_farther_out(model, batch):
+    """An attack that reports images just short of the boundary."""
     far = jnp.broadcast_to(batch.images[::-1], batch.images.shape)
 
-    def attack(oracle, batch):
-        logits, _ = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, "l2")
+    def attack(query, batch):
+        query.logits(batch.images)
         low, high = np.zeros(4), np.ones(4)
         for _ in range(12):
             middle = (low + high) / 2
@@ -123,9 +120,10 @@ def test_what_does_not_hold_from_scratch_is_looked_for_farther_out(model, batch)
             fooled = model.predict(np.asarray(images, np.float32)) != np.asarray(batch.classes)
             low, high = np.where(fooled, low, middle), np.where(fooled, middle, high)
         short = 0.998 * low[:, None, None, None]
-        images = jnp.asarray(batch.images + short * (far - batch.images), jnp.float32)
-        best = bests.first(batch, images, oracle.logits(images)[0], "l2")
-        return dataclasses.replace(best, success=jnp.ones(4, bool))
+        query.logits(jnp.asarray(batch.images + short * (far - batch.images), jnp.float32))
+        query.best = dataclasses.replace(
+            query.best, success=jnp.ones(4, bool), verified=jnp.zeros(4, bool)
+        )
 
     labels = model.predict(batch.images)
     found = run(

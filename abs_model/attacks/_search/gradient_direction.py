@@ -12,60 +12,52 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import ascent_direction, lengths, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.oracle import Oracle, State
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.norms import ascent_direction, lengths, per_image
+from abs_model.attacks._core.query import Answer, Query
 
 
 def estimate_direction(
-    oracle: Oracle,
-    batch: Batch,
-    points: jax.Array,
-    delta: jax.Array,
-    state: State,
-    keys: jax.Array,
-    size: int,
-    norm: str,
+    query: Query, here: Answer, delta: jax.Array, keys: jax.Array, size: int
 ) -> jax.Array:
-    """Estimates the direction in which the margin grows; asks `size` times.
+    """Estimates the direction in which the margin grows; `size` queries.
+
+    Random changes are uniform on the sphere for L2, and come from a cube for L-infinity.
 
     Args:
-        oracle: The classifier.
-        batch: The originals.
-        points: Images (n, height, width, channels) on the boundary.
-        delta: How far from them to ask, in L2 for either norm, (n,).
-        state: Of the points.
+        query: The session.
+        here: The answer about images (n, height, width, channels) on the boundary.
+        delta: How far from them to query, in L2 for either norm, (n,).
         keys: A key for each image, (n,).
         size: Number of queries.
-        norm: "l2": random changes are uniform on the sphere; "linf": they come from a cube.
 
     Returns:
         Changes (n, ...) of length 1 in the norm.
     """
-    tally = _Tally(jnp.zeros_like(points), jnp.zeros_like(points), jnp.zeros(len(points)))
+    points, norm = here.images, query.norm
+    sums = _Sums(jnp.zeros_like(points), jnp.zeros_like(points), jnp.zeros(len(points)))
     candidates = _first_perturbation(points, delta, keys, norm)
     for number in range(size):
-        logits, _ = oracle.logits(candidates, state)
-        tally, candidates = _count(
-            batch, points, delta, keys, tally, candidates, logits, number, norm
-        )
-    return _direction(tally, size, norm)
+        # Not recorded, because a warm decision may be wrong; what the direction leads to counts.
+        answer = query.logits(candidates, near=here, record=False)
+        sums, candidates = _add(query.batch, points, delta, keys, sums, answer, number, norm)
+    return _direction(sums, size, norm)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Tally:
+class _Sums:
     """Sums over the perturbed points of a step.
 
     Attributes:
         signed: Of the changes, with the sign of the answers, (n, height, width, channels).
         plain: Of the changes.
-        answers: Of the answers, 1 for adversarial ones and -1 for others, (n,).
+        signs: Of the signs, 1 for adversarial ones and -1 for others, (n,).
     """
 
     signed: jax.Array
     plain: jax.Array
-    answers: jax.Array
+    signs: jax.Array
 
 
 def _perturb(
@@ -92,29 +84,26 @@ def _first_perturbation(
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _count(
+def _add(
     batch: Batch,
     points: jax.Array,
     delta: jax.Array,
     keys: jax.Array,
-    tally: _Tally,
-    candidates: jax.Array,
-    logits: jax.Array,
+    sums: _Sums,
+    answer: Answer,
     number: int,
     norm: str,
-) -> tuple[_Tally, jax.Array]:
+) -> tuple[_Sums, jax.Array]:
     """Adds an answer to the sums, and draws the next points."""
-    answer = jnp.where(batch.fooled(logits), 1.0, -1.0)
-    change = (candidates - points) / per_image(delta)
-    tally = _Tally(
-        tally.signed + per_image(answer) * change, tally.plain + change, tally.answers + answer
-    )
-    return tally, _perturb(points, delta, keys, number + 1, norm)
+    sign = jnp.where(batch.is_adversarial(answer.logits), 1.0, -1.0)
+    change = (answer.images - points) / per_image(delta)
+    sums = _Sums(sums.signed + per_image(sign) * change, sums.plain + change, sums.signs + sign)
+    return sums, _perturb(points, delta, keys, number + 1, norm)
 
 
 @functools.partial(jax.jit, static_argnames="norm")
-def _direction(tally: _Tally, size: int, norm: str) -> jax.Array:
-    mean = tally.answers / size
+def _direction(sums: _Sums, size: int, norm: str) -> jax.Array:
+    mean = sums.signs / size
     # Where all answers are the same, their mean would leave nothing.
     baseline = jnp.where(jnp.abs(mean) == 1, 0.0, mean)
-    return ascent_direction(tally.signed - per_image(baseline) * tally.plain, norm)
+    return ascent_direction(sums.signed - per_image(baseline) * sums.plain, norm)

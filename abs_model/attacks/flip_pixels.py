@@ -13,26 +13,34 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import AttackResult, choose, per_image, random_start, snap
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.changes import Space
-from abs_model.attacks.checks import check_norm
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.greedy import search
-from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Oracle, State
-from abs_model.attacks.running import Progress, run, split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.checks import NORMS, check_norm
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose, per_image, random_start, snap
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks._core.run import Progress, run
+from abs_model.attacks._search.edit_space import EditSpace
+from abs_model.attacks._search.greedy import search_greedily
+from abs_model.attacks.registry import Access, register
 from abs_model.classifiers import Classifier, threshold
 
-_NORMS = ("l0", "l2", "linf")
 # Bisections of [0, 0.5]: to half the distance between neighboring values of an 8-bit image.
 _NUM_LEVELS = 10
 # Flips in L2 of less than 0.01 save nothing worth speaking of, but gain over cost would explode.
 _SMALLEST_COST = 1e-4
 
 
+@register(
+    title="Pixel flips",
+    norms=NORMS,
+    access=Access.BINARY,
+    source="this project",
+    smoke={"max_flips": 5, "num_rounds": 1, "num_steps": 3},
+    limits={"l0": "max_flips"},
+)
 def flip_pixels(
     model: Classifier,
     images: Any,
@@ -79,34 +87,35 @@ def flip_pixels(
         Per image the closest adversarial one; where there is none, that of the highest margin.
 
     Raises:
-        ValueError: An argument isn't as described; the model does not threshold images.
+        ValueError: An argument is invalid; the model does not threshold images.
     """
     if not getattr(model, "binary", False):
         raise ValueError(
             f"model {model.name!r} doesn't threshold images (its attribute `binary` is not true),"
             " which flip_pixels is for; greedy_pixels is its like for others"
         )
-    check_norm(norm, _NORMS)
+    check_norm(norm)
     max_flips = check_count("max_flips", max_flips)
     num_candidates = check_count("num_candidates", num_candidates)
     num_rounds = check_count("num_rounds", num_rounds)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts)
 
-    def attack(oracle: Oracle, batch: Batch) -> Best:
-        best = bests.first(batch, batch.images, oracle.logits(batch.images)[0], norm)
+    def attack(query: Query, batch: Batch) -> None:
+        query.logits(batch.images)
         if norm == "linf":
-            return _search_levels(oracle, batch, best, num_steps, num_restarts)
-        return search(
-            oracle, batch, best, Flips(norm), num_steps=max_flips, num_candidates=num_candidates,
-            num_rounds=num_rounds,
-        )  # fmt: skip
+            _search_levels(query, num_steps, num_restarts)
+        else:
+            search_greedily(
+                query, Flips(norm), num_steps=max_flips, num_candidates=num_candidates,
+                num_rounds=num_rounds,
+            )  # fmt: skip
 
-    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
+    return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
 
 
 @dataclasses.dataclass(frozen=True)
-class Flips(Space):
+class Flips(EditSpace):
     """Flips of thresholded pixels ("l0") or values ("l2"); forms are thresholded images."""
 
     def forms(self, images: jax.Array) -> jax.Array:
@@ -127,68 +136,62 @@ class _Walk:
     """Where the search at a level is.
 
     Attributes:
-        images: Snapped ones.
-        gradients: Of their margins.
-        margins: (n,).
-        state: Of the classifier.
+        here: The answer about the images, which are snapped, with gradients of their margins.
         sizes: How many flips to try next, int32 (n,); 0 where no flip is left to try.
         tried: Single flips that lowered the margin of these images, bool (n, height, width,
             channels).
     """
 
-    images: jax.Array
-    gradients: jax.Array
-    margins: jax.Array
-    state: State
+    here: Answer
     sizes: jax.Array
     tried: jax.Array
 
 
-def _search_levels(
-    oracle: Oracle, batch: Batch, best: Best, num_steps: int, num_restarts: int
-) -> Best:
+def _search_levels(query: Query, num_steps: int, num_restarts: int) -> None:
+    batch = query.batch
     low = jnp.zeros(len(batch.images))
-    confirmations = Confirmations(oracle, batch, best, "linf")
     for level in range(_NUM_LEVELS):
-        levels, images = _start(batch, best, low)
+        levels, images = _start(batch, query.best, low)
         for restart in range(num_restarts):
-            if bool(_reached(best, levels).all()):
+            if bool(_reached(query.best, levels).all()):
                 break
             if restart:
-                images = _draw(batch, levels, level * num_restarts + restart)
-            answer = oracle.gradients(images, batch)
-            walk, best = _begin(batch, images, levels, *answer, best)
+                images = _draw(batch, query.best, levels, level * num_restarts + restart)
+            answer = query.gradients(images)
+            walk = _begin(batch, answer, levels, query.best)
             for _ in range(num_steps):
                 if not bool(walk.sizes.any()):
                     break
-                proposals = _propose(batch, walk, levels)
-                answer = oracle.gradients(proposals, batch, walk.state)
-                walk, best = _accept(batch, walk, proposals, levels, *answer, best)
-        best = confirmations.now(best)
-        low = jnp.where(best.success & ~_reached(best, levels), levels, low)
-    return best
+                answer = query.gradients(_propose(batch, walk, levels), near=walk.here)
+                walk = _accept(batch, walk, answer, levels, query.best)
+        query.settle()
+        low = jnp.where(query.best.success & ~_reached(query.best, levels), levels, low)
 
 
 @jax.jit
-def _reached(best: Best, levels: jax.Array) -> jax.Array:
+def _reached(best: BestSoFar, levels: jax.Array) -> jax.Array:
     """Whether something was found within the levels (n,), bool (n,)."""
     return best.success & (best.distances <= levels)
 
 
 @jax.jit
-def _start(batch: Batch, best: Best, low: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _start(batch: Batch, best: BestSoFar, low: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The next level (n,), and the best images without the flips above it."""
-    # As long as an image isn't fooled, all flips are free.
+    # As long as an image isn't adversarial, all flips are free.
     levels = jnp.where(best.success, (low + best.distances) / 2, 1.0)
     return levels, jnp.where(_allowed(batch, levels), best.images, batch.images)
 
 
 @jax.jit
-def _draw(batch: Batch, levels: jax.Array, number: int) -> jax.Array:
-    """Images with random flips that are allowed, as from a random point within the level."""
+def _draw(batch: Batch, best: BestSoFar, levels: jax.Array, number: int) -> jax.Array:
+    """Images with random flips that are allowed, as from a random point within the level.
+
+    The best ones where the level has been reached.
+    """
     keys = split_keys(batch, number)
     points = random_start(keys, batch.images, levels, "linf")
-    return jnp.where(_allowed(batch, levels), snap(points, batch.images), batch.images)
+    drawn = jnp.where(_allowed(batch, levels), snap(points, batch.images), batch.images)
+    return choose(_reached(best, levels), best.images, drawn)
 
 
 def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:
@@ -198,25 +201,14 @@ def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _begin(
-    batch: Batch,
-    images: jax.Array,
-    levels: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-) -> tuple[_Walk, Best]:
-    found = bests.update(best, batch, images, logits, "linf")
-    best = choose(_reached(best, levels), best, found)
-    tried = jnp.zeros(images.shape, bool)
-    sizes = jnp.full(len(images), images[0].size)
-    walk = _Walk(images, gradients, margins(logits, batch), state, sizes, tried)
-    return _with_sizes(batch, walk, levels, sizes, best), best
+def _begin(batch: Batch, answer: Answer, levels: jax.Array, best: BestSoFar) -> _Walk:
+    tried = jnp.zeros(answer.images.shape, bool)
+    sizes = jnp.full(len(answer.images), answer.images[0].size)
+    return _with_sizes(batch, _Walk(answer, sizes, tried), levels, sizes, best)
 
 
 def _with_sizes(
-    batch: Batch, walk: _Walk, levels: jax.Array, sizes: jax.Array, best: Best
+    batch: Batch, walk: _Walk, levels: jax.Array, sizes: jax.Array, best: BestSoFar
 ) -> _Walk:
     """The walk with sizes of at most the number of flips that promise something; 0 at success."""
     useful = (_gains(batch, walk, levels) > 0).sum((1, 2, 3))
@@ -226,9 +218,9 @@ def _with_sizes(
 
 def _gains(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:
     """What flips gain to first order; 0 for those that are not allowed or have been tried."""
-    flips = 1 - 2 * threshold(walk.images)
+    flips = 1 - 2 * threshold(walk.here.images)
     free = _allowed(batch, levels) & ~walk.tried
-    return jnp.where(free, jnp.maximum(walk.gradients * flips, 0.0), 0.0)
+    return jnp.where(free, jnp.maximum(walk.here.gradients * flips, 0.0), 0.0)
 
 
 @jax.jit
@@ -237,29 +229,18 @@ def _propose(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:
     gains = _gains(batch, walk, levels)
     flat = gains.reshape(len(gains), -1)
     ranks = jnp.argsort(jnp.argsort(-flat, axis=1), axis=1).reshape(gains.shape)
-    forms = threshold(walk.images)
+    forms = threshold(walk.here.images)
     flipped = (ranks < per_image(walk.sizes)) & (gains > 0)
     return snap(jnp.where(flipped, 1 - forms, forms), batch.images)
 
 
 @jax.jit
-def _accept(
-    batch: Batch,
-    walk: _Walk,
-    proposals: jax.Array,
-    levels: jax.Array,
-    gradients: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-) -> tuple[_Walk, Best]:
-    """The walk, which goes where the margin is higher, and the best found."""
-    best = choose(walk.sizes > 0, bests.update(best, batch, proposals, logits, "linf"), best)
-    fresh = jnp.zeros_like(walk.tried)
-    there = _Walk(proposals, gradients, margins(logits, batch), state, 2 * walk.sizes, fresh)
+def _accept(batch: Batch, walk: _Walk, answer: Answer, levels: jax.Array, best: BestSoFar) -> _Walk:
+    """The walk, which goes where the margin is higher."""
+    there = _Walk(answer, 2 * walk.sizes, jnp.zeros_like(walk.tried))
     single = per_image(walk.sizes == 1)
-    tried = walk.tried | (single & (proposals != walk.images))
-    here = dataclasses.replace(walk, sizes=jnp.maximum(walk.sizes // 2, 1), tried=tried)
-    better = (there.margins > walk.margins) & (walk.sizes > 0)
-    walk = choose(better, there, here)
-    return _with_sizes(batch, walk, levels, walk.sizes, best), best
+    tried = walk.tried | (single & (answer.images != walk.here.images))
+    stay = dataclasses.replace(walk, sizes=jnp.maximum(walk.sizes // 2, 1), tried=tried)
+    higher = margins(answer.logits, batch) > margins(walk.here.logits, batch)
+    walk = choose(higher & (walk.sizes > 0), there, stay)
+    return _with_sizes(batch, walk, levels, walk.sizes, best)

@@ -1,4 +1,4 @@
-"""What attacks share: their result, and the geometry of the norms they are measured in.
+"""The geometry of the norms in which attacks measure changes.
 
 Images are float32 (N, height, width, channels) in [0, 1]; distances are in the same unit, over all
 pixels and channels of an image: "l2" is the Euclidean distance, "linf" the largest change of any
@@ -6,49 +6,15 @@ value; "l0" is the number of pixels that change, in whichever channels. All func
 and can be traced.
 """
 
-import dataclasses
 import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from abs_model._runtime.checks import shown
-from abs_model._runtime.hints import key_hint
-from abs_model.attacks.checks import check_norm
+from abs_model.attacks._core.checks import check_norm
 
 PyTree = Any
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AttackResult:
-    """What an attack found for each image.
-
-    Attributes:
-        images: float32 (N, height, width, channels) in [0, 1]: the adversarial images; where the
-            attack failed, the image that came closest to fooling the classifier.
-        success: bool (N,): whether the classifier gets `images` wrong, beyond doubt (see
-            `abs_model.decisions`).
-        distances: float32 (N,): from the original images to `images`, in the norm of the attack.
-            0 where the original was wrong already.
-        num_queries: int32 (N,): number of queries, with or without gradient, of
-            each image of its batch, until the last of them was done; None where the attack does not
-            count.
-        num_gradients: int32 (N,): how often of these with gradient.
-        num_zero_gradients: int32 (N,): how many of the image's gradients were zero, which tells an
-            attack nothing; None where the attack does not count.
-        num_nonfinite_gradients: int32 (N,): how many had an entry that was NaN or infinite, which
-            attacks take for zero.
-    """
-
-    images: jax.Array
-    success: jax.Array
-    distances: jax.Array
-    num_queries: jax.Array | None = None
-    num_gradients: jax.Array | None = None
-    num_zero_gradients: jax.Array | None = None
-    num_nonfinite_gradients: jax.Array | None = None
 
 
 def distances(first: jax.Array, second: jax.Array, norm: str) -> jax.Array:
@@ -146,28 +112,6 @@ def random_start(
     return project(images + radius * noise, images, epsilon, norm)
 
 
-def image_keys(key: jax.Array, count: int) -> jax.Array:
-    """A key for each of `count` images, (count,).
-
-    Args:
-        key: One `jax.random.key`, from which a key for each image is made by its place; or the
-            keys themselves, (count,), for results that do not depend on an image's place.
-
-    Raises:
-        ValueError: `key` is neither.
-    """
-    if not (isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key)):
-        raise ValueError(f"key must be a jax.random.key, got {shown(key)}{key_hint(key)}")
-    if key.shape == (count,):
-        return key
-    if key.shape:
-        raise ValueError(f"key must be one key or one for each image, ({count},); got {key.shape}")
-    return fold_in(jnp.broadcast_to(key, (count,)), jnp.arange(count))
-
-
-fold_in = jax.jit(jax.vmap(jax.random.fold_in, in_axes=(0, 0)))
-
-
 def ascent_direction(gradients: jax.Array, norm: str) -> jax.Array:
     """The change of length 1 in `norm` that follows each gradient most steeply.
 
@@ -195,12 +139,41 @@ def lengths(changes: jax.Array, norm: str) -> jax.Array:
     return jnp.abs(flat).max(1) if norm == "linf" else jnp.sqrt(jnp.sum(flat * flat, 1))
 
 
+def dual_norms(gradients: jax.Array, norm: str) -> jax.Array:
+    """How much a linear function grows at most per unit of distance: the dual norm of its gradient.
+
+    The sum of absolute values for "linf", the Euclidean norm for "l2".
+
+    Args:
+        gradients: (..., height, width, channels), of any scale: squares do not underflow.
+        norm: "l2" or "linf", of the distance.
+
+    Returns:
+        float32 (...).
+
+    Raises:
+        ValueError: `norm` is neither.
+    """
+    check_norm(norm, ("l2", "linf"))
+    axes = (-3, -2, -1)
+    sizes = jnp.abs(gradients)
+    largest = sizes.max(axes, keepdims=True)
+    sizes = sizes / jnp.where(largest > 0, largest, 1.0)
+    total = sizes.sum(axes) if norm == "linf" else jnp.sqrt((sizes * sizes).sum(axes))
+    return largest.squeeze(axes) * total
+
+
+def max_distance(images: jax.Array, norm: str) -> jax.Array:
+    """The distance from each image to the max_distance image in [0, 1], float32 (n,)."""
+    return lengths(jnp.maximum(images, 1.0 - images), norm)
+
+
 def per_image(values: jax.Array) -> jax.Array:
     """(N,) as (N, 1, 1, 1), to go with images."""
     return values[:, None, None, None]
 
 
-def of_class(values: jax.Array, classes: jax.Array) -> jax.Array:
+def take_class(values: jax.Array, classes: jax.Array) -> jax.Array:
     """From values (n, classes, ...) those of one class for each image, (n, ...)."""
     index = classes.reshape(-1, *(1,) * (values.ndim - 1))
     return jnp.take_along_axis(values, index, axis=1)[:, 0]

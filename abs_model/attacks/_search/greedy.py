@@ -1,4 +1,4 @@
-"""Greedy search for few changes that fool a classifier, one at a time, led by gradients.
+"""Greedy search for few edits that make an image adversarial, one at a time, led by gradients.
 
 In each step the Jacobian of the logits gives, to first order, what every change gains towards each
 of the other classes, at most nine of the largest logits. The nearest class is the one that changes
@@ -12,16 +12,14 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import choose, distances, of_class
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.changes import Space
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.elimination import eliminate
-from abs_model.attacks.losses import margins
-from abs_model.attacks.oracle import Jacobian, Oracle, State
-from abs_model.attacks.running import split_keys
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.keys import split_keys
+from abs_model.attacks._core.losses import margins
+from abs_model.attacks._core.norms import choose, distances, take_class
+from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._search.backward_elimination import eliminate
+from abs_model.attacks._search.edit_space import EditSpace
 
 # How many changes towards each class are looked at when the classes are compared.
 _HORIZON = 64
@@ -36,87 +34,67 @@ class _Pick:
 
     Attributes:
         forms: (n, height, width, channels).
+        answer: About the images of these forms.
         scores: What the step gains, (n,).
-        state: Of the classifier.
-        fooled: Whether any candidate was adversarial, bool (n,).
+        adversarial: Whether any candidate was adversarial, bool (n,).
     """
 
     forms: jax.Array
+    answer: Answer
     scores: jax.Array
-    state: State
-    fooled: jax.Array
+    adversarial: jax.Array
 
 
-def search(
-    oracle: Oracle,
-    batch: Batch,
-    best: Best,
-    space: Space,
-    *,
-    num_steps: int,
-    num_candidates: int,
-    num_rounds: int,
-) -> Best:
-    """Changes a unit of each image in each step until it is fooled, in several rounds.
+def search_greedily(
+    query: Query, space: EditSpace, *, num_steps: int, num_candidates: int, num_rounds: int
+) -> None:
+    """Edits a unit of each image in each step until it is adversarial, in several rounds.
 
     The first round starts from the originals, the others from the best found with a random half of
-    the changes undone, and choose less strictly by gains; they leave out images that aren't fooled.
+    the edits undone, and choose less strictly by gains; they leave out images that aren't
+    adversarial.
 
-    Asks `num_rounds * (1 + num_steps * (2 + num_candidates))` times at most, `num_rounds *
+    Queries `num_rounds * (1 + num_steps * (2 + num_candidates))` times at most, `num_rounds *
     (1 + num_steps)` times with gradient.
 
     Args:
-        oracle: The classifier.
-        batch: The originals; not targeted.
-        best: What has been found, at least the originals.
-        space: Of the changes.
-        num_steps: Most units to change; no more than there are.
+        query: The session; not targeted, and the originals have been queried.
+        space: Of the edits.
+        num_steps: Most units to edit; no more than there are.
         num_candidates: How many are tried in each step; no more than there are.
         num_rounds: Of the search.
     """
+    batch = query.batch
     most = space.units(batch.images).shape[1]
     num_steps, num_candidates = min(num_steps, most), min(num_candidates, most)
-    confirmations = Confirmations(oracle, batch, best, space.norm)
     for number in range(num_rounds):
-        forms, done = _start(batch, best, number * (num_steps + 1), number == 0, space=space)
-        state = None
+        forms, done = _start(batch, query.best, number * (num_steps + 1), number == 0, space=space)
+        here = None
         for step in range(1, num_steps + 1):
             if bool(done.all()):
                 break
-            jacobian, logits, state = oracle.jacobian(
-                _images(batch, forms, space), state, leading=(batch.classes, _NUM_CLASSES)
-            )
+            here = query.jacobian(_images(batch, forms, space), near=here, num_classes=_NUM_CLASSES)
             candidates, costs = _propose(
-                batch, forms, jacobian, logits, number * (num_steps + 1) + step, number > 0,
+                batch, forms, here, done, number * (num_steps + 1) + step, number > 0,
                 space=space, count=num_candidates,
             )  # fmt: skip
-            scores = jnp.full(len(forms), -jnp.inf)
-            pick, before = _Pick(forms, scores, state, done), logits
+            pick = _first_pick(forms, here, done)
             for candidate, cost in zip(candidates, costs, strict=True):
-                images = _images(batch, candidate, space)
-                logits, new_state = oracle.logits(images, state)
-                pick, best = _compare(
-                    batch, pick, candidate, cost, before, images, logits, new_state, best, done,
-                    space=space,
-                )  # fmt: skip
-            forms, state = choose(done, (forms, state), (pick.forms, pick.state))
-            best, refuted = confirmations.refute(best)
-            if refuted is not None:
-                images = _images(batch, forms, space)
-                answer = oracle.logits(images)
-                found = bests.update(best, batch, images, answer[0], space.norm, confirmed=True)
-                best, state = choose(refuted, (found, answer[1]), (best, state))
-                fooled = jnp.where(refuted, batch.fooled(answer[0]), pick.fooled)
-                pick = dataclasses.replace(pick, fooled=fooled)
-            done = _done(batch, forms, pick.fooled, best, space)
-        best = eliminate(oracle, batch, confirmations.now(best), space)
-        best = confirmations.now(best)
-    return best
+                answer = query.logits(_images(batch, candidate, space), near=here)
+                pick = _compare(batch, pick, candidate, cost, here.logits, answer)
+            forms, here = pick.forms, query.verify(pick.answer)
+            adversarial = jnp.where(
+                query.rejected, batch.is_adversarial(here.logits), pick.adversarial
+            )
+            done = _done(batch, forms, adversarial, query.best, space)
+        query.settle()
+        eliminate(query, space)
+        query.settle()
 
 
 @functools.partial(jax.jit, static_argnames=("first", "space"))
 def _start(
-    batch: Batch, best: Best, number: int, first: bool, *, space: Space
+    batch: Batch, best: BestSoFar, number: int, first: bool, *, space: EditSpace
 ) -> tuple[jax.Array, jax.Array]:
     """The forms that a round starts from, and the images it leaves out, bool (n,)."""
     originals, forms = space.forms(batch.images), space.forms(best.images)
@@ -124,19 +102,22 @@ def _start(
         return originals, best.success
     shape = space.units(forms).shape[1:]
     kept = jax.vmap(lambda key: jax.random.bernoulli(key, shape=shape))(split_keys(batch, number))
-    forms = jnp.where(space.spread(kept, forms.shape[1:]), forms, originals)
-    return forms, ~best.success | (best.distances == 0)
+    half_undone = jnp.where(space.spread(kept, forms.shape[1:]), forms, originals)
+    done = ~best.success | (best.distances == 0)
+    return choose(done, forms, half_undone), done
 
 
 @functools.partial(jax.jit, static_argnames="space")
-def _done(batch: Batch, forms: jax.Array, fooled: jax.Array, best: Best, space: Space) -> jax.Array:
-    """Images that are fooled, or that can't come closer than the best any more, bool (n,)."""
+def _done(
+    batch: Batch, forms: jax.Array, adversarial: jax.Array, best: BestSoFar, space: EditSpace
+) -> jax.Array:
+    """Images that are adversarial, or that can't come closer than the best any more, bool (n,)."""
     reached = distances(space.images(forms, batch.images), batch.images, space.norm)
-    return fooled | (best.success & (reached >= best.distances))
+    return adversarial | (best.success & (reached >= best.distances))
 
 
 @functools.partial(jax.jit, static_argnames="space")
-def _images(batch: Batch, forms: jax.Array, space: Space) -> jax.Array:
+def _images(batch: Batch, forms: jax.Array, space: EditSpace) -> jax.Array:
     return space.images(forms, batch.images)
 
 
@@ -144,27 +125,30 @@ def _images(batch: Batch, forms: jax.Array, space: Space) -> jax.Array:
 def _propose(
     batch: Batch,
     forms: jax.Array,
-    jacobian: Jacobian,
-    logits: jax.Array,
+    here: Answer,
+    done: jax.Array,
     step: int,
     noisy: bool,
     *,
-    space: Space,
+    space: EditSpace,
     count: int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Forms with one more change, (count, n, height, width, channels), and its cost, (count, n).
+    """Forms with one more edit, (count, n, height, width, channels), and its cost, (count, n).
+
+    Forms that are `done` are left as they are.
 
     With `noisy`, gains are weighed with random numbers from 0 to 1, so that rounds differ.
     """
+    jacobian = here.jacobian
     shape = forms.shape[1:]
     rows = jnp.arange(len(forms))
     is_label = jacobian.classes == batch.classes[:, None]
-    slopes = jacobian.gradients - of_class(jacobian.gradients, is_label.argmax(1))[:, None]
+    slopes = jacobian.gradients - take_class(jacobian.gradients, is_label.argmax(1))[:, None]
     gains = space.units(jnp.maximum(slopes * (1 - forms[:, None]), -slopes * forms[:, None]))
     costs = space.costs(batch.images)
     free = ~space.changed(forms, space.forms(batch.images))
     gains = jnp.where(free[:, None], gains, 0.0)
-    logits = jnp.take_along_axis(logits, jacobian.classes, axis=1)
+    logits = jnp.take_along_axis(here.logits, jacobian.classes, axis=1)
     which = _nearest_class(is_label, logits, gains, costs)
     slope, gain = slopes[rows, which], gains[rows, which]
     # Where there is no gain to be seen, farthest from where it was, and anywhere.
@@ -177,7 +161,7 @@ def _propose(
     weights = jnp.where(noisy, noise, 1.0)
     ratios = weights * ratios / jnp.where(largest > 0, largest, 1.0) + 1e-6 * noise
     places = jax.lax.top_k(jnp.where(free, ratios, -1.0), count)[1].T
-    chosen = jax.nn.one_hot(places, ratios.shape[1], dtype=bool)
+    chosen = jax.nn.one_hot(places, ratios.shape[1], dtype=bool) & ~done[:, None]
     return jnp.where(space.spread(chosen, shape), ends, forms), costs[rows, places]
 
 
@@ -192,7 +176,7 @@ def _nearest_class(
         gains: Of each unit on the way to each class, (n, classes, units), at least 0.
         costs: (n, units).
     """
-    own = of_class(logits, is_label.argmax(1))[:, None]
+    own = take_class(logits, is_label.argmax(1))[:, None]
     deficits = own - logits
     costs = jnp.broadcast_to(costs[:, None], gains.shape)
     places = jax.lax.top_k(gains / costs, min(_HORIZON, gains.shape[2]))[1]
@@ -213,39 +197,33 @@ def _nearest_class(
     return jnp.where(is_label, jnp.inf, needed).argmin(1)
 
 
-@functools.partial(jax.jit, static_argnames="space")
+@jax.jit
+def _first_pick(forms: jax.Array, here: Answer, adversarial: jax.Array) -> _Pick:
+    scores = jnp.full(len(forms), -jnp.inf)
+    return _Pick(forms, here.without_gradients(), scores, adversarial)
+
+
+@jax.jit
 def _compare(
     batch: Batch,
     pick: _Pick,
     forms: jax.Array,
     costs: jax.Array,
     before: jax.Array,
-    images: jax.Array,
-    logits: jax.Array,
-    state: State,
-    best: Best,
-    done: jax.Array,
-    *,
-    space: Space,
-) -> tuple[_Pick, Best]:
-    """The better of the pick and another candidate, and the best found.
+    answer: Answer,
+) -> _Pick:
+    """The better of the pick and another candidate.
 
     Args:
         batch: The originals.
         pick: The better of the candidates so far.
         forms: The candidate's.
-        costs: Of the change that leads there, (n,).
+        costs: Of the edit that leads there, (n,).
         before: The logits without it, (n, classes).
-        images: The forms.
-        logits: Of the images.
-        state: Of the classifier there.
-        best: What has been found.
-        done: Images whose search has ended, bool (n,).
-        space: Of the changes.
+        answer: About the candidate's images.
     """
-    gains = margins(logits, batch) - margins(before, batch)
+    gains = margins(answer.logits, batch) - margins(before, batch)
     scores = jnp.where(gains > 0, gains / costs, gains * costs)
-    fooled = pick.fooled | batch.fooled(logits)
-    better = choose(scores > pick.scores, _Pick(forms, scores, state, fooled), pick)
-    found = bests.update(best, batch, images, logits, space.norm)
-    return dataclasses.replace(better, fooled=fooled), choose(done, best, found)
+    adversarial = pick.adversarial | batch.is_adversarial(answer.logits)
+    better = choose(scores > pick.scores, _Pick(forms, answer, scores, adversarial), pick)
+    return dataclasses.replace(better, adversarial=adversarial)

@@ -1,4 +1,4 @@
-"""Claims that rest on wrong warm-started answers."""
+"""Adversarial examples that only wrong warm-started queries find."""
 
 import dataclasses
 import functools
@@ -21,10 +21,8 @@ from abs_model.attacks import (
     sparse_rs,
     square,
 )
-from abs_model.attacks import best as bests
-from abs_model.attacks.base import image_keys
-from abs_model.attacks.confirmation import Confirmations
-from abs_model.attacks.running import run
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.run import run
 from benchmarks.linear import LinearClassifier
 from tests.linear_classifiers import boundary_distances, grays, two_classes
 from tests.minimal_norm import KEY
@@ -100,7 +98,7 @@ class WavyRashClassifier(RashClassifier):
 
 
 @pytest.mark.parametrize(("attack", "norm"), ATTACKS)
-def test_claims_of_other_images_in_the_batch_play_no_part(attack, norm):
+def test_examples_of_other_images_in_the_batch_play_no_part(attack, norm):
     linear, _, _ = rash_classifier(0.9)
     settings = {field.name: getattr(linear, field.name) for field in dataclasses.fields(linear)}
     model = WavyRashClassifier(**settings)
@@ -144,7 +142,7 @@ def stuck_classifier(share):
         (functools.partial(carlini_wagner, num_steps=100, step_size=0.05, num_searches=4), "l2"),
     ],
 )
-def test_what_lies_a_little_beyond_a_wrong_claim_is_found(attack, norm):
+def test_what_lies_a_little_beyond_a_rejected_example_is_found(attack, norm):
     model, w, bias = stuck_classifier(0.1)
     images = grays(6)
     labels = model.predict(images)
@@ -155,9 +153,9 @@ def test_what_lies_a_little_beyond_a_wrong_claim_is_found(attack, norm):
     assert np.all(result.distances <= needed * 1.25)
 
 
-def test_a_random_search_goes_on_where_all_claims_are_wrong():
+def test_a_random_search_continues_where_all_examples_are_rejected():
     model, w, bias = stuck_classifier(0.6)
-    # One by one, so that a claim is all that there is.
+    # One by one, so that a wrong example is all that there is.
     model = model.with_batch_size(1)
     images = grays(3)
     labels = model.predict(images)
@@ -168,7 +166,7 @@ def test_a_random_search_goes_on_where_all_claims_are_wrong():
     assert np.all(model.predict(result.images) != labels)
 
 
-def test_a_confirmed_find_outlives_a_closer_claim_that_does_not_hold():
+def test_a_verified_example_outlives_a_closer_one_that_is_rejected():
     model, w, bias = rash_classifier(0.3)
     images = grays(6)
     labels = model.predict(images)
@@ -177,17 +175,17 @@ def test_a_confirmed_find_outlives_a_closer_claim_that_does_not_hold():
     def at(share):
         return jnp.asarray(images + share * ways.reshape(images.shape), jnp.float32)
 
-    def attack(oracle, batch):
-        logits, state = oracle.logits(batch.images)
-        best = bests.first(batch, batch.images, logits, "l2")
-        confirmations = Confirmations(oracle, batch, best, "l2")
-        best = confirmations.last(best, at(1.1))
-        assert best.success.all() and best.confirmed.all()
-        _, state = oracle.logits(at(0.85), state)
-        logits, _ = oracle.logits(at(0.9), state)
-        best = bests.update(best, batch, at(0.9), logits, "l2")
-        assert best.success.all() and not best.confirmed.all()
-        return confirmations.now(best)
+    def attack(query, batch):
+        original = query.logits(batch.images)
+        query.finish(at(1.1))
+        assert query.best.success.all() and query.best.verified.all()
+        answer = query.logits(at(0.9), near=query.logits(at(0.85), near=original))
+        rash = ~query.best.verified
+        assert query.best.success.all() and rash.any()
+        again = query.verify(answer)
+        np.testing.assert_array_equal(query.rejected, rash)
+        assert batch.is_adversarial(answer.logits)[rash].all()
+        assert not batch.is_adversarial(again.logits).any()
 
     model = model.with_batch_size(6)
     found = run(attack, model, images, labels, KEY, norm="l2", norms=("l2",))
@@ -195,39 +193,38 @@ def test_a_confirmed_find_outlives_a_closer_claim_that_does_not_hold():
     np.testing.assert_array_equal(found.images, at(1.1))
 
 
-def claim(share):
-    """An attack that claims, after a warm-started question, images at a share of the way."""
+def report(share):
+    """An attack that reports, after a warm query, images at a share of the way."""
 
     def attack(model, images, labels, key):
         w = np.asarray(model.weights)[:, 1]
         ways = -(images.reshape(len(images), -1) @ w + float(model.biases[1])) / (w @ w)
-        claimed = images + (share[:, None] * ways[:, None] * w).reshape(images.shape)
+        reported = images + (share[:, None] * ways[:, None] * w).reshape(images.shape)
 
-        def find(oracle, batch):
-            _, state = oracle.logits(batch.images)
-            logits, _ = oracle.logits(jnp.asarray(claimed, jnp.float32), state)
-            return bests.first(batch, jnp.asarray(claimed, jnp.float32), logits, "l2")
+        def find(query, batch):
+            original = query.logits(batch.images)
+            query.logits(jnp.asarray(reported, jnp.float32), near=original)
 
         return run(find, model, images, labels, key, norm="l2", norms=("l2",))
 
     return attack
 
 
-def test_in_the_end_the_way_to_the_next_image_that_holds_is_bisected():
+def test_in_the_end_the_line_to_the_next_verified_image_is_bisected():
     model, w, bias = rash_classifier(0.2)
     images = grays(6)
     labels = model.predict(images)
     needed = boundary_distances(images, w, bias, "l2")
-    # All but one, which fails, are claimed within the rashness.
+    # All but one, which fails, are reported within the rashness.
     shares = np.array([0.995, 0.97, 0.93, 0.999, 0.99, 0.5], np.float32)
     margins = np.abs(images.reshape(6, -1) @ w + bias)
-    claimed = (1 - shares) * margins < float(model.rashness)
-    result = claim(shares)(model.with_batch_size(6), images, labels, KEY)
-    np.testing.assert_array_equal(result.success, claimed)
-    assert claimed.sum() >= 3 and not claimed[5]
-    found = np.asarray(result.distances)[claimed]
-    assert np.all(found >= needed[claimed])
-    np.testing.assert_allclose(found, needed[claimed], rtol=0.02)
-    # And nothing is tried for those that were not claimed.
-    alone = claim(shares[5:])(model.with_batch_size(1), images[5:], labels[5:], KEY)
+    reported = (1 - shares) * margins < float(model.rashness)
+    result = report(shares)(model.with_batch_size(6), images, labels, KEY)
+    np.testing.assert_array_equal(result.success, reported)
+    assert reported.sum() >= 3 and not reported[5]
+    found = np.asarray(result.distances)[reported]
+    assert np.all(found >= needed[reported])
+    np.testing.assert_allclose(found, needed[reported], rtol=0.02)
+    # And nothing is tried for those that were not reported.
+    alone = report(shares[5:])(model.with_batch_size(1), images[5:], labels[5:], KEY)
     np.testing.assert_allclose(result.images[5:], alone.images, atol=1e-6)

@@ -1,7 +1,5 @@
-"""What every attack does before and after its own work: checks, keys, batches, confirmation."""
+"""What every attack does before and after its own work: checks, keys, batches."""
 
-import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -10,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.precision import single_precision
-from abs_model.attacks.base import AttackResult, distances, fold_in, image_keys, snap
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.best import Best
-from abs_model.attacks.checks import check_labels, check_norm
-from abs_model.attacks.confirmation import settle
-from abs_model.attacks.oracle import Oracle
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_labels, check_norm
+from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.norms import distances, snap
+from abs_model.attacks._core.query import Query
+from abs_model.attacks._core.result import AttackResult
 from abs_model.classifiers import Classifier
 from abs_model.images import check_images
 
@@ -24,7 +22,7 @@ Progress = Callable[[int], None]
 
 @single_precision
 def run(
-    attack: Callable[[Oracle, Batch], Best],
+    attack: Callable[[Query, Batch], None],
     model: Classifier,
     images: Any,
     labels: Any,
@@ -33,16 +31,11 @@ def run(
     norm: str,
     norms: tuple[str, ...],
     epsilon: float | None = None,
+    verify_regularly: bool = True,
     targets: Any = None,
     progress: Progress | None = None,
 ) -> AttackResult:
     """Runs an attack on all images, in batches of at most `model.batch_size`.
-
-    What a warm-started classifier (ABS) said on the way is confirmed from scratch, at the end at
-    the latest (`abs_model.attacks.confirmation`). So attacks ask such a classifier more often than
-    they say: up to 10 times more at the end, once or, where claims fail, up to 10 times more after
-    each restart, ascent or search, and once more after every 40 queries or, where a find ends the
-    search for an image, after each that seems to have found something.
 
     For a model on thresholded images (with a true attribute `binary`), changes that it does not see
     are taken back in the end (`snap`). Which image is the closest is decided before that, because
@@ -50,7 +43,8 @@ def run(
     what is seen.
 
     Args:
-        attack: The attack of one batch, on the classifier as the oracle answers for it.
+        attack: The attack of one batch, which queries the classifier through the session; what
+            that has found in the end (`Query.best`) is the result.
         model: The classifier.
         images: Float32 (N, height, width, channels) in [0, 1].
         labels: True labels, integers (N,).
@@ -58,7 +52,9 @@ def run(
             comes from its key, whatever batch it is in.
         norm: Of the distances.
         norms: Those that the attack knows.
-        epsilon: Where the attack keeps within one, the largest distance.
+        epsilon: Where the attack stays within one, the largest distance.
+        verify_regularly: See `Query`; an attack that settles after each short search can do
+            without.
         targets: Target classes, integers (N,); by default any class but the label.
         progress: Called with the number of queries per image of the current batch so far.
 
@@ -80,20 +76,17 @@ def run(
     model, rows = _split(model, len(images))
     parts = []
     for row in rows:
-        batch = _batch(
-            images, classes, keys, row, model.logit_tolerance, targeted=targets is not None
+        batch = Batch(
+            images[row], classes[row], keys[row], targets is not None, model.logit_tolerance
         )
-        oracle = Oracle(model, progress)
-        found = settle(oracle, batch, attack(oracle, batch), norm, epsilon)
-        if getattr(model, "binary", False):
-            found = _snap(batch, found, norm)
-        parts.append(_result(oracle, found))
+        query = Query(
+            model, batch, norm, epsilon=epsilon, verify_regularly=verify_regularly,
+            progress=progress,
+        )  # fmt: skip
+        attack(query, batch)
+        query.settle()
+        parts.append(_result(query))
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[: len(images)], *parts)
-
-
-def split_keys(batch: Batch, number: int) -> jax.Array:
-    """A key for each image of the batch, (n,), that differs from those of other numbers."""
-    return fold_in(batch.keys, jnp.full(batch.keys.shape, number))
 
 
 def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]:
@@ -108,35 +101,19 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
     return model.with_batch_size(size), list(rows.reshape(num_batches, size))
 
 
-@functools.partial(jax.jit, static_argnames="targeted")
-def _batch(
-    images: jax.Array,
-    classes: jax.Array,
-    keys: jax.Array,
-    rows: np.ndarray,
-    logit_tolerance: float | jax.Array,
-    *,
-    targeted: bool,
-) -> Batch:
-    return Batch(images[rows], classes[rows], keys[rows], targeted, logit_tolerance)
-
-
-@functools.partial(jax.jit, static_argnames="norm")
-def _snap(batch: Batch, found: Best, norm: str) -> Best:
-    images = snap(found.images, batch.images)
-    return dataclasses.replace(
-        found, images=images, distances=distances(images, batch.images, norm)
-    )
-
-
-def _result(oracle: Oracle, best: Best) -> AttackResult:
+def _result(query: Query) -> AttackResult:
+    best = query.best
+    images, away = best.images, best.distances
+    if getattr(query.model, "binary", False):
+        images = snap(images, query.batch.images)
+        away = distances(images, query.batch.images, query.norm)
     counts = (
         jnp.broadcast_to(jnp.asarray(count, jnp.int32), best.success.shape)
         for count in (
-            oracle.num_queries,
-            oracle.num_gradients,
-            oracle.num_zero_gradients,
-            oracle.num_nonfinite_gradients,
+            query.num_queries,
+            query.num_gradients,
+            query.num_zero_gradients,
+            query.num_nonfinite_gradients,
         )
     )
-    return AttackResult(best.images, best.success, best.distances, *counts)
+    return AttackResult(images, best.success, away, *counts)

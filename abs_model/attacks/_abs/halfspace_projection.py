@@ -4,7 +4,7 @@ For half-spaces <a_k, d> >= b_k of changes d, solves
 
     minimize cost(d) over the d that keep the image in [0, 1], such that <a_k, d> >= b_k for all k
 
-by its dual: with multipliers m_k >= 0 and the pull u = sum_k m_k a_k,
+by its dual: with multipliers m_k >= 0 and the dual direction u = sum_k m_k a_k,
 
     minimize over m  ( max over d of <u, d> - cost(d) )  -  <m, b>
 
@@ -25,8 +25,8 @@ _NUM_STEPS = 16
 _NUM_SWEEPS = 30
 # Parts of Newton's steps to try.
 _LENGTHS = (0.0, *(4.0**-power for power in range(10)))
-# Added to the dual's second derivatives: as a part of their sum, and in any case. Where the pull is
-# too weak to change anything, they are zero.
+# Added to the dual's second derivatives: as a part of their sum, and in any case. Where the dual
+# direction is too weak to change anything, they are zero.
 _RIDGE = 1e-4
 _LEAST_RIDGE = 1e-3
 _NUM_HALVINGS = 16
@@ -38,16 +38,16 @@ _SOFTNESS = 0.05
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Halfspaces:
-    """The half-spaces <normals, d> >= needs, for each of n images K of them.
+    """The half-spaces <normals, d> >= offsets, for each of n images K of them.
 
     Attributes:
         normals: float32 (n, K, values); zero for half-spaces that are everywhere.
-        needs: float32 (n, K); not above 0 for these.
+        offsets: float32 (n, K); not above 0 for these.
         multipliers: float32 (n, K), at least 0: the solution's, or where to start.
     """
 
     normals: jax.Array
-    needs: jax.Array
+    offsets: jax.Array
     multipliers: jax.Array
 
     def scaled(self) -> tuple[Self, jax.Array]:
@@ -58,18 +58,18 @@ class Halfspaces:
         scaled = dataclasses.replace(
             self,
             normals=normals,
-            needs=self.needs / lengths,
+            offsets=self.offsets / lengths,
             multipliers=self.multipliers * lengths,
         )
         return scaled, lengths
 
-    def pull(self, multipliers: jax.Array) -> jax.Array:
+    def dual_direction(self, multipliers: jax.Array) -> jax.Array:
         """sum_k m_k a_k, (n, values)."""
         return jnp.einsum("nkv,nk->nv", self.normals, multipliers)
 
     def missing(self, changes: jax.Array) -> jax.Array:
         """By how much the changes (n, values) miss each half-space, (n, K); negative inside."""
-        return self.needs - self.gains(changes)
+        return self.offsets - self.gains(changes)
 
     def gains(self, changes: jax.Array) -> jax.Array:
         """<a_k, d>, (n, K)."""
@@ -78,33 +78,33 @@ class Halfspaces:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Response:
-    """The best changes d for a pull u.
+class Conjugate:
+    """The best changes d for a dual direction u.
 
     Attributes:
         changes: d, (n, values).
         values: <u, d> - cost(d), (n,).
         slopes: How fast each entry of d grows with that of u, (n, values).
-        common: A vector r along which entries of d grow together, by r <r, du>, (n, values).
+        coupling: A vector r along which entries of d grow together, by r <r, du>, (n, values).
     """
 
     changes: jax.Array
     values: jax.Array
     slopes: jax.Array
-    common: jax.Array
+    coupling: jax.Array
 
 
 class Cost(abc.ABC):
     """What changes cost; a pytree."""
 
     @abc.abstractmethod
-    def respond(self, pull: jax.Array) -> Response:
-        """The best changes for a pull (n, values)."""
+    def conjugate(self, direction: jax.Array) -> Conjugate:
+        """The best changes for a dual direction (n, values)."""
 
-    def settle(self, pull: jax.Array, halfspaces: Halfspaces) -> jax.Array:
+    def primal(self, direction: jax.Array, halfspaces: Halfspaces) -> jax.Array:
         """The changes that the multipliers found stand for, (n, values)."""
         del halfspaces
-        return self.respond(pull).changes
+        return self.conjugate(direction).changes
 
 
 @jax.tree_util.register_dataclass
@@ -118,12 +118,12 @@ class SquaredLength(Cost):
 
     originals: jax.Array
 
-    def respond(self, pull: jax.Array) -> Response:
-        moved = self.originals + pull
+    def conjugate(self, direction: jax.Array) -> Conjugate:
+        moved = self.originals + direction
         changes = jnp.clip(moved, 0.0, 1.0) - self.originals
-        values = jnp.sum(pull * changes - 0.5 * changes**2, axis=1)
+        values = jnp.sum(direction * changes - 0.5 * changes**2, axis=1)
         inside = (moved >= 0) & (moved <= 1)
-        return Response(changes, values, inside.astype(pull.dtype), jnp.zeros_like(pull))
+        return Conjugate(changes, values, inside.astype(direction.dtype), jnp.zeros_like(direction))
 
 
 @jax.tree_util.register_dataclass
@@ -142,9 +142,9 @@ class LargestChange(Cost):
     originals: jax.Array
     l2_part: jax.Array
 
-    def respond(self, pull: jax.Array) -> Response:
-        size = jnp.abs(pull)
-        room = jnp.where(pull > 0, 1.0 - self.originals, self.originals)
+    def conjugate(self, direction: jax.Array) -> Conjugate:
+        size = jnp.abs(direction)
+        room = jnp.where(direction > 0, 1.0 - self.originals, self.originals)
 
         def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             middle = (ends[0] + ends[1]) / 2
@@ -152,19 +152,19 @@ class LargestChange(Cost):
             low = jnp.sum(jnp.where(room > middle, excess, 0.0), 1, keepdims=True) > middle
             return jnp.where(low, middle, ends[0]), jnp.where(low, ends[1], middle)
 
-        zero = jnp.zeros((len(pull), 1))
+        zero = jnp.zeros((len(direction), 1))
         low, high = lax.fori_loop(0, _NUM_HALVINGS, halve, (zero, zero + 1.0))
         held = (size > self.l2_part * (low + high) / 2) & (room > (low + high) / 2)
         stiffness = 1.0 + self.l2_part * held.sum(1, keepdims=True)
         largest = jnp.sum(jnp.where(held, size, 0.0), 1, keepdims=True) / stiffness
         largest = jnp.clip(largest, low, high)
         sizes = jnp.minimum(jnp.minimum(size / self.l2_part, largest), room)
-        return Response(
-            jnp.sign(pull) * sizes,
+        return Conjugate(
+            jnp.sign(direction) * sizes,
             jnp.sum(size * sizes - 0.5 * self.l2_part * sizes**2, axis=1)
             - 0.5 * largest[:, 0] ** 2,
             ((size <= self.l2_part * largest) & (size <= self.l2_part * room)) / self.l2_part,
-            jnp.where(held, jnp.sign(pull), 0.0) / jnp.sqrt(stiffness),
+            jnp.where(held, jnp.sign(direction), 0.0) / jnp.sqrt(stiffness),
         )
 
 
@@ -183,55 +183,55 @@ class Flips(Cost):
     originals: jax.Array
     prices: jax.Array
 
-    def respond(self, pull: jax.Array) -> Response:
-        flip = self._flip(pull)
-        profit = pull * flip - self.prices
+    def conjugate(self, direction: jax.Array) -> Conjugate:
+        flip = self._flip(direction)
+        profit = direction * flip - self.prices
         shares = jnp.clip(profit / _SOFTNESS, 0.0, 1.0)
         partial = (profit > 0) & (profit < _SOFTNESS)
-        return Response(
+        return Conjugate(
             shares * flip,
             jnp.sum(shares * profit - 0.5 * _SOFTNESS * shares**2, axis=1),
             jnp.where(partial, flip**2 / _SOFTNESS, 0.0),
-            jnp.zeros_like(pull),
+            jnp.zeros_like(direction),
         )
 
-    def settle(self, pull: jax.Array, halfspaces: Halfspaces) -> jax.Array:
+    def primal(self, direction: jax.Array, halfspaces: Halfspaces) -> jax.Array:
         """The fewest flips, in the order of gain over price, that lead into all half-spaces.
 
         Where none do, as many as come closest.
         """
-        flip = self._flip(pull)
-        order = jnp.argsort(-pull * flip / self.prices, axis=1)
+        flip = self._flip(direction)
+        order = jnp.argsort(-direction * flip / self.prices, axis=1)
         ordered = jnp.take_along_axis(halfspaces.normals * flip[:, None], order[:, None], axis=2)
-        reached = jnp.min(jnp.cumsum(ordered, axis=2) - halfspaces.needs[:, :, None], axis=1)
+        reached = jnp.min(jnp.cumsum(ordered, axis=2) - halfspaces.offsets[:, :, None], axis=1)
         inside = reached >= 0
         last = jnp.where(inside.any(1), jnp.argmax(inside, axis=1), jnp.argmax(reached, axis=1))
         ranks = jnp.argsort(order, axis=1)
         return jnp.where(ranks <= last[:, None], flip, 0.0)
 
-    def _flip(self, pull: jax.Array) -> jax.Array:
-        """The whole change of each value in the direction of the pull."""
-        return jnp.where(pull > 0, 1.0 - self.originals, -self.originals)
+    def _flip(self, direction: jax.Array) -> jax.Array:
+        """The whole change of each value in the dual direction."""
+        return jnp.where(direction > 0, 1.0 - self.originals, -self.originals)
 
 
 def smallest_changes(cost: Cost, halfspaces: Halfspaces) -> tuple[jax.Array, jax.Array]:
     """The cheapest changes, (n, values), and their multipliers, (n, K).
 
-    Where the half-spaces have no common point in the range, changes that come close to them.
+    Where the half-spaces have no coupling point in the range, changes that come close to them.
     """
     scaled, lengths = halfspaces.scaled()
 
     def step(_: int, multipliers: jax.Array) -> jax.Array:
-        response = cost.respond(scaled.pull(multipliers))
-        along = scaled.gains(response.common)
-        weighted = scaled.normals * response.slopes[:, None]
+        conjugate = cost.conjugate(scaled.dual_direction(multipliers))
+        along = scaled.gains(conjugate.coupling)
+        weighted = scaled.normals * conjugate.slopes[:, None]
         curvature = jnp.einsum("nkv,nlv->nkl", weighted, scaled.normals)
         curvature = curvature + along[:, :, None] * along[:, None]
-        target = _newton(multipliers, -scaled.missing(response.changes), curvature)
+        target = _newton(multipliers, -scaled.missing(conjugate.changes), curvature)
         return _search_line(cost, scaled, multipliers, target)
 
     multipliers = lax.fori_loop(0, _NUM_STEPS, step, scaled.multipliers)
-    changes = cost.settle(scaled.pull(multipliers), scaled)
+    changes = cost.primal(scaled.dual_direction(multipliers), scaled)
     return changes, multipliers / lengths
 
 
@@ -253,11 +253,11 @@ def _newton(multipliers: jax.Array, slope: jax.Array, curvature: jax.Array) -> j
 
 def _search_line(cost: Cost, halfspaces: Halfspaces, start: jax.Array, end: jax.Array) -> jax.Array:
     """The multipliers of the smallest dual value among some on the way."""
-    pull, change = halfspaces.pull(start), halfspaces.pull(end - start)
-    need, growth = (jnp.sum(m * halfspaces.needs, axis=1) for m in (start, end - start))
+    direction, change = halfspaces.dual_direction(start), halfspaces.dual_direction(end - start)
+    need, growth = (jnp.sum(m * halfspaces.offsets, axis=1) for m in (start, end - start))
 
     def value(length: jax.Array) -> jax.Array:
-        return cost.respond(pull + length * change).values - need - length * growth
+        return cost.conjugate(direction + length * change).values - need - length * growth
 
     lengths = jnp.array(_LENGTHS)
     best = lengths[jnp.argmin(lax.map(value, lengths), axis=0)]

@@ -8,10 +8,10 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import lengths, of_class, per_image
-from abs_model.attacks.batch import Batch
-from abs_model.attacks.checks import check_norm
-from abs_model.attacks.oracle import Jacobian
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import check_norm
+from abs_model.attacks._core.norms import dual_norms, per_image, take_class
+from abs_model.attacks._core.query import Jacobian
 
 # A normal's entries below this part of its largest can't bring an image to a hyperplane.
 _NEGLIGIBLE = 1e-12
@@ -19,11 +19,11 @@ _NEGLIGIBLE = 1e-12
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Hyperplanes:
-    """For each image x a hyperplane {z: value + <normal, z - x> = 0}: a boundary linearised at x.
+class LinearizedBoundaries:
+    """For each image x a hyperplane {z: value + <normal, z - x> = 0}: a boundary linearized at x.
 
     Attributes:
-        values: float32 (n,): of the linearised function at x; negative on the side that is to be
+        values: float32 (n,): of the linearized function at x; negative on the side that is to be
             left.
         normals: float32 (n, height, width, channels): its gradient.
     """
@@ -32,41 +32,12 @@ class Hyperplanes:
     normals: jax.Array
 
 
-def dual_lengths(gradients: jax.Array, norm: str) -> jax.Array:
-    """How much a linear function grows at most per unit of distance: the dual norm of its gradient.
-
-    The sum of absolute values for "linf", the Euclidean norm for "l2".
-
-    Args:
-        gradients: (..., height, width, channels), of any scale: squares do not underflow.
-        norm: "l2" or "linf", of the distance.
-
-    Returns:
-        float32 (...).
-
-    Raises:
-        ValueError: `norm` is neither.
-    """
-    check_norm(norm, ("l2", "linf"))
-    axes = (-3, -2, -1)
-    sizes = jnp.abs(gradients)
-    largest = sizes.max(axes, keepdims=True)
-    sizes = sizes / jnp.where(largest > 0, largest, 1.0)
-    total = sizes.sum(axes) if norm == "linf" else jnp.sqrt((sizes * sizes).sum(axes))
-    return largest.squeeze(axes) * total
-
-
-def farthest(images: jax.Array, norm: str) -> jax.Array:
-    """The distance from each image to the farthest image in [0, 1], float32 (n,)."""
-    return lengths(jnp.maximum(images, 1.0 - images), norm)
-
-
 def nearest_boundaries(
     jacobian: Jacobian, logits: jax.Array, batch: Batch, *, norm: str
-) -> Hyperplanes:
+) -> LinearizedBoundaries:
     """For each image the nearest of the boundaries between its label and the other classes.
 
-    The boundary to class k is where f_k - f_label, linearised at the image, is zero. Its distance
+    The boundary to class k is where f_k - f_label, linearized at the image, is zero. Its distance
     is |f_k - f_label| over the dual norm of the gradient of f_k - f_label.
 
     Args:
@@ -76,25 +47,25 @@ def nearest_boundaries(
         norm: "l2" or "linf", of the distances.
 
     Returns:
-        Hyperplanes, where f_k is ahead of f_label by `Batch.required_margins`; normals are zero
+        Boundaries, where f_k is ahead of f_label by `Batch.required_margins`; normals are zero
         where no class has a gradient that differs from the label's.
     """
     is_label = jacobian.classes == batch.classes[:, None]
     values = jnp.take_along_axis(logits, jacobian.classes, axis=1)
-    values = values - (of_class(logits, batch.classes) + batch.required_margins(logits))[:, None]
-    normals = jacobian.gradients - of_class(jacobian.gradients, is_label.argmax(1))[:, None]
-    steepness = dual_lengths(normals, norm)
+    values = values - (take_class(logits, batch.classes) + batch.required_margins(logits))[:, None]
+    normals = jacobian.gradients - take_class(jacobian.gradients, is_label.argmax(1))[:, None]
+    steepness = dual_norms(normals, norm)
     possible = ~is_label & (steepness > 0)
     away = jnp.where(possible, jnp.abs(values) / jnp.where(possible, steepness, 1.0), jnp.inf)
     nearest = away.argmin(1)
     found = possible.any(1)
-    return Hyperplanes(
-        jnp.where(found, of_class(values, nearest), 0.0),
-        jnp.where(per_image(found), of_class(normals, nearest), 0.0),
+    return LinearizedBoundaries(
+        jnp.where(found, take_class(values, nearest), 0.0),
+        jnp.where(per_image(found), take_class(normals, nearest), 0.0),
     )
 
 
-def project_in_box(images: jax.Array, planes: Hyperplanes, norm: str) -> jax.Array:
+def project_in_box(images: jax.Array, planes: LinearizedBoundaries, norm: str) -> jax.Array:
     """The nearest points to the images that lie on their hyperplanes and in [0, 1].
 
     Such a point is clip(x + t v) with v the normal for "l2" and its sign for "linf", pointing to

@@ -1,4 +1,4 @@
-"""The margin of ABS as a difference of convex functions, and planes that bound it.
+"""The margin of ABS as a difference of convex functions, and linear functions that bound it.
 
 ABS explains what it sees, x, by a class's latents z at the energy w (||x - G(z)||^2 + ||z||^2 / 2)
 and decides for the class of the best explanation. With W the largest of the weights w,
@@ -7,7 +7,7 @@ and decides for the class of the best explanation. With W the largest of the wei
 
 is a maximum of convex functions of x, hence convex; so the margin of one class over another is a
 difference of convex functions. The latents at any x tell f and its gradient there, and f lies above
-its linearisations. All functions are pure and can be traced.
+its linearizations. All functions are pure and can be traced.
 """
 
 import dataclasses
@@ -16,14 +16,14 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
-from abs_model.attacks.base import of_class
+from abs_model.attacks._core.norms import take_class
 from abs_model.classifiers import ABSClassifier
 from abs_model.inference import Inference
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Planes:
+class LinearBounds:
     """Linear functions <gradients, x> + offsets, of each of n images K, below an f.
 
     Attributes:
@@ -58,10 +58,10 @@ class Planes:
         )
 
 
-def linearise(
+def linearize(
     model: ABSClassifier, state: Inference, classes: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """The classes' f, linearised at the images of the state.
+    """The classes' f, linearized at the images of the state.
 
     Args:
         model: ABS or Binary ABS.
@@ -74,8 +74,8 @@ def linearise(
     """
     count = len(classes)
     seen = state.images.reshape(count, -1)
-    reconstructions = of_class(state.reconstructions, classes).reshape(count, -1)
-    latents = of_class(state.latents, classes)
+    reconstructions = take_class(state.reconstructions, classes).reshape(count, -1)
+    latents = take_class(state.latents, classes)
     weights = model.class_weights[classes][:, None]
     rest = model.class_weights.max() - weights
     fixed = weights * (_squared(reconstructions) + 0.5 * _squared(latents))

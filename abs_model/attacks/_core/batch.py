@@ -17,7 +17,7 @@ class Batch:
         images: The originals, float32 (n, height, width, channels) in [0, 1].
         classes: int32 (n,): the labels to lead away from, or the targets to lead to.
         keys: A `jax.random.key` for each image, (n,).
-        targeted: Which of the two `classes` are.
+        targeted: Whether `classes` are targets.
         logit_tolerance: Of the classifier; see `abs_model.decisions`.
     """
 
@@ -27,7 +27,7 @@ class Batch:
     targeted: bool = dataclasses.field(metadata={"static": True})
     logit_tolerance: float | jax.Array = 0.0
 
-    def fooled(self, logits: jax.Array) -> jax.Array:
+    def is_adversarial(self, logits: jax.Array) -> jax.Array:
         """bool (n,): whether images of these logits (n, classes) are adversarial beyond doubt."""
         is_class = jnp.arange(logits.shape[1]) == self.classes[:, None]
         own = jnp.where(is_class, logits, -jnp.inf).max(1)
@@ -40,5 +40,5 @@ class Batch:
         return ATTACK_FACTOR * uncertainty(logits, self.classes, self.logit_tolerance)
 
     def signed(self, values: jax.Array) -> jax.Array:
-        """`values`, which an untargeted attack makes large, so that this attack does, too."""
+        """`values`, which an untargeted attack maximizes, with the sign that this one maximizes."""
         return -values if self.targeted else values

@@ -1,4 +1,4 @@
-"""What an attack changes in an image, one by one: whole pixels, or single values."""
+"""What an attack edits in an image, one by one: whole pixels, or single values."""
 
 import dataclasses
 
@@ -7,11 +7,11 @@ import jax.numpy as jnp
 
 
 @dataclasses.dataclass(frozen=True)
-class Space:
-    """What is changed, and what it costs: here the color of pixels, each at a cost of 1.
+class EditSpace:
+    """What is edited, and what it costs: here the color of pixels, each at a cost of 1.
 
-    The search goes through forms, which have values in [0, 1]; here they are the images. Changes
-    lead to 0 or to 1. All methods are pure.
+    The search goes through edited forms of images, with values in [0, 1]; here they are the images
+    themselves. Edits lead to 0 or to 1. All methods are pure.
 
     Attributes:
         norm: "l0": whole pixels are changed, in whichever channels. Else single values are.

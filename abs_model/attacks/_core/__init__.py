@@ -1,0 +1,1 @@
+"""What every attack uses: the query session, its results, norms, losses, keys and checks."""

@@ -1,0 +1,426 @@
+"""The query session: the classifier as an attack sees it.
+
+It counts queries, warm-starts them, keeps the best image found, and verifies by cold queries what
+warm-started ones have found. An attack keeps its algorithm.
+
+Attacks loop in Python: their own arithmetic is small and compiled by itself, and the classifier's
+programs, which take long to compile, serve them all.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.attacks._core import best_so_far
+from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.cold_check import search_beyond
+from abs_model.attacks._core.losses import Loss, margins
+from abs_model.attacks._core.norms import choose
+from abs_model.classifiers import Classifier
+from abs_model.mapping import map_classes
+
+State = Any
+
+# Warm queries in a row after which the best images so far are verified.
+_VERIFY_EVERY = 40
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Jacobian:
+    """Gradients of several logits of each image.
+
+    Attributes:
+        gradients: (n, k, height, width, channels).
+        classes: int32 (n, k): whose logits these are of.
+    """
+
+    gradients: jax.Array
+    classes: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """What the classifier says of images; `norms.choose` picks between two answers of a kind.
+
+    Attributes:
+        images: The images queried, (n, height, width, channels).
+        logits: (n, classes). Of a warm query, logits below the second largest may be upper bounds.
+        state: The classifier's, from which queries of images nearby start.
+        gradients: Of `Query.gradients`: of the loss, shaped like the images.
+        jacobian: Of `Query.jacobian`.
+    """
+
+    images: jax.Array
+    logits: jax.Array
+    state: State
+    gradients: jax.Array | None = None
+    jacobian: Jacobian | None = None
+
+    def without_gradients(self) -> "Answer":
+        """The same, of the kind of `Query.logits`."""
+        return dataclasses.replace(self, gradients=None, jacobian=None)
+
+
+class Query:
+    """Queries of a classifier about versions of a batch of images.
+
+    A query is cold, or warm-started from an earlier answer about images nearby: `near`. That is
+    faster for ABS, whose search for latents starts from those of the answer, and makes no
+    difference for a network. Every image that is queried counts for `best`, but for those with
+    `record=False`. An attack that is done with an image queries it unchanged while it continues
+    with others, so that no image's result depends on the rest of the batch.
+
+    What warm queries find is verified by cold ones:
+
+    - after 40 warm queries in a row, for the images that still move, if `verify_regularly`; the
+      next query then starts from the state of the verified images;
+    - when the attack calls `verify`, `finish` or `settle`;
+    - at the end, by `settle`.
+
+    A classifier without warm starts needs none of this, and gets no additional queries but the one
+    of `finish`.
+
+    Attributes:
+        model: The classifier.
+        batch: The originals.
+        norm: Of the distances.
+        best: The best images so far.
+        warm: Whether the classifier's answers have states to start from.
+        just_verified: Whether `best` was verified after the last query.
+        rejected: Images whose example the last `verify` has rejected, bool (n,).
+        num_queries: Evaluations of the model so far, for each image of the batch.
+        num_gradients: Those with gradient among them.
+        num_zero_gradients: How many gradients of each image were zero, int32 (n,), or 0.
+        num_nonfinite_gradients: How many had entries that were not finite, int32 (n,), or 0. These
+            entries are zero in what attacks get, so that they go by the others.
+    """
+
+    best: BestSoFar
+
+    def __init__(
+        self,
+        model: Classifier,
+        batch: Batch,
+        norm: str,
+        *,
+        epsilon: float | None = None,
+        verify_regularly: bool = True,
+        progress: Callable[[int], None] | None = None,
+    ) -> None:
+        """Begins a session.
+
+        Args:
+            model: The classifier.
+            batch: The originals.
+            norm: Of the distances.
+            epsilon: Where the attack stays within one, the largest distance.
+            verify_regularly: Whether `best` is verified after 40 warm queries in a row.
+            progress: Called with the number of queries so far.
+        """
+        self.model = model
+        self.batch = batch
+        self.norm = norm
+        self.warm = False
+        self.just_verified = False
+        self.rejected = jnp.zeros(len(batch.images), bool)
+        self.num_queries = 0
+        self.num_gradients = 0
+        self.num_zero_gradients: int | jax.Array = 0
+        self.num_nonfinite_gradients: int | jax.Array = 0
+        self._epsilon = epsilon
+        self._verify_regularly = verify_regularly
+        self._progress = progress
+        self._thresholds: jax.Array | float = 0.0
+        self._num_warm = 0
+
+    def logits(
+        self,
+        images: jax.Array,
+        near: Answer | None = None,
+        *,
+        classes: jax.Array | None = None,
+        record: bool = True,
+    ) -> Answer:
+        """Queries the logits of images.
+
+        Args:
+            images: (n, height, width, channels).
+            near: An earlier answer about images nearby, to start from. By default the query is a
+                cold one.
+            classes: Classes (n,) whose logits a warm query must not replace by bounds.
+            record: Whether the images count for `best`.
+        """
+        answer = self._query_logits(images, near, classes)
+        return self._take(answer, near) if record else answer
+
+    def gradients(
+        self,
+        images: jax.Array,
+        near: Answer | None = None,
+        *,
+        loss: Loss = margins,
+        goal: Batch | None = None,
+        record: bool = True,
+    ) -> Answer:
+        """Queries logits and the gradients of a loss, by default the margin.
+
+        Args:
+            images: (n, height, width, channels).
+            near: As for `logits`.
+            loss: See `losses`.
+            goal: The batch with the classes that the loss is of; by default the batch itself.
+            record: As for `logits`.
+
+        Raises:
+            ValueError: The model is a black box.
+        """
+        self._count(gradient=True)
+        gradients, logits, state, flaws = _gradients(
+            self.model, images, self.batch if goal is None else goal, _state(near), loss
+        )
+        self._count_flaws(flaws)
+        answer = Answer(images, logits, state, gradients=gradients)
+        return self._take(answer, near) if record else answer
+
+    def jacobian(
+        self,
+        images: jax.Array,
+        near: Answer | None = None,
+        *,
+        num_classes: int | None = None,
+        record: bool = True,
+    ) -> Answer:
+        """Queries logits and their gradients.
+
+        All logits are exact, which makes it more expensive than `gradients` for a warm-started
+        classifier.
+
+        Args:
+            images: (n, height, width, channels).
+            near: As for `logits`.
+            num_classes: At least 2: gradients are then of the logit of the batch's class and of
+                the largest others only. Time and memory grow with it. All, by default.
+            record: As for `logits`.
+
+        Raises:
+            ValueError: The model is a black box.
+        """
+        answer = self._query_jacobian(images, near, num_classes)
+        return self._take(answer, near) if record else answer
+
+    def all_succeeded(self) -> bool:
+        """Whether all images are adversarial, and verified to be."""
+        return bool(self.best.done.all())
+
+    def require(self, thresholds: jax.Array) -> None:
+        """From now on, success takes a margin of at least these thresholds, (n,)."""
+        self._thresholds = thresholds
+
+    def verify(self, answer: Answer) -> Answer:
+        """Verifies new adversarial examples at once, for an attack that stops at the first.
+
+        Args:
+            answer: The last one, of `logits` or of `jacobian`.
+
+        Returns:
+            The same, and where a new example is rejected, what a cold query says of its images.
+        """
+        new = self.best.success & ~self.best.verified
+        self.rejected = jnp.zeros_like(new)
+        if not bool(new.any()):
+            return answer
+        examples = self.best.images
+        self._check(new)
+        self.rejected = new & _differ(self.best.images, examples)
+        if not bool(self.rejected.any()):
+            return answer
+        if answer.jacobian is None:
+            again = self._query_logits(answer.images)
+        else:
+            num_classes = answer.jacobian.classes.shape[1]
+            again = self._query_jacobian(answer.images, None, num_classes)
+        self._record(again, verified=True, where=self.rejected)
+        return choose(self.rejected, again, answer)
+
+    def finish(self, images: jax.Array) -> None:
+        """Ends a run of the attack: verifies `best`, and queries the last images cold.
+
+        So these count even where a closer image only seems adversarial.
+        """
+        if not bool(self.best.verified.all()):
+            self._check()
+        self.logits(images)
+
+    def settle(self) -> None:
+        """Ends a run of the attack: verifies `best`, and searches farther out what is rejected."""
+        self._num_warm = 0
+        if bool(self.best.verified.all()):
+            return
+        found = search_beyond(
+            lambda images: self._query_logits(images).logits, self.batch, self.best, self.norm,
+            self._thresholds, self._epsilon,
+        )  # fmt: skip
+        self.best = self._verified = best_so_far.closer(self._verified, found)
+
+    def _query_logits(
+        self, images: jax.Array, near: Answer | None = None, classes: jax.Array | None = None
+    ) -> Answer:
+        self._count()
+        return Answer(images, *_logits(self.model, images, _state(near), classes))
+
+    def _query_jacobian(
+        self, images: jax.Array, near: Answer | None, num_classes: int | None
+    ) -> Answer:
+        self._count(gradient=True)
+        labels = None if num_classes is None else self.batch.classes
+        count = min(num_classes or self.model.num_classes, self.model.num_classes)
+        jacobian, logits, state, flaws = _jacobian(self.model, images, _state(near), labels, count)
+        self._count_flaws(flaws)
+        return Answer(images, logits, state, jacobian=jacobian)
+
+    def _take(self, answer: Answer, near: Answer | None) -> Answer:
+        """Records an answer; the same, from whose state the next query is to start."""
+        self.warm = bool(jax.tree.leaves(answer.state))
+        self.just_verified = False
+        if near is None or not self.warm:
+            self._record(answer, verified=True)
+            self._num_warm = 0
+            return answer
+        # Images that have not moved say nothing new.
+        moved = _differ(answer.images, near.images)
+        self._record(answer, verified=False, where=moved)
+        self._num_warm += 1
+        if self._num_warm < _VERIFY_EVERY or not self._verify_regularly:
+            return answer
+        self._num_warm = 0
+        self.just_verified = True
+        state = self._check(moved).state
+        return dataclasses.replace(answer, state=choose(moved, state, answer.state))
+
+    def _record(self, answer: Answer, *, verified: bool, where: jax.Array | None = None) -> None:
+        arguments = (self.batch, answer.images, answer.logits, self.norm, self._thresholds)
+        if not hasattr(self, "best"):
+            self.best = self._verified = best_so_far.score(*arguments, verified)
+            return
+        self.best = best_so_far.update(self.best, *arguments, where, verified)
+        if verified and self.warm:
+            self._verified = best_so_far.update(self._verified, *arguments, where, verified)
+
+    def _check(self, where: jax.Array | None = None) -> Answer:
+        """Verifies `best` for these images, bool (n,), or for all; the answer about it."""
+        answer = self._query_logits(self.best.images)
+        self._record(answer, verified=True, where=where)
+        best = self._verified
+        self.best = best if where is None else choose(where, best, self.best)
+        return answer
+
+    def _count(self, gradient: bool = False) -> None:
+        if gradient and not self.model.differentiable:
+            raise ValueError(
+                f"model {self.model.name!r} is a black box, which has no gradients; attack it with"
+                " one that needs none, or give its gradients by estimate_gradients"
+            )
+        self.num_queries += (
+            self.model.evaluations_per_gradient if gradient else self.model.evaluations_per_query
+        )
+        self.num_gradients += gradient
+        if self._progress is not None:
+            self._progress(self.num_queries)
+
+    def _count_flaws(self, flaws: "_Flaws") -> None:
+        self.num_zero_gradients += flaws.zero
+        self.num_nonfinite_gradients += flaws.nonfinite
+
+
+def _state(near: Answer | None) -> State:
+    return None if near is None else near.state
+
+
+@jax.jit
+def _differ(images: jax.Array, others: jax.Array) -> jax.Array:
+    """Which images differ from the others, bool (n,)."""
+    return jnp.any(images != others, axis=(1, 2, 3))
+
+
+def _answer(
+    model: Classifier, images: jax.Array, state: State, required: jax.Array | None = None
+) -> tuple[jax.Array, State]:
+    if state is None:
+        return model.batch_begin(images)
+    return model.batch_follow(images, state, required)
+
+
+@jax.jit
+def _logits(
+    model: Classifier, images: jax.Array, state: State, classes: jax.Array | None
+) -> tuple[jax.Array, State]:
+    required = None if classes is None else jax.nn.one_hot(classes, model.num_classes, dtype=bool)
+    return _answer(model, images, state, required)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Flaws:
+    """Which images have a gradient that is zero, or not finite, int32 (n,): 0 or 1."""
+
+    zero: jax.Array
+    nonfinite: jax.Array
+
+
+def _usable(gradients: jax.Array) -> tuple[jax.Array, _Flaws]:
+    """Gradients (n, ...) with zero for what is not finite, and what was wrong with them."""
+    finite = jnp.isfinite(gradients)
+    axes = tuple(range(1, gradients.ndim))
+    usable = jnp.where(finite, gradients, 0.0)
+    zero, nonfinite = ~(usable != 0).any(axes), ~finite.all(axes)
+    return usable, _Flaws((zero & ~nonfinite).astype(jnp.int32), nonfinite.astype(jnp.int32))
+
+
+@functools.partial(jax.jit, static_argnames="loss")
+def _gradients(
+    model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
+) -> tuple[jax.Array, jax.Array, State, _Flaws]:
+    # A margin is of the class and the largest other; other losses may be of all.
+    required = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool) | (loss is not margins)
+
+    def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, State]]:
+        logits, following = _answer(model, images, state, required)
+        return loss(logits, batch).sum(), (logits, following)
+
+    gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
+    gradients, flaws = _usable(gradients)
+    return gradients, logits, following, flaws
+
+
+@functools.partial(jax.jit, static_argnames="count")
+def _jacobian(
+    model: Classifier, images: jax.Array, state: State, labels: jax.Array | None, count: int
+) -> tuple[Jacobian, jax.Array, State, _Flaws]:
+    required = jnp.ones((len(images), model.num_classes), bool)
+    logits, pull_back, following = jax.vjp(
+        lambda images: _answer(model, images, state, required), images, has_aux=True
+    )
+
+    def gradient_of(which: jax.Array) -> jax.Array:
+        return pull_back(jax.nn.one_hot(which, model.num_classes, dtype=logits.dtype))[0]
+
+    classes = _leading(logits, labels, count)
+    gradients, flaws = _usable(map_classes(gradient_of, classes.T).transpose(1, 0, 2, 3, 4))
+    return Jacobian(gradients, classes), logits, following, flaws
+
+
+def _leading(logits: jax.Array, labels: jax.Array | None, count: int) -> jax.Array:
+    """The labels and the classes of the largest other logits, in order of class, (n, count)."""
+    every = jnp.arange(logits.shape[1])
+    if labels is None or count == logits.shape[1]:
+        return jnp.broadcast_to(every, logits.shape)
+    others = jnp.where(every == labels[:, None], -jnp.inf, logits)
+    leading = jax.lax.top_k(others, count - 1)[1]
+    return jnp.sort(jnp.concatenate([labels[:, None], leading], axis=1), axis=1)

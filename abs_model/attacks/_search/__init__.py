@@ -1,0 +1,1 @@
+"""Searches that several attacks are built of."""

@@ -1,0 +1,170 @@
+"""The attacks by name: what each declares of itself in its own file.
+
+    @register(
+        title="PGD",
+        norms=("l2", "linf"),
+        access=Access.GRADIENTS,
+        source="Madry et al. 2018",
+        smoke={"num_steps": 5},
+    )
+    def pgd(model, images, labels, key, *, norm, ...):
+
+The table in `docs/attacks.md`, the reasons why an attack is not applicable to a model, the budgets
+of `configs/table1.py:smoke` and the tests that hold for every attack follow from that. An attack of
+another package is registered in the same way, before a configuration names it.
+"""
+
+import dataclasses
+import enum
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+from abs_model.attacks._core.checks import NORMS
+from abs_model.attacks._core.result import AttackResult
+from abs_model.classifiers import ABSClassifier, Classifier
+
+Function = TypeVar("Function", bound=Callable[..., AttackResult])
+
+
+class Access(enum.Enum):
+    """What an attack sees of a classifier."""
+
+    DECISIONS = "decisions"
+    SCORES = "scores"  # logits
+    GRADIENTS = "gradients"
+    BINARY = "a model on thresholded images"
+    ABS = "an ABS model"
+
+
+# An attack that sees no more than these can be made on any classifier.
+BLACK_BOX = (Access.DECISIONS, Access.SCORES)
+
+# The setting that limits how far from the clean images an attack looks, in each norm.
+_EPSILON = dict.fromkeys(NORMS, "epsilon")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AttackInfo:
+    """What an attack declares.
+
+    Attributes:
+        function: The attack.
+        title: For tables.
+        norms: That it attacks in.
+        access: What it requires of the classifier.
+        source: The paper that it is from.
+        smoke: Settings of a tiny budget, for trying whether it runs.
+        resources: Settings that an evaluation provides from a name or a number: "surrogate", a
+            model; "starting_points", training images.
+        limits: By norm, the setting that limits how far it looks, where it has such a setting.
+        min_num_classes: From the attack's settings, and whether it leads to given targets, how many
+            classes the classifier must have.
+        newer: Settings that published ledgers lack. At their defaults, which are what these were
+            made with, they are no part of a fingerprint.
+    """
+
+    function: Callable[..., AttackResult]
+    title: str
+    norms: tuple[str, ...]
+    access: Access
+    source: str = ""
+    smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    resources: tuple[str, ...] = ()
+    limits: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EPSILON)
+    min_num_classes: Callable[[Mapping[str, Any], bool], int] = lambda settings, targeted: 2
+    newer: tuple[str, ...] = ()
+
+    @property
+    def parameters(self) -> Mapping[str, inspect.Parameter]:
+        """Of the function, by name."""
+        return inspect.signature(self.function).parameters
+
+    @property
+    def can_be_targeted(self) -> bool:
+        """Whether it takes `targets`."""
+        return "targets" in self.parameters
+
+    @property
+    def within_epsilon(self) -> bool:
+        """Whether it looks for the worst image within a distance, not for the closest one."""
+        return "epsilon" in self.parameters
+
+    @property
+    def built_in(self) -> bool:
+        """Whether it is one of this package's own."""
+        return self.function.__module__.partition(".")[0] == __name__.partition(".")[0]
+
+    def why_not(
+        self, model: Classifier, settings: Mapping[str, Any], *, targeted: bool = False
+    ) -> str | None:
+        """Why it is not applicable to a classifier with all its settings; None if it is."""
+        if targeted and not self.can_be_targeted:
+            return "cannot be targeted"
+        if self.access is Access.GRADIENTS and not model.differentiable:
+            return "requires gradients, and the model is a black box"
+        if self.access is Access.BINARY and not getattr(model, "binary", False):
+            return f"requires {Access.BINARY.value}"
+        if self.access is Access.ABS and not isinstance(model, ABSClassifier):
+            return f"requires {Access.ABS.value}"
+        if model.num_classes < (fewest := self.min_num_classes(settings, targeted)):
+            return f"requires {fewest} classes, and the model has {model.num_classes}"
+        return None
+
+
+ATTACKS: dict[str, AttackInfo] = {}
+
+
+def register(**declaration: Any) -> Callable[[Function], Function]:
+    """Declares the function that it decorates as the attack of that name.
+
+    Args:
+        **declaration: The fields of `AttackInfo` but `function`.
+
+    Raises:
+        ValueError: There is another attack of that name, or a norm is unknown.
+    """
+
+    def add(function: Function) -> Function:
+        name = function.__name__
+        if name in ATTACKS:
+            raise ValueError(f"there is an attack {name!r} already; give yours another name")
+        info = AttackInfo(function=function, **declaration)
+        if unknown := set(info.norms) - set(NORMS):
+            raise ValueError(f"attack {name!r}: norms must be of {', '.join(NORMS)}, got {unknown}")
+        ATTACKS[name] = info
+        return function
+
+    return add
+
+
+def limit_of(reference: str, norm: str, settings: Mapping[str, Any]) -> float:
+    """How far from the clean images an attack looks; infinite where no setting limits it.
+
+    Args:
+        reference: The attack's name in `ATTACKS`; any other stands for a user-defined attack, which
+            is limited by its `epsilon`.
+        norm: That it attacks in; the limit is in its unit.
+        settings: All settings, defaults included.
+    """
+    limits = ATTACKS[reference].limits if reference in ATTACKS else _EPSILON
+    value = settings.get(limits.get(norm, ""))
+    # A user-defined attack may have any value there.
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    return math.inf
+
+
+def markdown_table() -> str:
+    """The attacks, as `docs/attacks.md` lists them."""
+    lines = ["| Attack | Norms | Requires | Targeted | Source |", "| --- | --- | --- | --- | --- |"]
+    shown = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
+    order = list(Access)
+    for name, info in sorted(ATTACKS.items(), key=lambda item: order.index(item[1].access)):
+        norms = ", ".join(shown[norm] for norm in info.norms)
+        norms += ", within `epsilon`" * info.within_epsilon
+        access = info.access.value + ", a surrogate" * ("surrogate" in info.resources)
+        targeted = "yes" if info.can_be_targeted else "no"
+        lines.append(f"| `{name}` | {norms} | {access} | {targeted} | {info.source} |")
+    return "\n".join(lines) + "\n"

@@ -11,8 +11,8 @@ from abs_model._runtime.configuration import check_all, positive_int, section, s
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.wandb_log import MODES, open_tracker
 from abs_model.evaluation import (
-    GO_ON,
-    WHOLE,
+    RESUME_HINT,
+    UNSHARDED,
     Settings,
     check_any_applicable,
     check_applicable,
@@ -96,14 +96,14 @@ def main(argv: list[str]) -> None:
         "attacks_left_out": [spec.name for spec in known if spec not in suite],
     }
     results = evaluate(models, dataset, suite, settings, workdir, shard=shard, about=about)
-    if shard != WHOLE:
+    if shard != UNSHARDED:
         # Tables of all shards at once would be written over each other, each with parts missing.
         print(f"This share is done. The same command without --shard makes the tables: {workdir}/")
         return
     try:
         tracker = open_tracker(workdir, config, _WANDB.value)
     except OSError as error:
-        raise UserError(f"can't write to --workdir={workdir}: {error}. {GO_ON}") from error
+        raise UserError(f"can't write to --workdir={workdir}: {error}. {RESUME_HINT}") from error
     tables = show(workdir, results, models, dataset, tracker)
     # A pipe has no width of its own, and 80 columns would break every cell in two.
     console = rich.console.Console(width=None if sys.stdout.isatty() else 160)

@@ -11,7 +11,7 @@ from absl import flags, logging
 
 from abs_model._runtime.command_line import define_config, define_path, run_main
 from abs_model._runtime.configuration import check, one_of
-from abs_model.networks import NETWORKS
+from abs_model.models.architectures import NETWORKS
 from abs_model.training.abs import train_and_evaluate as train_abs
 from abs_model.training.network import train_and_evaluate as train_network
 

@@ -15,17 +15,19 @@ Training and evaluation are `train.py` and `evaluate.py` at the top of the repos
 
 from abs_model._runtime.errors import UserError
 from abs_model.attacks import AttackResult, pgd
-from abs_model.classifiers import ABSClassifier, Classifier, NetworkClassifier
 from abs_model.data import Dataset, Split, load_dataset
-from abs_model.evaluation.image_files import Export, export_images
-from abs_model.evaluation.verification import Verification, verify
-from abs_model.foolbox_model import foolbox
-from abs_model.function_classifier import wrap
-from abs_model.inference import Inference
-from abs_model.loading import load
-from abs_model.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor
-from abs_model.solvers import SearchSettings
-from abs_model.zoo import available
+from abs_model.evaluation.images.image_files import Export, export_images
+from abs_model.evaluation.run.verification import Verification, verify
+from abs_model.inference.energy import Inference
+from abs_model.inference.solvers import SearchSettings
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.classifier import Classifier
+from abs_model.models.function import wrap
+from abs_model.models.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor
+from abs_model.models.network import NetworkClassifier
+from abs_model.models.to_foolbox import foolbox
+from abs_model.zoo.cards import available
+from abs_model.zoo.load import load
 
 __all__ = [
     "ABSClassifier",

@@ -17,11 +17,11 @@ import abs_model
 from abs_model.attacks.boundary import boundary
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.pgd import pgd
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 from benchmarks.timing import median_ratio, time_in_turns
 
-_PGD = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01}
-_ABS_PGD = {"norm": "l2", "epsilon": 1.5, "step_size": 0.1}
+_PGD: dict[str, Any] = {"norm": "linf", "epsilon": 0.3, "step_size": 0.01}
+_ABS_PGD: dict[str, Any] = {"norm": "l2", "epsilon": 1.5, "step_size": 0.1}
 _SEED = 0
 _NUM_STARTS = 100
 

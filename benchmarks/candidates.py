@@ -89,7 +89,9 @@ def foolboxes(bed: Bed) -> list[Candidate]:
     """Foolbox's attacks in these norms; requires Foolbox."""
     found = []
     for name, title, norm, settings in _FOOLBOX:
-        shown = {**settings, "starting_points": len(bed.starts)} if name in _TAKE_STARTS else settings
+        shown = (
+            {**settings, "starting_points": len(bed.starts)} if name in _TAKE_STARTS else settings
+        )
         run = functools.partial(_run_theirs, name, bed, settings)
         found.append(Candidate(title, FOOLBOX, norm, shown, run))
     return found

@@ -24,7 +24,7 @@ from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import DIRTY, environment, git_commit
 from abs_model.data import Split
-from abs_model.evaluation.verification import verify
+from abs_model.evaluation.run.verification import verify
 from benchmarks.beds import NAMES, Bed, make_bed
 from benchmarks.candidates import Candidate, foolboxes, ours
 from benchmarks.linear import exact_distances, exact_logits

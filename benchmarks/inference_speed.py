@@ -16,11 +16,11 @@ from rich.progress import track
 
 import abs_model
 from abs_model._runtime.errors import UserError
-from abs_model.classifiers import ABSClassifier
-from abs_model.inference import Inference
-from abs_model.loading import find_trained, load_arrays
-from abs_model.mapping import map_classes
-from abs_model.solvers import QuasiNewton
+from abs_model._runtime.vectorize import map_classes
+from abs_model.inference.energy import Inference
+from abs_model.inference.solvers import QuasiNewton
+from abs_model.models.abs import ABSClassifier
+from abs_model.zoo.load import find_trained, load_arrays
 from benchmarks.timing import median_ratio, time_in_turns
 
 _TOLERATED = 0.1  # nats, of energies above Adam's
@@ -59,9 +59,9 @@ def measure(
         num_images: First images of the test split on which energies are compared.
         against_torch: Whether PyTorch versions of the paper's algorithm are timed too.
     """
-    ours = abs_model.load(workdir, solver="quasi_newton")
+    ours = _load(workdir, "quasi_newton")
     fast = with_settings(ours, _FAST)
-    adam = abs_model.load(workdir, solver="adam")
+    adam = _load(workdir, "adam")
     models = {"adam": adam, "quasi_newton": ours, "quasi_newton_fast": fast}
     test = abs_model.load_dataset("mnist").test
     if max(num_images, *batch_sizes) > len(test.labels):
@@ -81,6 +81,13 @@ def measure(
     result |= {"gflops": _throughput(result["best_images_per_second"], evaluations, layers)}
     result |= {"energies": _compare_energies(models, images[:num_images], test.labels[:num_images])}
     return result
+
+
+def _load(workdir: str, solver: str) -> ABSClassifier:
+    model = abs_model.load(workdir, solver=solver)
+    if not isinstance(model, ABSClassifier):
+        raise UserError(f"{workdir} must hold an ABS model, got a {type(model).__name__}")
+    return model
 
 
 def _compare_energies(
@@ -115,7 +122,8 @@ def _compare_energies(
 def with_settings(model: ABSClassifier, changes: dict[str, Any]) -> ABSClassifier:
     """The model with other settings of its solver."""
     settings = dataclasses.replace(model.solver.settings, **changes)
-    return dataclasses.replace(model, solver=dataclasses.replace(model.solver, settings=settings))
+    solver: Any = model.solver  # any dataclass with settings
+    return dataclasses.replace(model, solver=dataclasses.replace(solver, settings=settings))
 
 
 def _compare_refinement(model: ABSClassifier, images: np.ndarray) -> dict[str, Any]:
@@ -123,7 +131,7 @@ def _compare_refinement(model: ABSClassifier, images: np.ndarray) -> dict[str, A
     start = _in_batches(model.infer, "searching", images)
     there, asked = _moved(images), _two_best(model, start.energies)
     refined = _in_batches(model.infer, "refining", there, start, asked)
-    full = _in_batches(model.infer, "searching anew", there).energies
+    full = _in_batches(model.infer, "searching again", there).energies
     kept = refined.searched
     above = refined.energies[kept] - full[kept]
     return {
@@ -165,7 +173,7 @@ def _two_best(model: ABSClassifier, energies: Any) -> np.ndarray:
     return np.argsort(np.argsort(model.class_weights * energies, axis=1), axis=1) < 2
 
 
-def _share(hits: np.ndarray) -> float:
+def _share(hits: np.ndarray | jax.Array) -> float:
     return round(float(np.mean(hits)), 4)
 
 
@@ -198,14 +206,15 @@ def _torch_candidates(
 
     from benchmarks import torch_inference
 
-    samples = np.array(model.solver.latents[0])
+    solver: Any = model.solver  # Adam, which has its samples
+    samples = np.array(solver.latents[0])
     versions = {
         "torch": torch_inference.ConvTransposeDecoder,
         "torch_blocks": torch_inference.BlockDecoder,
     }
     candidates: dict[tuple[str, int], _Run] = {}
     for name, version in versions.items():
-        decoders = [
+        decoders: list[Any] = [
             version([k.transpose(2, 3, 0, 1).copy() for k, _ in each], [b for _, b in each])
             for each in layers
         ]
@@ -221,14 +230,15 @@ def _torch_candidates(
 def _folded_layers(workdir: str) -> list[_Layers]:
     """Kernels (height, width, in, out) and biases of each class's decoder, batch norm folded in."""
     graphdef, model = load_arrays(find_trained(workdir))
-    layers = []
+    layers: list[_Layers] = []
     for index in range(_NUM_CLASSES):
         params, statistics = (
             jax.tree.map(lambda leaf, i=index: leaf[i], model[part])
             for part in ("params", "statistics")
         )
         decoder = nnx.merge(graphdef, params, statistics).decoder
-        layers.append([tuple(map(np.asarray, layer.without_norm())) for layer in decoder])
+        folded = [layer.without_norm() for layer in decoder]
+        layers.append([(np.asarray(kernel), np.asarray(bias)) for kernel, bias in folded])
     return layers
 
 
@@ -254,7 +264,7 @@ def _throughput(
     # A multiplication and an addition, forward and backward, for each class.
     evaluation = 4 * multiplications * _NUM_CLASSES
     gemm = _gemm_rate()
-    throughput = {"gemm": round(gemm)}
+    throughput: dict[str, float] = {"gemm": round(gemm)}
     for name, rate in rates.items():
         if name != "refinement":
             achieved = rate * evaluations.get(name, evaluations["adam"]) * evaluation / 1e9

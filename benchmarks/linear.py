@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NUM_BISECTIONS = 200  # down to neighboring floats
 

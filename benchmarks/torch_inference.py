@@ -2,7 +2,7 @@
 
 Two versions. `ConvTransposeDecoder` is what a good PyTorch user writes: batch norm folded, the
 layers as they are, in channels_last, which is the fastest of their memory formats on CPU.
-`BlockDecoder` computes the last two layers in 2 x 2 blocks of pixels, as `abs_model.decoders` does.
+`BlockDecoder` computes the last two layers in 2 x 2 blocks of pixels, as `models.decoders` does.
 """
 
 from collections.abc import Callable

@@ -18,6 +18,7 @@ Another data set is another entry: --config.dataset.name=fashion_mnist.
 import ml_collections
 
 from abs_model._runtime.configuration import choose_variant
+from abs_model.inference.solvers import default_settings, default_surrogate_settings
 
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
@@ -62,29 +63,11 @@ def _full() -> ml_collections.ConfigDict:
                 "image_columns": 10,
             },
             "inference": {
+                # Or "adam", as in the paper. Settings: of all solvers, see `inference/solvers`.
                 "solver": "quasi_newton",
-                "num_prior_samples": 8000,
-                "max_norm": 5.0,
-                "seed": 0,
-                # The solver "adam", as in the paper.
-                "num_steps": 50,
-                "learning_rate": 0.05,
-                # The solver "quasi_newton".
-                "num_starts": 8,
-                "num_minima": 4,
-                "num_on_the_way": 4,
-                "max_evaluations": 25,
-                "tolerance": 0.01,
+                **default_settings(),
             },
-            "surrogate": {
-                "components": 128,
-                "widths": (256, 256),
-                "num_samples": 30000,
-                "num_steps": 3000,
-                "batch_size": 500,
-                "learning_rate": 0.05,
-                "seed": 0,
-            },
+            "surrogate": default_surrogate_settings(),
             "calibration": {
                 "num_images": 6000,
                 # Class weights for ABS too; the paper has them for Binary ABS only.

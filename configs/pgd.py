@@ -5,7 +5,7 @@
 20 images, 40 steps, one random start: no statement about robustness (`configs/table1.py` makes
 one), but a matter of a minute. `--config.num_images=1000` and the steps and restarts of
 `--config.attacks.pgd_l2.settings` make it slower and stronger. A row with "targets" besides, such
-as "next_class", is a targeted attack; `abs_model.evaluation.suite` describes it.
+as "next_class", is a targeted attack; `abs_model.evaluation.run.suite` describes it.
 """
 
 import ml_collections

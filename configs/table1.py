@@ -176,7 +176,9 @@ def _stronger() -> dict[str, Any]:
             f"fab_{norm}": _row("fab", norm, "stronger", num_restarts=5),
             f"fmn_{norm}": _row("fmn", norm, "stronger", num_steps=1000),
             f"square_{norm}": _row("square", norm, "stronger", epsilon=epsilon, num_steps=5000),
-            f"hop_skip_jump_{norm}": _row("hop_skip_jump", norm, "stronger", starting_points=_STARTING_POINTS),
+            f"hop_skip_jump_{norm}": _row(
+                "hop_skip_jump", norm, "stronger", starting_points=_STARTING_POINTS
+            ),
             f"flip_pixels_{norm}": _row("flip_pixels", norm, "stronger"),
             f"cutting_planes_{norm}": _row("cutting_planes", norm, "stronger"),
         }

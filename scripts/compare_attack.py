@@ -22,13 +22,13 @@ import numpy as np
 
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.classifiers import ABSClassifier
 from abs_model.evaluation import Results, collect
-from abs_model.evaluation.ledger import Record
 from abs_model.evaluation.report import open_sources
-from abs_model.evaluation.results import GROUPS, PlannedAttack
-from abs_model.evaluation.statistics import robust
-from abs_model.evaluation.thorough_search import has_thorough_search, more_thorough
+from abs_model.evaluation.run.ledger import Record
+from abs_model.evaluation.run.thorough_search import has_thorough_search, more_thorough
+from abs_model.evaluation.tables.results import GROUPS, PlannedAttack
+from abs_model.evaluation.tables.statistics import robust
+from abs_model.models.abs import ABSClassifier
 
 _TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
 

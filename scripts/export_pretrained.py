@@ -17,10 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from abs_model import zoo
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.classifiers import Classifier
 from abs_model.data import Split
 from abs_model.evaluation import (
     THRESHOLDS,
@@ -33,8 +31,10 @@ from abs_model.evaluation import (
     show,
     summarize,
 )
-from abs_model.evaluation.tables import NORM_NAMES
-from abs_model.loading import build_classifier, find_trained, load_arrays
+from abs_model.evaluation.tables.table import NORM_NAMES
+from abs_model.models.classifier import Classifier
+from abs_model.zoo import cards
+from abs_model.zoo.load import build_classifier, find_trained, load_arrays
 from configs import pgd
 
 _MEASURED = "measured"
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     names = [options.name, *([options.binary_name] if options.binary_name else [])]
     try:
-        zoo.check_names(options.name, names, replace=options.replace)
+        cards.check_names(options.name, names, replace=options.replace)
         path = _export(options.workdir, names, options.num_attacked)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
@@ -96,17 +96,17 @@ def _export(workdir: pathlib.Path, names: Sequence[str], num_attacked: int) -> p
     _, arrays = load_arrays(trained)
     # None where there is no solver, or one that needs none.
     surrogate = getattr(getattr(models[name], "solver", None), "surrogate", None)
-    with tempfile.TemporaryDirectory(dir=zoo.FOLDER.parent) as folder:
-        path = pathlib.Path(folder) / f"{name}{zoo.SUFFIX}"
-        zoo.write_entry(path, arrays, surrogate, card)
-        _compare(zoo.read_entries(path.parent), models, dataset.test)
+    with tempfile.TemporaryDirectory(dir=cards.FOLDER.parent) as folder:
+        path = pathlib.Path(folder) / f"{name}{cards.SUFFIX}"
+        cards.write_entry(path, arrays, surrogate, card)
+        _compare(cards.read_entries(path.parent), models, dataset.test)
         for file in (path, path.with_suffix(".json")):
-            file.replace(zoo.FOLDER / file.name)
-    return zoo.FOLDER / path.name
+            file.replace(cards.FOLDER / file.name)
+    return cards.FOLDER / path.name
 
 
 def _compare(
-    entries: Mapping[str, zoo.Entry], models: Mapping[str, Classifier], test: Split
+    entries: Mapping[str, cards.Entry], models: Mapping[str, Classifier], test: Split
 ) -> None:
     """Makes sure that what was written is what was measured."""
     images = test.images[:_NUM_COMPARED].astype(np.float32) / 255

@@ -21,9 +21,9 @@ import numpy as np
 
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.building import vaes_structure
+from abs_model.models.build import vaes_structure
 from abs_model.training.abs_task import ABSTask
-from abs_model.training.runs import open_store, write_run
+from abs_model.training.finished_run import open_store, write_run
 from abs_model.training.workdir import open_workdir
 from configs.abs import get_config
 

@@ -21,9 +21,9 @@ import sys
 from abs_model._runtime.atomic_files import as_path, atomic_write_bytes
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import DIRTY
-from abs_model.evaluation import WHOLE, collect, locked, make_tables, pack, to_json
-from abs_model.evaluation.publication import lost_images
-from abs_model.evaluation.show import CURVES, find_pictures
+from abs_model.evaluation import UNSHARDED, collect, locked, make_tables, pack, to_json
+from abs_model.evaluation.render import CURVES, find_pictures
+from abs_model.evaluation.run.archive import lost_images
 
 _ARCHIVE = "workdir.tar.xz"
 _TABLES = ("results.json", "results.md")
@@ -44,7 +44,7 @@ def main() -> None:
 def _publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     if not workdir.is_dir():
         raise UserError(f"there is no directory {workdir}")
-    with locked(workdir, WHOLE):
+    with locked(workdir, UNSHARDED):
         results = collect(workdir)
         tables = json.dumps(to_json(make_tables(results), results), default=list)
         try:

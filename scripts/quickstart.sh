@@ -14,7 +14,7 @@ $python train.py --config=configs/abs.py:quick --workdir=$runs/quick_abs "$@"
 [[ -f $runs/quick_abs/run.json ]] || exit 130
 
 results=$runs/eval/results.json
-models="abs_model/pretrained $runs/quick_abs/run.json"
+models="abs_model/zoo/weights $runs/quick_abs/run.json"
 if grep -qs '"complete": true' $results && [[ -z $(find $models -newer $results) ]]; then
     cat $runs/eval/results.md
 else

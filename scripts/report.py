@@ -8,6 +8,7 @@ of evaluate.py, which may still be at work.
 """
 
 import argparse
+import functools
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -114,7 +115,7 @@ def _reconstruct(
                 name,
                 results,
                 clean,
-                progress=lambda done, task=task: progress.advance(task, done),
+                progress=functools.partial(progress.advance, task),
             )
     return found
 

@@ -12,8 +12,8 @@ import sys
 
 from abs_model._runtime.errors import UserError
 from abs_model.evaluation import ModelSpec, collect, load_models
-from abs_model.evaluation.export import check_evaluated
-from abs_model.evaluation.reverification import reverify
+from abs_model.evaluation.images.export import check_evaluated
+from abs_model.evaluation.run.reverification import reverify
 
 
 def main() -> None:

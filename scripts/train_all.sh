@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains every model of the zoo and puts it into abs_model/pretrained: some hours on 2 CPU cores.
+# Trains every model of the zoo and puts it into abs_model/zoo/weights: some hours on 2 CPU cores.
 # Runs land in runs/zoo; what is finished there is not done again, what was cut off goes on.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
@@ -14,7 +14,7 @@ train_and_export() {
     $python train.py --config="configs/$config" --workdir="$runs/$name"
     # A training that is interrupted saves and ends well; go no further then.
     [[ -f $runs/$name/run.json ]] || exit 130
-    if [[ ! abs_model/pretrained/$name.json -nt $runs/$name/run.json ]]; then
+    if [[ ! abs_model/zoo/weights/$name.json -nt $runs/$name/run.json ]]; then
         $python scripts/export_pretrained.py "$runs/$name" "$name" --replace "$@"
     fi
 }

@@ -23,14 +23,14 @@ os.environ.setdefault(
 )
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from abs_model._runtime.compilation_cache import unload_programs  # noqa: E402, which reads the environment
+from abs_model._runtime.compilation_cache import clear_if_near_map_limit  # noqa: E402, which reads the environment
 from abs_model.data import Dataset, load_dataset  # noqa: E402
 
 
 @pytest.fixture(scope="module", autouse=True)
 def room_for_programs() -> None:
     """Before each file: some compile hundreds."""
-    unload_programs()
+    clear_if_near_map_limit()
 
 
 @pytest.fixture(scope="session")

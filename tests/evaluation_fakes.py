@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model.attacks import AttackResult, distances
-from abs_model.classifiers import Classifier
 from abs_model.data import Dataset, Split
+from abs_model.models.classifier import Classifier
 
 
 @jax.tree_util.register_dataclass
@@ -38,7 +38,7 @@ class GenerativeClassifier(StripeClassifier):
     def weighted_energies(self, inference):
         return self.class_weights * inference.energies
 
-    def inferred_logits(self, inference):
+    def logits_from_inference(self, inference):
         return (100 - self.weighted_energies(inference)) / 10
 
     def infer(self, images):

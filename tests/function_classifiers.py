@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 import abs_model
-from abs_model.function_classifier import FunctionClassifier
+from abs_model.models.function import FunctionClassifier
 from tests.linear_classifiers import SHAPE
 
 
@@ -20,7 +20,7 @@ def function_classifier(function, num_classes, batch_size=4, shape=SHAPE):
 def as_kind(kind, model, **settings):
     """A wrapped function as a classifier of another class, with its further settings."""
     fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-    return kind(**fields, **settings)
+    return kind(**fields | settings)
 
 
 @jax.tree_util.register_dataclass
@@ -30,12 +30,12 @@ class TrackingClassifier(FunctionClassifier):
 
     report: Callable[[np.ndarray, np.ndarray], None] = dataclasses.field(metadata={"static": True})
 
-    def batch_begin(self, images):
+    def cold_logits(self, images):
         return self.function(images), images
 
-    def batch_follow(self, images, state, asked=None):
+    def warm_logits(self, images, state, required=None):
         jax.debug.callback(self.report, images, state, ordered=True)
-        return self.batch_begin(images)
+        return self.cold_logits(images)
 
 
 def tracking_classifier(function, num_classes, batch_size=4):

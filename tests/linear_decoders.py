@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from abs_model.classifiers import ABSClassifier
-from abs_model.solvers import SearchSettings, make_solver
-from abs_model.solvers.surrogates import Surrogate
+from abs_model.inference.solvers import QuasiNewtonSettings, make_solver
+from abs_model.inference.solvers.surrogates import Surrogate
+from abs_model.models.abs import ABSClassifier
 
 IMAGE = (4, 4, 1)
 PIXELS = 16
@@ -63,8 +63,8 @@ def linear_energies(images, matrices, offsets):
 
 def linear_abs(matrices, offsets, *, class_weights=None, binary=False, batch_size=6):
     """An ABS model, or a Binary ABS model, of linear decoders."""
-    settings = SearchSettings(
-        solver="quasi_newton", num_prior_samples=100, num_starts=2, num_minima=1, tolerance=1e-7
+    settings = QuasiNewtonSettings(
+        num_prior_samples=100, num_starts=2, num_minima=1, tolerance=1e-7
     )
     surrogate = linear_surrogate(matrices, offsets)
     weights = np.ones(len(matrices)) if class_weights is None else class_weights

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 import abs_model
-from abs_model.evaluation import models as evaluation_models
+from abs_model.evaluation.run import models as evaluation_models
 from tests.conftest import ROOT, load_tiny
 
 EVERY_PAGE = sorted(

@@ -17,7 +17,7 @@ from abs_model.evaluation import (
     parse_models,
     read_suite,
 )
-from abs_model.evaluation import models as evaluation_models
+from abs_model.evaluation.run import models as evaluation_models
 from configs import pgd
 from tests.conftest import ROOT, load_tiny
 

@@ -29,10 +29,10 @@ from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
 from abs_model._runtime.atomic_files import as_path
-from abs_model._runtime.compilation_cache import keep_compiled
+from abs_model._runtime.compilation_cache import enable_compilation_cache
 from abs_model._runtime.configuration import ConfigError, flatten, suggestion
 from abs_model._runtime.errors import UserError
-from abs_model._runtime.malloc import keep_freed_memory
+from abs_model._runtime.malloc import retain_freed_memory
 
 # config_flags would read flag files while the script is being imported, where nothing could catch
 # their errors; so it gets the arguments from here, when `run_main` has read them.
@@ -83,8 +83,8 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
     def guarded(argv: list[str]) -> int | None:
         # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
         jax.config.update("jax_enable_x64", False)
-        keep_compiled()
-        keep_freed_memory()
+        enable_compilation_cache()
+        retain_freed_memory()
         try:
             return main(argv)
         except UserError as error:

@@ -14,7 +14,7 @@ _ZSTANDARD_MAGIC = bytes.fromhex("28b52ffd")
 _MAPS, _MOST_MAPS = pathlib.Path("/proc/self/maps"), pathlib.Path("/proc/sys/vm/max_map_count")
 
 
-def keep_compiled() -> None:
+def enable_compilation_cache() -> None:
     """Keeps what JAX compiles from now on, unless a cache has been chosen already.
 
     In ~/.cache/abs_model/xla, or under XDG_CACHE_HOME; JAX_COMPILATION_CACHE_DIR chooses another
@@ -81,7 +81,7 @@ def _is_whole(entry: bytes) -> bool:
     return decompressor.eof
 
 
-def unload_programs() -> None:
+def clear_if_near_map_limit() -> None:
     """Unloads all compiled programs if they take over half of the memory maps a process may have.
 
     On a CPU each program takes several, and some thousand programs make 65,530, as many as Linux

@@ -9,7 +9,7 @@ _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _GROWTH = 64 * 2**20
 
 
-def keep_freed_memory() -> None:
+def retain_freed_memory() -> None:
     """Lets the C library reuse freed memory instead of giving it back to the system.
 
     XLA allocates the arrays of each call anew on a CPU. By default large ones come from the

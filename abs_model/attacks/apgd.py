@@ -26,11 +26,11 @@ from abs_model.attacks._core.checks import check_epsilon, check_norm
 from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.losses import Loss, log_odds, margins
 from abs_model.attacks._core.norms import ascent_direction, choose, per_image, project, random_start
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import Answer, GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 _MOMENTUM = 0.25  # 1 - alpha in the paper
@@ -203,7 +203,7 @@ def _checkpoints(num_steps: int) -> set[int]:
 class _Point:
     """Images with their gradients, as the classifier answers, and losses (n,)."""
 
-    answer: Answer
+    answer: GradientAnswer
     losses: jax.Array
 
 
@@ -232,7 +232,7 @@ class _Path:
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _begin(goal: Batch, answer: Answer, epsilon: float, loss: Loss) -> _Path:
+def _begin(goal: Batch, answer: GradientAnswer, epsilon: float, loss: Loss) -> _Path:
     here = _Point(answer, loss(answer.logits, goal))
     none = jnp.zeros(len(here.losses))
     return _Path(
@@ -251,7 +251,7 @@ def _step(path: _Path, batch: Batch, epsilon: float, momentum: float, norm: str)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _note(path: _Path, goal: Batch, answer: Answer, loss: Loss) -> _Path:
+def _note(path: _Path, goal: Batch, answer: GradientAnswer, loss: Loss) -> _Path:
     here = _Point(answer, loss(answer.logits, goal))
     return dataclasses.replace(
         path,
@@ -263,7 +263,7 @@ def _note(path: _Path, goal: Batch, answer: Answer, loss: Loss) -> _Path:
 
 
 @functools.partial(jax.jit, static_argnames="loss")
-def _renew(path: _Path, goal: Batch, answer: Answer, loss: Loss) -> _Path:
+def _renew(path: _Path, goal: Batch, answer: GradientAnswer, loss: Loss) -> _Path:
     """With a cold answer about the top."""
     top = _Point(answer, loss(answer.logits, goal))
     return dataclasses.replace(path, top=top, checked=jnp.minimum(path.checked, top.losses))

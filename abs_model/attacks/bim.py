@@ -14,13 +14,13 @@ import jax
 from abs_model._runtime.checks import check_count
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.norms import per_image
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._core.steps import take_step
 from abs_model.attacks._search.smallest_epsilon import search_smallest_epsilon
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 
@@ -100,7 +100,7 @@ def bim(
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
-    answer: Answer, batch: Batch, epsilons: jax.Array, *, relative_step: float, norm: str
+    answer: GradientAnswer, batch: Batch, epsilons: jax.Array, *, relative_step: float, norm: str
 ) -> jax.Array:
     step_size = per_image(relative_step * epsilons)
     return take_step(

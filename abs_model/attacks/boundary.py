@@ -24,7 +24,7 @@ from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import bisect_to_boundary, interpolate
 from abs_model.attacks._search.starting_points import read_starting_points, search_starting_points
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
 _NUM_BISECTIONS = 10

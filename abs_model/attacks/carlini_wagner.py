@@ -17,11 +17,11 @@ from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.checks import check_epsilon
 from abs_model.attacks._core.losses import margins
 from abs_model.attacks._core.norms import choose, dual_norms, lengths, max_distance, per_image
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
 # Black and white would be infinite in tanh space; the factor of the authors' code and Foolbox.
@@ -194,7 +194,7 @@ def carlini_wagner(
 
 
 @jax.jit
-def _scale(batch: Batch, original: Answer) -> jax.Array:
+def _scale(batch: Batch, original: GradientAnswer) -> jax.Array:
     """What one unit of distance changes the margin by, about, (n,); above 0."""
     at_least = jnp.abs(margins(original.logits, batch)) / max_distance(batch.images, "l2")
     scale = jnp.maximum(dual_norms(original.gradients, "l2"), at_least)
@@ -221,7 +221,7 @@ def _begin(
 
 @jax.jit
 def _move(
-    batch: Batch, descent: _Descent, answer: Answer, step_size: jax.Array
+    batch: Batch, descent: _Descent, answer: GradientAnswer, step_size: jax.Array
 ) -> tuple[_Descent, jax.Array]:
     """A step of Adam, from the margin's gradients and the logits at the images."""
     images = answer.images
@@ -236,7 +236,7 @@ def _move(
 
 
 @jax.jit
-def _judge(batch: Batch, descent: _Descent, answer: Answer) -> _Descent:
+def _judge(batch: Batch, descent: _Descent, answer: GradientAnswer) -> _Descent:
     """Notes the losses of the images, and where they have the confidence."""
     reached = margins(answer.logits, batch)
     squares = lengths(answer.images - batch.images, "l2") ** 2

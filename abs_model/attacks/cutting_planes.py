@@ -12,8 +12,8 @@ wherever the classifier is queried:
   for solving convex programs", Journal of the SIAM 8(4), 1960). Explanations of the label that take
   over on the way are bounds like others.
 
-Each pair of linearizations makes a half-space of images; `halfspace_projection` finds the closest image in
-all of them, in each norm. For Binary ABS the change is one of thresholded values.
+Each pair of linearizations makes a half-space of images; `halfspace_projection` finds the closest
+image in all of them, in each norm. For Binary ABS the change is one of thresholded values.
 """
 
 import dataclasses
@@ -44,7 +44,8 @@ from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import interpolate, search_line
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import ABSClassifier, Classifier, threshold
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.classifier import Classifier, threshold
 
 _NUM_PLANES = 8
 _NUM_SCOUTING_STEPS = 4
@@ -124,7 +125,7 @@ def cutting_planes(
         ValueError: An argument is invalid; the model is no ABS model.
     """
     check_abs(model, "cutting_planes")
-    bisects = norm != "l0" and not getattr(model, "binary", False)
+    bisects = norm != "l0" and not model.binary
     num_classes = check_count("num_classes", num_classes)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts, minimum=0)
@@ -171,7 +172,7 @@ def _approach(query: Query, classes: jax.Array, answer: Answer, num_steps: int) 
 
 
 def _bisect_last_part(query: Query) -> None:
-    """Bisects the last part of the way from the originals, by which the half-spaces may overshoot."""
+    """Bisects the last part of the lines, by which the half-spaces may overshoot."""
     originals, far = query.batch.images, query.best.images
 
     def path(fractions: jax.Array) -> jax.Array:
@@ -191,7 +192,7 @@ class _Walk:
         classes: Where it leads, int32 (n,).
         answer: Of the last query.
         bounds: Of the f of the label, from below.
-        overshoot: How far behind the boundary the half-spaces lie, as a part of the way there, (n,).
+        overshoot: How far behind the boundary the half-spaces lie, as a part of the way, (n,).
         levels: Binary ABS in L-infinity: the distance to get below, (n,).
     """
 

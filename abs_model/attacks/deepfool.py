@@ -19,12 +19,12 @@ from abs_model.attacks._core.norms import (
     max_distance,
     per_image,
 )
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import JacobianAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.linearized_boundary import nearest_boundaries
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 # A shorter step may be lost in rounding, and one of length 0 (logits that tie) never ends.
@@ -104,7 +104,7 @@ def deepfool(
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
     batch: Batch,
-    answer: Answer,
+    answer: JacobianAnswer,
     total: jax.Array,
     done: jax.Array,
     overshoot: jax.Array,

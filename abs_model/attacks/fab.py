@@ -16,7 +16,7 @@ from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.losses import margins
 from abs_model.attacks._core.norms import choose, lengths, max_distance, per_image, random_start
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import Answer, GradientAnswer, JacobianAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.linearized_boundary import (
@@ -25,7 +25,7 @@ from abs_model.attacks._search.linearized_boundary import (
     project_in_box,
 )
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 _SEARCH_STEPS = 3
@@ -112,15 +112,14 @@ def fab(
         original = query.logits(batch.images)
         first_margins = query.best.margins
         for restart in range(num_restarts):
-            images, answer = batch.images, original
+            images: jax.Array = batch.images
+            near: Answer | None = original
             if restart > 0:
-                images = _draw(split_keys(batch, restart), batch, query.best, norm)
-                answer = None
+                images, near = _draw(split_keys(batch, restart), batch, query.best, norm), None
             for _ in range(num_steps):
-                answer = _linearize(query, images, answer, num_classes)
-                moved = _move(batch, answer, alpha_max, eta, norm=norm)
-                answer = query.logits(moved, near=answer)
-                images = _step_back(batch, answer, beta)
+                linear = _linearize(query, images, near, num_classes)
+                near = query.logits(_move(batch, linear, alpha_max, eta, norm=norm), near=linear)
+                images = _step_back(batch, near, beta)
         query.settle()
         _search(query, first_margins)
 
@@ -137,7 +136,9 @@ def _draw(keys: jax.Array, batch: Batch, best: BestSoFar, norm: str) -> jax.Arra
     return random_start(keys, batch.images, 0.5 * radius, norm)
 
 
-def _linearize(query: Query, images: jax.Array, near: Answer | None, num_classes: int) -> Answer:
+def _linearize(
+    query: Query, images: jax.Array, near: Answer | None, num_classes: int
+) -> GradientAnswer | JacobianAnswer:
     """Gradients of the leading logits, or of the margin of a targeted attack.
 
     Not recorded, because the paper takes what steps lead to, before they go back.
@@ -149,11 +150,16 @@ def _linearize(query: Query, images: jax.Array, near: Answer | None, num_classes
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _move(
-    batch: Batch, answer: Answer, alpha_max: jax.Array, eta: jax.Array, *, norm: str
+    batch: Batch,
+    answer: GradientAnswer | JacobianAnswer,
+    alpha_max: jax.Array,
+    eta: jax.Array,
+    *,
+    norm: str,
 ) -> jax.Array:
     """The biased step: between what the projections of iterates and originals lead to."""
     iterates = answer.images
-    if answer.jacobian is not None:
+    if isinstance(answer, JacobianAnswer):
         planes = nearest_boundaries(answer.jacobian, answer.logits, batch, norm=norm)
     else:
         planes = LinearizedBoundaries(margins(answer.logits, batch), answer.gradients)

@@ -25,7 +25,7 @@ from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import search_line
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 # Of the scan, relative to the longest step: the first of Foolbox's 1,000 epsilons.

@@ -19,13 +19,13 @@ from abs_model.attacks._core.checks import NORMS, check_norm
 from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.losses import margins
 from abs_model.attacks._core.norms import choose, per_image, random_start, snap
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.edit_space import EditSpace
 from abs_model.attacks._search.greedy import search_greedily
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier, threshold
+from abs_model.models.classifier import Classifier, threshold
 
 # Bisections of [0, 0.5]: to half the distance between neighboring values of an 8-bit image.
 _NUM_LEVELS = 10
@@ -89,10 +89,10 @@ def flip_pixels(
     Raises:
         ValueError: An argument is invalid; the model does not threshold images.
     """
-    if not getattr(model, "binary", False):
+    if not model.binary:
         raise ValueError(
-            f"model {model.name!r} doesn't threshold images (its attribute `binary` is not true),"
-            " which flip_pixels is for; greedy_pixels is its like for others"
+            f"flip_pixels requires a model on thresholded images, and `binary` of {model.name!r} is"
+            " False; use greedy_pixels for other models"
         )
     check_norm(norm)
     max_flips = check_count("max_flips", max_flips)
@@ -142,7 +142,7 @@ class _Walk:
             channels).
     """
 
-    here: Answer
+    here: GradientAnswer
     sizes: jax.Array
     tried: jax.Array
 
@@ -201,7 +201,7 @@ def _allowed(batch: Batch, levels: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _begin(batch: Batch, answer: Answer, levels: jax.Array, best: BestSoFar) -> _Walk:
+def _begin(batch: Batch, answer: GradientAnswer, levels: jax.Array, best: BestSoFar) -> _Walk:
     tried = jnp.zeros(answer.images.shape, bool)
     sizes = jnp.full(len(answer.images), answer.images[0].size)
     return _with_sizes(batch, _Walk(answer, sizes, tried), levels, sizes, best)
@@ -235,7 +235,9 @@ def _propose(batch: Batch, walk: _Walk, levels: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _accept(batch: Batch, walk: _Walk, answer: Answer, levels: jax.Array, best: BestSoFar) -> _Walk:
+def _accept(
+    batch: Batch, walk: _Walk, answer: GradientAnswer, levels: jax.Array, best: BestSoFar
+) -> _Walk:
     """The walk, which goes where the margin is higher."""
     there = _Walk(answer, 2 * walk.sizes, jnp.zeros_like(walk.tried))
     single = per_image(walk.sizes == 1)

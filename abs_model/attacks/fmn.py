@@ -23,11 +23,11 @@ from abs_model.attacks._core.norms import (
     max_distance,
     project,
 )
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 # Where the annealing ends: the authors' settings, which Foolbox shares.
 _LAST_STEP = 0.01  # as a part of the first
@@ -121,7 +121,7 @@ def _first_epsilon(batch: Batch, norm: str) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
     batch: Batch,
-    answer: Answer,
+    answer: GradientAnswer,
     epsilon: jax.Array,
     best: BestSoFar,
     *,
@@ -137,7 +137,7 @@ def _step(
 
 def _adapt(
     batch: Batch,
-    answer: Answer,
+    answer: GradientAnswer,
     epsilon: jax.Array,
     best: BestSoFar,
     gamma: jax.Array,

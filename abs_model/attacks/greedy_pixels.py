@@ -19,7 +19,7 @@ from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.edit_space import EditSpace
 from abs_model.attacks._search.greedy import search_greedily
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l0",)
 

@@ -36,7 +36,7 @@ from abs_model.attacks._search.starting_points import (
     search_starting_points,
 )
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 # Of a move, after which an image stays where it is for this step.

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.norms import per_image
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._core.steps import take_step
 from abs_model.attacks._search.smallest_epsilon import search_smallest_epsilon
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 
@@ -95,7 +95,7 @@ def mim(
 
 @functools.partial(jax.jit, static_argnames="norm")
 def _step(
-    answer: Answer,
+    answer: GradientAnswer,
     momenta: jax.Array,
     batch: Batch,
     epsilons: jax.Array,

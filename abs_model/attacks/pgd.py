@@ -28,7 +28,7 @@ from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._core.steps import take_step
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
 _NORMS = ("l2", "linf")

@@ -30,7 +30,7 @@ from abs_model.attacks._search.starting_points import (
     search_starting_points,
 )
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "l0")
 _NUM_EPSILONS = 20  # of the salt-and-pepper noise

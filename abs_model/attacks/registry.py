@@ -23,7 +23,8 @@ from typing import Any, TypeVar
 
 from abs_model.attacks._core.checks import NORMS
 from abs_model.attacks._core.result import AttackResult
-from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.classifier import Classifier
 
 Function = TypeVar("Function", bound=Callable[..., AttackResult])
 
@@ -104,7 +105,7 @@ class AttackInfo:
             return "cannot be targeted"
         if self.access is Access.GRADIENTS and not model.differentiable:
             return "requires gradients, and the model is a black box"
-        if self.access is Access.BINARY and not getattr(model, "binary", False):
+        if self.access is Access.BINARY and not model.binary:
             return f"requires {Access.BINARY.value}"
         if self.access is Access.ABS and not isinstance(model, ABSClassifier):
             return f"requires {Access.ABS.value}"

@@ -27,7 +27,7 @@ from abs_model.attacks._search.salt_and_pepper_noise import (
     search_salt_and_pepper,
 )
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l0",)
 

@@ -24,7 +24,7 @@ from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l0",)
 # Beyond these of 10,000 steps, alpha is alpha_init over the divisor (the paper's appendix).

@@ -35,7 +35,7 @@ from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 # After each of these of 10,000 steps, p is halved (the paper's supplement).
@@ -69,7 +69,7 @@ def square(
     """Attacks a classifier with the Square attack on the margin of the logits; without gradients.
 
     The search of an image ends with its first success. Queries the classifier at most
-    `1 + num_restarts * (num_steps + 1)` times; it stops when all images of a batch are adversarial. A
+    `1 + num_restarts * (num_steps + 1)` times; it stops when all images are adversarial. A
     square that would change nothing is drawn with the other signs, as in the authors' code.
 
     Args:

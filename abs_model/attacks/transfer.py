@@ -25,7 +25,7 @@ from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fast_gradient import fast_gradient
 from abs_model.attacks.mim import mim
 from abs_model.attacks.registry import Access, register
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
 _CRAFTS = (fast_gradient, bim, deepfool, mim)

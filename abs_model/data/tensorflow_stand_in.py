@@ -13,6 +13,7 @@ import os
 import types
 import unittest.mock
 from collections.abc import Iterator
+from typing import NoReturn
 
 import numpy as np
 import PIL.Image
@@ -21,7 +22,7 @@ import PIL.Image
 class _Namespace(types.SimpleNamespace):
     """Refuses what it has not got, saying what to do."""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> NoReturn:
         if name.startswith("__"):
             raise AttributeError(name)
         raise NotImplementedError(

@@ -4,18 +4,15 @@
 what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of use on its own.
 """
 
-from abs_model.evaluation.evaluate import EvaluationError, evaluate
-from abs_model.evaluation.export import ExportError, export_evaluation
-from abs_model.evaluation.figures import draw_curves
-from abs_model.evaluation.formats import to_json, to_markdown, to_rich, write_tables
-from abs_model.evaluation.ledger import GO_ON
-from abs_model.evaluation.models import ModelsError, ModelSpec, load_models, parse_models
-from abs_model.evaluation.publication import pack
-from abs_model.evaluation.results import Results, collect
-from abs_model.evaluation.runner import Settings
-from abs_model.evaluation.show import show
-from abs_model.evaluation.statistics import THRESHOLDS, summarize
-from abs_model.evaluation.suite import (
+from abs_model.evaluation.images.curves import draw_curves
+from abs_model.evaluation.images.export import ExportError, export_evaluation
+from abs_model.evaluation.render import show
+from abs_model.evaluation.run.archive import pack
+from abs_model.evaluation.run.evaluation import EvaluationError, evaluate
+from abs_model.evaluation.run.ledger import RESUME_HINT
+from abs_model.evaluation.run.models import ModelsError, ModelSpec, load_models, parse_models
+from abs_model.evaluation.run.runner import Settings
+from abs_model.evaluation.run.suite import (
     AttackSpec,
     SuiteError,
     check_any_applicable,
@@ -23,14 +20,22 @@ from abs_model.evaluation.suite import (
     choose_attacks,
     read_suite,
 )
-from abs_model.evaluation.tables import make_tables
-from abs_model.evaluation.verification import Verification, verify
-from abs_model.evaluation.workdir import WHOLE, Shard, locked, parse_shard
+from abs_model.evaluation.run.verification import Verification, verify
+from abs_model.evaluation.run.workdir import UNSHARDED, Shard, locked, parse_shard
+from abs_model.evaluation.tables.results import Results, collect
+from abs_model.evaluation.tables.statistics import THRESHOLDS, summarize
+from abs_model.evaluation.tables.table import make_tables
+from abs_model.evaluation.tables.table_formats import (
+    to_json,
+    to_markdown,
+    to_rich,
+    write_tables,
+)
 
 __all__ = [
-    "GO_ON",
+    "RESUME_HINT",
     "THRESHOLDS",
-    "WHOLE",
+    "UNSHARDED",
     "AttackSpec",
     "EvaluationError",
     "ExportError",

@@ -1,0 +1,1 @@
+"""Classifiers, and what they are built of: architectures, VAEs, decoders."""

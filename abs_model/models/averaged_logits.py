@@ -14,15 +14,15 @@ import numpy as np
 from jax import lax
 
 from abs_model._runtime.checks import check_count
-from abs_model.classifiers import Classifier
-from abs_model.randomness import is_random
+from abs_model.models.classifier import Classifier
+from abs_model.models.randomness import is_random
 
 
 def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
     """The classifier whose logits and gradients are means over evaluations of a random model.
 
     Args:
-        model: Any classifier, a black box too; see `abs_model.randomness` for whether it is random.
+        model: Any classifier, a black box too; see `randomness` for whether it is random.
         num_samples: How often it is evaluated for each answer, at least 1. The standard deviation
             of a mean is that of one evaluation over the square root of this.
 
@@ -36,6 +36,7 @@ def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
         image_shape=model.image_shape,
         num_classes=model.num_classes,
         batch_size=model.batch_size,
+        binary=model.binary,
         model=model,
         num_samples=int(num_samples),
     )
@@ -68,11 +69,6 @@ class AveragedLogits(Classifier):
 
     model: Classifier
     num_samples: int = dataclasses.field(metadata={"static": True})
-
-    @property
-    def binary(self) -> bool:
-        """Whether `model` says that it thresholds images."""
-        return getattr(self.model, "binary", False)
 
     @property
     def differentiable(self) -> bool:

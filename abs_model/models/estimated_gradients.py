@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_number
-from abs_model.classifiers import Classifier
+from abs_model.models.classifier import Classifier
 
 PyTree = Any
-# How many images the classifier is asked about at a time; more are no faster.
+# How many images are queried at a time; more are no faster.
 _CHUNK = 100
 _STEP = 0.1
 _BINARY_STEP = 0.6
@@ -45,13 +45,14 @@ def estimate_gradients(model: Classifier, *, step: float | None = None) -> "Esti
         ValueError: `step` isn't as described.
     """
     if step is None:
-        step = _BINARY_STEP if getattr(model, "binary", False) else _STEP
+        step = _BINARY_STEP if model.binary else _STEP
     step = check_number("step", step, minimum=0.001, maximum=1.0)
     return EstimatedGradients(
         name=f"{model.name}, GE",
         image_shape=model.image_shape,
         num_classes=model.num_classes,
         batch_size=model.batch_size,
+        binary=model.binary,
         model=model,
         step=step,
     )
@@ -62,9 +63,9 @@ def estimate_gradients(model: Classifier, *, step: float | None = None) -> "Esti
 class EstimatedGradients(Classifier):
     """A classifier with the logits of another, and estimates of their gradients.
 
-    For a classifier whose `batch_follow` gains something from its state (ABS), the differences
+    For a classifier whose `warm_logits` gains something from its state (ABS), the differences
     follow from the state of the image itself. Logits that are mere bounds then have the gradient 0:
-    all but the two largest and those asked for.
+    all but the two largest and the required ones.
 
     Attributes:
         model: The other.
@@ -73,11 +74,6 @@ class EstimatedGradients(Classifier):
 
     model: Classifier
     step: float = dataclasses.field(metadata={"static": True})
-
-    @property
-    def binary(self) -> bool:
-        """Whether `model` says that it thresholds images."""
-        return getattr(self.model, "binary", False)
 
     @property
     def logit_tolerance(self) -> float | jax.Array:
@@ -94,16 +90,16 @@ class EstimatedGradients(Classifier):
         return (1 + height * width * channels) * self.model.evaluations_per_query
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        return self.batch_begin(images)[0]
+        return self.cold_logits(images)[0]
 
-    def batch_begin(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
-        # Of an image asked about from scratch, all logits are exact, and all gradients follow.
+    def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
+        # Of a cold query, all logits are exact, and all gradients follow.
         return _answer(self, images, None, jnp.ones((len(images), self.num_classes), bool))
 
-    def batch_follow(
-        self, images: jax.Array, state: PyTree, asked: jax.Array | None = None
+    def warm_logits(
+        self, images: jax.Array, state: PyTree, required: jax.Array | None = None
     ) -> tuple[jax.Array, PyTree]:
-        return _answer(self, images, state, asked)
+        return _answer(self, images, state, required)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return self.model.logits_to_confidences(logits)
@@ -111,23 +107,23 @@ class EstimatedGradients(Classifier):
 
 @jax.custom_vjp
 def _answer(
-    estimated: EstimatedGradients, images: jax.Array, state: PyTree, asked: jax.Array | None
+    estimated: EstimatedGradients, images: jax.Array, state: PyTree, required: jax.Array | None
 ) -> tuple[jax.Array, PyTree]:
     model = estimated.model
     if state is None:
-        return model.batch_begin(images)
-    return model.batch_follow(images, state, asked)
+        return model.cold_logits(images)
+    return model.warm_logits(images, state, required)
 
 
 def _forward(
-    estimated: EstimatedGradients, images: jax.Array, state: PyTree, asked: jax.Array | None
+    estimated: EstimatedGradients, images: jax.Array, state: PyTree, required: jax.Array | None
 ) -> tuple[tuple[jax.Array, PyTree], jax.Array]:
     # The derivatives of all logits at once: an attack that asks for them one by one, such as
     # `Oracle.jacobian`, pays for a single set of differences.
-    logits, following = _answer(estimated, images, state, asked)
+    logits, following = _answer(estimated, images, state, required)
     exact = logits >= jax.lax.top_k(logits, 2)[0][:, 1:]
-    if asked is not None:
-        exact |= asked
+    if required is not None:
+        exact |= required
     derivatives = _derivatives(estimated, images, logits, following, exact)
     if jax.tree.leaves(following):
         derivatives = jnp.where(exact[..., None], derivatives, 0.0)
@@ -148,13 +144,15 @@ def _derivatives(
     images: jax.Array,
     logits: jax.Array,
     state: PyTree,
-    asked: jax.Array,
+    required: jax.Array,
 ) -> jax.Array:
-    """Of all logits by all values of their images, (n, classes, values); exact where asked for."""
+    """Of all logits by all values of their images, (n, classes, values); exact where required."""
     flat = images.reshape(len(images), -1)
     values = flat.shape[1]
     count = min(max(1, _CHUNK // len(images)), values)  # coordinates at a time
-    states, all_asked = jax.tree.map(lambda leaf: jnp.concatenate([leaf] * count), (state, asked))
+    states, all_required = jax.tree.map(
+        lambda leaf: jnp.concatenate([leaf] * count), (state, required)
+    )
 
     def probe(coordinates: jax.Array) -> jax.Array:
         before = flat[:, coordinates]  # (n, count)
@@ -163,8 +161,8 @@ def _derivatives(
         moved = jax.vmap(lambda at, new: flat.at[:, at].set(new), in_axes=(0, 1))(
             coordinates, after
         )
-        found, _ = estimated.model.batch_follow(
-            moved.reshape(-1, *images.shape[1:]), states, all_asked
+        found, _ = estimated.model.warm_logits(
+            moved.reshape(-1, *images.shape[1:]), states, all_required
         )
         changes = found.reshape(count, *logits.shape) - logits
         return changes / (after - before).T[..., None]

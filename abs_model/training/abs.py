@@ -1,5 +1,6 @@
 """Training of ABS from start to end: VAEs, surrogates for search, calibration."""
 
+import dataclasses
 import functools
 import time
 from typing import Any
@@ -12,6 +13,7 @@ from rich.progress import track
 
 from abs_model._runtime.configuration import (
     ConfigError,
+    Expectation,
     between,
     boolean,
     check_all,
@@ -21,15 +23,15 @@ from abs_model._runtime.configuration import (
     seed,
     sequence_of,
 )
-from abs_model.building import build_abs, kept_surrogate, search_settings
-from abs_model.calibration import UnreachableError, search_class_weights, solve_eta
-from abs_model.classifiers import ABSClassifier, threshold
 from abs_model.data import Dataset
-from abs_model.solvers import SOLVERS
+from abs_model.inference.calibration import UnreachableError, search_class_weights, solve_eta
+from abs_model.inference.solvers import SOLVERS
+from abs_model.inference.solvers.surrogates import SurrogateSettings
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.build import build_abs, kept_surrogate, search_settings
+from abs_model.models.classifier import threshold
 from abs_model.training.abs_task import ABSTask
-from abs_model.training.loop import fit
-from abs_model.training.metrics import training_seconds
-from abs_model.training.runs import (
+from abs_model.training.finished_run import (
     DATASET_EXPECTED,
     build_task,
     is_finished,
@@ -37,6 +39,8 @@ from abs_model.training.runs import (
     session,
     write_run,
 )
+from abs_model.training.loop import fit
+from abs_model.training.metrics import training_seconds
 
 _EXPECTED = {
     "seed": seed,
@@ -55,24 +59,6 @@ _EXPECTED = {
     "validation.abs_images": positive_int,
     "validation.abs_every_epochs": positive_int,
     "validation.image_columns": positive_int,
-    "inference.solver": one_of(*SOLVERS),
-    "inference.num_prior_samples": positive_int,
-    "inference.max_norm": positive,
-    "inference.seed": seed,
-    "inference.num_steps": positive_int,
-    "inference.learning_rate": positive,
-    "inference.num_starts": positive_int,
-    "inference.num_minima": positive_int,
-    "inference.num_on_the_way": positive_int,
-    "inference.max_evaluations": positive_int,
-    "inference.tolerance": positive,
-    "surrogate.components": positive_int,
-    "surrogate.widths": sequence_of(positive_int),
-    "surrogate.num_samples": positive_int,
-    "surrogate.num_steps": positive_int,
-    "surrogate.batch_size": positive_int,
-    "surrogate.learning_rate": positive,
-    "surrogate.seed": seed,
     "calibration.num_images": positive_int,
     "calibration.weigh_abs": boolean,
     "calibration.alpha": positive,
@@ -80,6 +66,11 @@ _EXPECTED = {
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
     **DATASET_EXPECTED,
+}
+_EXPECTED_TYPES: dict[Any, Expectation] = {
+    int: positive_int,
+    float: positive,
+    tuple[int, ...]: sequence_of(positive_int),
 }
 
 
@@ -98,7 +89,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         UserError: The configuration can't be used, the workdir holds another one or can't be
             written to, another process trains in it, or training diverged.
     """
-    check_all(config, _EXPECTED)
+    check_all(config, _EXPECTED | expected_of_search())
     if is_finished(workdir, config):
         return True
     task, dataset = build_task(config, ABSTask)
@@ -128,6 +119,20 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
     return True
 
 
+def expected_of_search() -> dict[str, Expectation]:
+    """Of the sections `inference` and `surrogate`: what their settings' classes say."""
+    sections: list[tuple[str, Any]] = [("inference", info.settings) for info in SOLVERS.values()]
+    sections.append(("surrogate", SurrogateSettings))
+    expected = {
+        f"{section}.{field.name}": seed if field.name == "seed" else _EXPECTED_TYPES[field.type]
+        for section, settings in sections
+        for field in dataclasses.fields(settings)
+    }
+    # Surrogates are for the ball that is searched.
+    del expected["surrogate.max_norm"]
+    return expected | {"inference.solver": one_of(*SOLVERS)}
+
+
 def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int) -> None:
     target = config.calibration.median_confidence
     if not 1 / num_classes < target < 1:
@@ -148,7 +153,7 @@ def calibrate(
         dataset: Whose training images are used.
 
     Returns:
-        What `abs_model.building.build_abs` takes as calibration.
+        What `abs_model.models.build.build_abs` takes as calibration.
     """
     settings = config.calibration
     count = min(settings.num_images, len(dataset.train.labels))

@@ -17,12 +17,12 @@ import optax
 from flax import nnx
 from jax import lax
 
-from abs_model.building import build_abs, init_vaes, search_settings
+from abs_model._runtime.vectorize import map_classes
 from abs_model.data import Dataset
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
-from abs_model.mapping import map_classes
+from abs_model.models.build import build_abs, init_vaes, search_settings
+from abs_model.models.vae import elbo_terms
 from abs_model.training.loop import State
-from abs_model.vae import elbo_terms
 
 PyTree = Any
 _VALIDATION_BATCH = 125
@@ -97,10 +97,12 @@ class ABSTask:
         """One update of all VAEs; `chosen` (classes, batch) indexes each class's images."""
         beta = self._beta(step)
 
-        def class_gradient(params, statistics, images, chosen, key):
+        def class_gradient(
+            params: PyTree, statistics: PyTree, images: jax.Array, chosen: jax.Array, key: jax.Array
+        ) -> tuple[PyTree, tuple[dict[str, jax.Array], PyTree]]:
             batch = to_float(images[chosen])
 
-            def loss(params):
+            def loss(params: PyTree) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
                 vae = nnx.merge(self.graphdef, params, statistics)
                 reconstruction, kl = elbo_terms(vae, batch, key, training=True)
                 metrics = {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
@@ -154,7 +156,7 @@ class ABSTask:
         """Each class's ELBO (row 0) and energy at the encoder's mean (row 1): (2, classes, N)."""
         images = to_float(images)
 
-        def class_terms(params, statistics):
+        def class_terms(params: PyTree, statistics: PyTree) -> tuple[jax.Array, jax.Array]:
             vae = nnx.merge(self.graphdef, params, statistics)
             reconstruction, kl = elbo_terms(vae, images, jax.random.key(0), training=False)
             mean, _ = vae.encode(images)
@@ -204,7 +206,9 @@ class ABSTask:
     ) -> tuple[jax.Array, jax.Array]:
         latents = jax.random.normal(jax.random.key(0), (columns, self.config.model.latent_size))
 
-        def class_pictures(params: PyTree, statistics: PyTree, images: jax.Array):
+        def class_pictures(
+            params: PyTree, statistics: PyTree, images: jax.Array
+        ) -> tuple[jax.Array, jax.Array]:
             vae = nnx.merge(self.graphdef, params, statistics)
             images = to_float(images)
             return vae.decode(latents), jnp.stack([images, vae.decode(vae.encode(images)[0])])

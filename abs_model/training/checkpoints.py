@@ -24,7 +24,7 @@ import numpy as np
 
 from abs_model._runtime import pytrees
 from abs_model._runtime.errors import UserError
-from abs_model.training import step_files
+from abs_model.training import checkpoint_io
 
 PyTree = Any
 _LOGGER = logging.getLogger(__name__)
@@ -97,13 +97,13 @@ class CheckpointStore:
             raise ValueError(
                 f"metrics must hold {self._best_metric!r}, got {', '.join(metrics) or 'none'}"
             )
-        if step_files.RECORD in state:
-            raise ValueError(f"an item of the state can't be called {step_files.RECORD!r}")
+        if checkpoint_io.RECORD in state:
+            raise ValueError(f"an item of the state can't be called {checkpoint_io.RECORD!r}")
         items = {name: pytrees.to_arrays(name, tree) for name, tree in state.items()}
         record = {"metrics": {name: float(value) for name, value in metrics.items()}}
         self._directory.mkdir(parents=True, exist_ok=True)
         self._remove_leftovers()
-        step_files.write_step(self._directory / str(step), items, record)
+        checkpoint_io.write_step(self._directory / str(step), items, record)
         for old in self._dispensable():
             self._remove(old)
 
@@ -227,8 +227,8 @@ class CheckpointStore:
                 f"there is no checkpoint of step {step} in {self._directory} (steps: {there})"
             )
         try:
-            return step_files.read_step(path, names)
-        except step_files.DamagedError as error:
+            return checkpoint_io.read_step(path, names)
+        except checkpoint_io.DamagedError as error:
             raise CheckpointError(f"checkpoint {path} can't be read ({error})") from error
 
     def _score(self, step: int) -> float:

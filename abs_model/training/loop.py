@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from abs_model._runtime.errors import UserError
 from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.interrupts import graceful_exit
 from abs_model.training.metrics import SECONDS, MetricsLogger, training_seconds
+from abs_model.training.preemption import graceful_exit
 
 PyTree = Any
 State = dict[str, PyTree]

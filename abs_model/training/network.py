@@ -37,13 +37,11 @@ from abs_model._runtime.configuration import (
     sequence_of,
 )
 from abs_model.attacks import ascend, pgd
-from abs_model.classifiers import NetworkClassifier
 from abs_model.data import Dataset
 from abs_model.data.batches import to_float
-from abs_model.networks import NETWORKS, create_network
-from abs_model.training.loop import State, fit
-from abs_model.training.metrics import training_seconds
-from abs_model.training.runs import (
+from abs_model.models.architectures import NETWORKS, create_network
+from abs_model.models.network import NetworkClassifier
+from abs_model.training.finished_run import (
     DATASET_EXPECTED,
     build_task,
     is_finished,
@@ -51,6 +49,8 @@ from abs_model.training.runs import (
     session,
     write_run,
 )
+from abs_model.training.loop import State, fit
+from abs_model.training.metrics import training_seconds
 
 PyTree = Any
 

@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks._core.query import Answer
-from abs_model.classifiers import ABSClassifier, Classifier
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.classifier import Classifier
 
 
 def check_abs(model: Classifier, attack: str) -> None:
     """Raises ValueError unless `model` is an ABS model, naming it and the attack."""
     if not isinstance(model, ABSClassifier):
         raise ValueError(
-            f"{attack} is for ABS models (ABSClassifier), and model {model.name!r} is a"
-            f" {type(model).__name__}; pgd is for every model with gradients"
+            f"{attack} requires an ABS model (ABSClassifier), and {model.name!r} is a"
+            f" {type(model).__name__}; use pgd for any model with gradients"
         )
 
 

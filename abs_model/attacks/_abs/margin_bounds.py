@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks._core.norms import take_class
-from abs_model.classifiers import ABSClassifier
-from abs_model.inference import Inference
+from abs_model.inference.energy import Inference
+from abs_model.models.abs import ABSClassifier
 
 
 @jax.tree_util.register_dataclass

@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from abs_model.decisions import ATTACK_FACTOR, uncertainty
+from abs_model.models.decisions import ATTACK_FACTOR, uncertainty
 
 
 @jax.tree_util.register_dataclass
@@ -18,7 +18,7 @@ class Batch:
         classes: int32 (n,): the labels to lead away from, or the targets to lead to.
         keys: A `jax.random.key` for each image, (n,).
         targeted: Whether `classes` are targets.
-        logit_tolerance: Of the classifier; see `abs_model.decisions`.
+        logit_tolerance: Of the classifier; see `abs_model.models.decisions`.
     """
 
     images: jax.Array

@@ -10,19 +10,19 @@ programs, which take long to compile, serve them all.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks._core import best_so_far
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.cold_check import search_beyond
 from abs_model.attacks._core.losses import Loss, margins
 from abs_model.attacks._core.norms import choose
-from abs_model.classifiers import Classifier
-from abs_model.mapping import map_classes
+from abs_model.models.classifier import Classifier
 
 State = Any
 
@@ -53,19 +53,34 @@ class Answer:
         images: The images queried, (n, height, width, channels).
         logits: (n, classes). Of a warm query, logits below the second largest may be upper bounds.
         state: The classifier's, from which queries of images nearby start.
-        gradients: Of `Query.gradients`: of the loss, shaped like the images.
-        jacobian: Of `Query.jacobian`.
     """
 
     images: jax.Array
     logits: jax.Array
     state: State
-    gradients: jax.Array | None = None
-    jacobian: Jacobian | None = None
 
-    def without_gradients(self) -> "Answer":
-        """The same, of the kind of `Query.logits`."""
-        return dataclasses.replace(self, gradients=None, jacobian=None)
+    def plain(self) -> "Answer":
+        """The same as an answer of `Query.logits`."""
+        return Answer(self.images, self.logits, self.state)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GradientAnswer(Answer):
+    """An answer with the gradients of a loss, shaped like the images."""
+
+    gradients: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class JacobianAnswer(Answer):
+    """An answer with the gradients of logits."""
+
+    jacobian: Jacobian
+
+
+AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 
 
 class Query:
@@ -103,6 +118,7 @@ class Query:
     """
 
     best: BestSoFar
+    _verified: BestSoFar
 
     def __init__(
         self,
@@ -168,7 +184,7 @@ class Query:
         loss: Loss = margins,
         goal: Batch | None = None,
         record: bool = True,
-    ) -> Answer:
+    ) -> GradientAnswer:
         """Queries logits and the gradients of a loss, by default the margin.
 
         Args:
@@ -186,7 +202,7 @@ class Query:
             self.model, images, self.batch if goal is None else goal, _state(near), loss
         )
         self._count_flaws(flaws)
-        answer = Answer(images, logits, state, gradients=gradients)
+        answer = GradientAnswer(images, logits, state, gradients)
         return self._take(answer, near) if record else answer
 
     def jacobian(
@@ -196,7 +212,7 @@ class Query:
         *,
         num_classes: int | None = None,
         record: bool = True,
-    ) -> Answer:
+    ) -> JacobianAnswer:
         """Queries logits and their gradients.
 
         All logits are exact, which makes it more expensive than `gradients` for a warm-started
@@ -223,7 +239,7 @@ class Query:
         """From now on, success takes a margin of at least these thresholds, (n,)."""
         self._thresholds = thresholds
 
-    def verify(self, answer: Answer) -> Answer:
+    def verify(self, answer: AnyAnswer) -> AnyAnswer:
         """Verifies new adversarial examples at once, for an attack that stops at the first.
 
         Args:
@@ -241,11 +257,12 @@ class Query:
         self.rejected = new & _differ(self.best.images, examples)
         if not bool(self.rejected.any()):
             return answer
-        if answer.jacobian is None:
-            again = self._query_logits(answer.images)
-        else:
+        again: Answer
+        if isinstance(answer, JacobianAnswer):
             num_classes = answer.jacobian.classes.shape[1]
             again = self._query_jacobian(answer.images, None, num_classes)
+        else:
+            again = self._query_logits(answer.images)
         self._record(again, verified=True, where=self.rejected)
         return choose(self.rejected, again, answer)
 
@@ -277,15 +294,15 @@ class Query:
 
     def _query_jacobian(
         self, images: jax.Array, near: Answer | None, num_classes: int | None
-    ) -> Answer:
+    ) -> JacobianAnswer:
         self._count(gradient=True)
         labels = None if num_classes is None else self.batch.classes
         count = min(num_classes or self.model.num_classes, self.model.num_classes)
         jacobian, logits, state, flaws = _jacobian(self.model, images, _state(near), labels, count)
         self._count_flaws(flaws)
-        return Answer(images, logits, state, jacobian=jacobian)
+        return JacobianAnswer(images, logits, state, jacobian)
 
-    def _take(self, answer: Answer, near: Answer | None) -> Answer:
+    def _take(self, answer: AnyAnswer, near: Answer | None) -> AnyAnswer:
         """Records an answer; the same, from whose state the next query is to start."""
         self.warm = bool(jax.tree.leaves(answer.state))
         self.just_verified = False
@@ -353,8 +370,8 @@ def _answer(
     model: Classifier, images: jax.Array, state: State, required: jax.Array | None = None
 ) -> tuple[jax.Array, State]:
     if state is None:
-        return model.batch_begin(images)
-    return model.batch_follow(images, state, required)
+        return model.cold_logits(images)
+    return model.warm_logits(images, state, required)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ class AttackResult:
         images: float32 (N, height, width, channels) in [0, 1]: the adversarial images; where the
             attack failed, the image that came closest to fooling the classifier.
         success: bool (N,): whether the classifier gets `images` wrong, beyond doubt (see
-            `abs_model.decisions`).
+            `abs_model.models.decisions`).
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
         num_queries: int32 (N,): number of queries, with or without gradient, of

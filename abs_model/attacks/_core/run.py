@@ -14,8 +14,8 @@ from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks._core.norms import distances, snap
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
-from abs_model.classifiers import Classifier
-from abs_model.images import check_images
+from abs_model.models.checks import check_images
+from abs_model.models.classifier import Classifier
 
 Progress = Callable[[int], None]
 
@@ -104,7 +104,7 @@ def _split(model: Classifier, count: int) -> tuple[Classifier, list[np.ndarray]]
 def _result(query: Query) -> AttackResult:
     best = query.best
     images, away = best.images, best.distances
-    if getattr(query.model, "binary", False):
+    if query.model.binary:
         images = snap(images, query.batch.images)
         away = distances(images, query.batch.images, query.norm)
     counts = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.norms import choose
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._search.edit_space import EditSpace
 
 
@@ -22,9 +22,9 @@ def eliminate(query: Query, space: EditSpace) -> None:
         space: Of the edits.
     """
     batch = query.batch
-    here = query.gradients(query.best.images)
-    ranks = _order(batch, here, query.best.success, space=space)
-    here = here.without_gradients()
+    first = query.gradients(query.best.images)
+    ranks = _order(batch, first, query.best.success, space=space)
+    here = first.plain()
     for rank in range(int(ranks.max()) + 1):
         before = query.best
         answer = query.logits(_undo(batch, before.images, ranks, rank), near=here)
@@ -32,7 +32,9 @@ def eliminate(query: Query, space: EditSpace) -> None:
 
 
 @functools.partial(jax.jit, static_argnames="space")
-def _order(batch: Batch, here: Answer, success: jax.Array, *, space: EditSpace) -> jax.Array:
+def _order(
+    batch: Batch, here: GradientAnswer, success: jax.Array, *, space: EditSpace
+) -> jax.Array:
     """Number of each value's unit in the order of undoing; -1 where there is nothing to undo."""
     originals, forms = space.forms(batch.images), space.forms(here.images)
     losses = space.units(here.gradients * (forms - originals)) / space.costs(batch.images)

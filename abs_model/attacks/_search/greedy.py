@@ -17,7 +17,7 @@ from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.losses import margins
 from abs_model.attacks._core.norms import choose, distances, take_class
-from abs_model.attacks._core.query import Answer, Query
+from abs_model.attacks._core.query import Answer, JacobianAnswer, Query
 from abs_model.attacks._search.backward_elimination import eliminate
 from abs_model.attacks._search.edit_space import EditSpace
 
@@ -69,11 +69,11 @@ def search_greedily(
     num_steps, num_candidates = min(num_steps, most), min(num_candidates, most)
     for number in range(num_rounds):
         forms, done = _start(batch, query.best, number * (num_steps + 1), number == 0, space=space)
-        here = None
+        near: Answer | None = None
         for step in range(1, num_steps + 1):
             if bool(done.all()):
                 break
-            here = query.jacobian(_images(batch, forms, space), near=here, num_classes=_NUM_CLASSES)
+            here = query.jacobian(_images(batch, forms, space), near=near, num_classes=_NUM_CLASSES)
             candidates, costs = _propose(
                 batch, forms, here, done, number * (num_steps + 1) + step, number > 0,
                 space=space, count=num_candidates,
@@ -82,9 +82,9 @@ def search_greedily(
             for candidate, cost in zip(candidates, costs, strict=True):
                 answer = query.logits(_images(batch, candidate, space), near=here)
                 pick = _compare(batch, pick, candidate, cost, here.logits, answer)
-            forms, here = pick.forms, query.verify(pick.answer)
+            forms, near = pick.forms, query.verify(pick.answer)
             adversarial = jnp.where(
-                query.rejected, batch.is_adversarial(here.logits), pick.adversarial
+                query.rejected, batch.is_adversarial(near.logits), pick.adversarial
             )
             done = _done(batch, forms, adversarial, query.best, space)
         query.settle()
@@ -125,7 +125,7 @@ def _images(batch: Batch, forms: jax.Array, space: EditSpace) -> jax.Array:
 def _propose(
     batch: Batch,
     forms: jax.Array,
-    here: Answer,
+    here: JacobianAnswer,
     done: jax.Array,
     step: int,
     noisy: bool,
@@ -200,7 +200,7 @@ def _nearest_class(
 @jax.jit
 def _first_pick(forms: jax.Array, here: Answer, adversarial: jax.Array) -> _Pick:
     scores = jnp.full(len(forms), -jnp.inf)
-    return _Pick(forms, here.without_gradients(), scores, adversarial)
+    return _Pick(forms, here.plain(), scores, adversarial)
 
 
 @jax.jit

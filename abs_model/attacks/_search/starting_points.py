@@ -18,8 +18,8 @@ from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.norms import choose, distances
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._search.line_search import interpolate, search_line
-from abs_model.classifiers import Classifier
-from abs_model.images import check_images
+from abs_model.models.checks import check_images
+from abs_model.models.classifier import Classifier
 
 # Attacks number their own draws from 0.
 _FIRST_KEY = 2**30

@@ -11,17 +11,17 @@ from typing import Any
 import numpy as np
 
 from abs_model.data import Split
-from abs_model.evaluation.cells import Cell, PublishedCell
-from abs_model.evaluation.figures import MODEL_COLORS
-from abs_model.evaluation.formats import EXPLANATION, warning_lines
-from abs_model.evaluation.ledger import Record
-from abs_model.evaluation.published import published_beside
+from abs_model.evaluation.images.curves import MODEL_COLORS
 from abs_model.evaluation.report.images import pack, pack_perturbations
 from abs_model.evaluation.report.reconstructions import Reconstructions
-from abs_model.evaluation.results import GROUPS, PlannedAttack, Results
-from abs_model.evaluation.statistics import THRESHOLDS, Estimate
-from abs_model.evaluation.tables import NORM_NAMES, UNITS, Block, Row, make_tables
-from abs_model.evaluation.verification import ABSOLUTE_ROUNDING, RELATIVE_ROUNDING
+from abs_model.evaluation.run.ledger import Record
+from abs_model.evaluation.run.verification import ABSOLUTE_ROUNDING, RELATIVE_ROUNDING
+from abs_model.evaluation.tables.cells import Cell, PublishedCell
+from abs_model.evaluation.tables.paper_results import published_beside
+from abs_model.evaluation.tables.results import GROUPS, PlannedAttack, Results
+from abs_model.evaluation.tables.statistics import THRESHOLDS, Estimate
+from abs_model.evaluation.tables.table import NORM_NAMES, UNITS, Block, Row, make_tables
+from abs_model.evaluation.tables.table_formats import EXPLANATION, warning_lines
 
 Json = dict[str, Any]
 TITLE = "Accuracy and robustness"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from abs_model.evaluation.report.images import to_bytes
-from abs_model.evaluation.results import Results
+from abs_model.evaluation.tables.results import Results
 
 CLEAN = "clean"
 

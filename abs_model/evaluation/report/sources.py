@@ -11,11 +11,11 @@ from typing import Any
 
 from abs_model._runtime.errors import UserError
 from abs_model.data import Split, load_dataset
-from abs_model.evaluation.models import ModelSpec
-from abs_model.evaluation.plugins import import_function
-from abs_model.evaluation.results import Plan, ResultsError
-from abs_model.evaluation.workdir import array_identity, model_identity
-from abs_model.loading import find_trained, load
+from abs_model.evaluation.run.models import ModelSpec
+from abs_model.evaluation.run.plugins import import_function
+from abs_model.evaluation.run.workdir import array_identity, model_identity
+from abs_model.evaluation.tables.results import Plan, ResultsError
+from abs_model.zoo.load import find_trained, load
 
 
 @dataclasses.dataclass(frozen=True)

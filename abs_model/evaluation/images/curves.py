@@ -1,0 +1,152 @@
+"""Pictures: what they share, and the curves of accuracy against distance.
+
+Drawn with matplotlib's objects, without pyplot and its global state.
+"""
+
+import io
+import os
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model.evaluation.tables.paper_results import published_beside
+from abs_model.evaluation.tables.results import GROUPS, Results
+from abs_model.evaluation.tables.statistics import THRESHOLDS, accuracy_curve
+
+DPI = 150
+SMALL, MEDIUM, LARGE = 7, 8, 12  # points
+INK, FAINT = "#222222", "#767676"
+NORM_SYMBOLS = {"l2": "$L_2$", "linf": r"$L_\infty$", "l0": "$L_0$"}
+UNITS = {"l2": "", "linf": "", "l0": ", pixels"}
+MODEL_COLORS = (
+    "#1f5fa8", "#d98200", "#2e8b57", "#c8401a", "#6a3d9a", "#8c6d46", "#d16ba5", "#5c5c5c",
+    "#17a2b8",
+)  # fmt: skip
+
+
+def draw_curves(results: Results) -> Figure:
+    """Draws the accuracy that is left at each distance, as in figure 2 of the paper.
+
+    A panel for each norm, a line for each model: the minimum over all attacks per image. What the
+    paper published for a model is dashed, in the same color.
+
+    Args:
+        results: Of an evaluation, of the images that every attack is done with.
+    """
+    norms, models = results.norms, results.plan.models
+    figure = new_figure(0.9 + 3.6 * len(norms), 3.9)
+    width, height = figure.get_size_inches()
+    for position, norm in enumerate(norms):
+        left, panel = 0.65 + 3.6 * position, 3.1
+        axes = figure.add_axes((left / width, 0.55 / height, panel / width, 1 - 1.55 / height))
+        shown = [
+            _draw_curve(axes, results, norm, model, MODEL_COLORS[number % len(MODEL_COLORS)])
+            for number, model in enumerate(models)
+        ]
+        _finish_curves(axes, norm, max([each for each in shown if each], default=1.0))
+    figure.text(
+        0.65 / width, 1 - 0.15 / height, "Accuracy left within a distance", va="top",
+        fontsize=LARGE, fontweight="bold", color=INK,
+    )  # fmt: skip
+    figure.text(
+        0.65 / width, 1 - 0.4 / height,
+        f"All attacks together, {results.plan.num_images:,} test images; dashed: as published;"
+        " dotted: threshold", va="top", fontsize=MEDIUM, color=FAINT,
+    )  # fmt: skip
+    handles = [
+        Line2D([], [], color=MODEL_COLORS[number % len(MODEL_COLORS)], label=model)
+        for number, model in enumerate(models)
+    ]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(0.65 / width, 1 - 0.55 / height),
+        fontsize=SMALL, frameon=False, borderaxespad=0, labelcolor=INK, ncols=len(models),
+        columnspacing=1.2, handlelength=1.5,
+    )  # fmt: skip
+    return figure
+
+
+def _draw_curve(axes: Axes, results: Results, norm: str, model: str, color: str) -> float | None:
+    """Draws a model's curves; returns where the farthest of them ends, None without any.
+
+    A curve ends with the images that have an adversarial one, or where the farthest search ended.
+    """
+    ends = []
+    limit = results.limit(model, norm, GROUPS)
+    distances = results.closest(model, norm, GROUPS)
+    distances = np.sort(distances[~np.isnan(distances)])
+    if len(distances):
+        finite = distances[np.isfinite(distances)]
+        corners = np.concatenate([[0.0], finite])
+        if np.isfinite(limit):
+            corners = np.append(corners, max(corners[-1], limit))
+        left = accuracy_curve(distances, corners)
+        axes.step(corners, left, where="post", color=color, lw=1.4)
+        ends.append(corners[-1])
+    if paper := published_beside(norm, results.plan.about, model):
+        axes.plot(paper.distances, paper.accuracies, color=color, lw=1, ls=(0, (3, 2)), alpha=0.7)
+        ends.append(paper.distances[-1])
+    return float(max(ends)) if ends else None
+
+
+def _finish_curves(axes: Axes, norm: str, end: float) -> None:
+    axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
+    axes.set_xlim(0, max(end, 1.1 * THRESHOLDS[norm]))
+    axes.set_ylim(0, 1.02)
+    ticks = np.linspace(0, 1, 6)
+    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    axes.set_xlabel(f"{NORM_SYMBOLS[norm]} distance{UNITS[norm]}", fontsize=MEDIUM, color=INK)
+    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
+    axes.grid(color="#e8e8e8", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def save(figure: Figure, path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, atomically; its directory must exist."""
+    content = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(content)
+    atomic_write_bytes(path, content.getvalue())
+
+
+class Page:
+    """A figure whose parts are placed in inches from its top left corner."""
+
+    def __init__(self, width: float, height: float) -> None:
+        self.figure = new_figure(width, height)
+        self.width, self.height = width, height
+
+    def text(self, left: float, top: float, content: str, **options: Any) -> None:
+        """Text whose top left corner is at the place; `options` may change that."""
+        placed: dict[str, Any] = {"fontsize": MEDIUM, "color": INK, "va": "top", **options}
+        self.figure.text(left / self.width, 1 - top / self.height, content, **placed)
+
+    def panel(self, left: float, top: float, size: float) -> Axes:
+        """A square for an image, without ticks and with a faint frame."""
+        axes = self.figure.add_axes(
+            (
+                left / self.width,
+                1 - (top + size) / self.height,
+                size / self.width,
+                size / self.height,
+            )
+        )
+        axes.set_xticks([])
+        axes.set_yticks([])
+        set_frame(axes, "#cccccc", 0.5)
+        return axes
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, `width` by `height` inches."""
+    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+
+
+def set_frame(axes: Axes, color: str, width: float) -> None:
+    """Sets color and line width, in points, of the frame around `axes`."""
+    for spine in axes.spines.values():
+        spine.set(edgecolor=color, linewidth=width)

@@ -1,0 +1,1 @@
+"""From an evaluation's ledgers to tables."""

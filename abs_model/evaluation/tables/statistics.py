@@ -1,0 +1,87 @@
+"""Medians and accuracies of adversarial distances, with bootstrap intervals.
+
+Distances are float64 (N,), one for each image: 0 where the clean image is misclassified already,
+infinity where no attack found anything.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from abs_model.evaluation.run.verification import ABSOLUTE_ROUNDING, RELATIVE_ROUNDING
+
+# The thresholds of the paper (Schott et al. 2019, arXiv 1805.09190), table 1; L0 is in pixels.
+THRESHOLDS = {"l2": 1.5, "linf": 0.3, "l0": 12.0}
+NUM_RESAMPLES = 2000
+_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A figure with its 95 % interval (percentile bootstrap over images)."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a table says of N distances.
+
+    Attributes:
+        num_images: N.
+        median: Median adversarial distance.
+        accuracy: Share of images, from 0 to 1, without an adversarial image within the threshold.
+    """
+
+    num_images: int
+    median: Estimate
+    accuracy: Estimate
+
+
+def summarize(distances: np.ndarray, threshold: float) -> Summary:
+    """Median and accuracy at the threshold, with intervals that are the same at each call.
+
+    Raises:
+        ValueError: There are no distances.
+    """
+    if not len(distances):
+        raise ValueError("distances must have at least one entry, got none")
+    rows = np.random.default_rng(_SEED).integers(0, len(distances), (NUM_RESAMPLES, len(distances)))
+    held = robust(distances, threshold)
+    return Summary(
+        len(distances),
+        _estimate(median(distances), median(distances[rows])),
+        _estimate(held.mean(), held[rows].mean(axis=1)),
+    )
+
+
+def robust(distances: np.ndarray, threshold: float) -> np.ndarray:
+    """bool, as `distances`: whether the nearest adversarial image lies beyond the threshold."""
+    # What an attack projects to the threshold in float32 may lie this far beyond it.
+    return distances > threshold * (1 + RELATIVE_ROUNDING) + ABSOLUTE_ROUNDING
+
+
+def reaches(limit: float, threshold: float) -> bool:
+    """Whether a search of all distances up to a limit has searched those up to a threshold."""
+    return not robust(np.array(threshold), limit)
+
+
+def median(distances: np.ndarray) -> np.ndarray:
+    """The median over the last axis; infinite where the upper middle is."""
+    middle = distances.shape[-1]
+    ordered = np.sort(distances, axis=-1)
+    with np.errstate(invalid="ignore"):
+        return (ordered[..., (middle - 1) // 2] + ordered[..., middle // 2]) / 2
+
+
+def accuracy_curve(distances: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Accuracy that is left at each of the given distances, (M,): figure 2 of the paper."""
+    return np.array([robust(distances, each).mean() for each in at])
+
+
+def _estimate(value: np.ndarray, resampled: np.ndarray) -> Estimate:
+    # Not interpolated: between a finite number and infinity there is nothing to say.
+    low, high = np.quantile(resampled, (0.025, 0.975), method="nearest")
+    return Estimate(float(value), float(low), float(high))

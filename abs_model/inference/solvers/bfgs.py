@@ -1,0 +1,170 @@
+"""Damped BFGS for many small problems at once, with latents in a ball.
+
+N problems min E(z) = ||x - G(z)||^2 + ||z||^2 / 2 side by side: latents (latent, N), one column
+each, and an inverse Hessian for every column (Nocedal & Wright 2006, chapter 6; damping as in
+procedure 18.2). Where the minimum lies on the ball's sphere, gradients and directions are
+tangential, so that BFGS learns the curvature of the energy along the sphere.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from abs_model.inference.solvers.norm_ball import constraint_active, project, tangential
+
+_CURVATURE = 10.0  # of the energies, in nats per squared latent unit, before anything is known
+_RADIUS = 1.5  # of the first step's trust region
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Iterate:
+    """N points and what is known of the energy there.
+
+    Attributes:
+        latents: (latent, N).
+        energies: (N,); infinite where nothing has been evaluated yet.
+        gradients: (latent, N); tangential where `held`.
+        held: Whether the point is on the sphere and descent would leave the ball, (N,).
+        inverse_hessians: (latent, latent, N).
+        radii: Of the trust region, (N,).
+    """
+
+    latents: jax.Array
+    energies: jax.Array
+    gradients: jax.Array
+    held: jax.Array
+    inverse_hessians: jax.Array
+    radii: jax.Array
+
+
+def initial_iterate(latents: jax.Array, inverse_hessians: jax.Array | None = None) -> Iterate:
+    """Points (latent, N) before the first step, which only evaluates them."""
+    size, count = latents.shape
+    if inverse_hessians is None:
+        identity = jnp.eye(size)[:, :, None] / _CURVATURE
+        inverse_hessians = jnp.broadcast_to(identity, (size, size, count))
+    return Iterate(
+        latents,
+        jnp.full(count, jnp.inf),
+        jnp.zeros_like(latents),
+        jnp.zeros(count, bool),
+        inverse_hessians,
+        jnp.full(count, _RADIUS),
+    )
+
+
+def step(
+    decode: Callable[[jax.Array], jax.Array], targets: jax.Array, now: Iterate, max_norm: float
+) -> tuple[Iterate, jax.Array]:
+    """One evaluation of every problem; points move only where that lowers the energy.
+
+    Args:
+        decode: G, from latents (latent, N) to (outputs, N).
+        targets: x, (outputs, N).
+        now: The points.
+        max_norm: Radius of the ball.
+
+    Returns:
+        The points after the step, and G where it was evaluated, (outputs, N): that of the points
+        whose energy fell.
+    """
+    direction = _direction(now)
+    lengths = jnp.sqrt(jnp.sum(direction**2, axis=0))
+    scales = jnp.minimum(1, now.radii / jnp.maximum(lengths, 1e-9))
+    latents = project(now.latents + scales * direction, max_norm)
+    energies, gradients, outputs = _evaluate(decode, targets, latents)
+    held = constraint_active(latents, gradients, max_norm)
+    gradients = jnp.where(held, tangential(latents, gradients), gradients)
+    updated = _update(
+        now.inverse_hessians,
+        latents - now.latents,
+        gradients - now.gradients,
+        -scales * now.gradients,
+    )
+    # Before the first evaluation there is no gradient to compare with.
+    inverse_hessians = jnp.where(jnp.isfinite(now.energies), updated, now.inverse_hessians)
+    slopes = jnp.sum(now.gradients * direction, axis=0)
+    predicted = -scales * (1 - 0.5 * scales) * slopes
+    ratios = (now.energies - energies) / jnp.maximum(predicted, 1e-9)
+    radii = jnp.where((ratios > 0.75) & (scales < 1), 2 * now.radii, now.radii)
+    radii = jnp.where(ratios < 0.1, 0.35 * scales * lengths, radii)
+    better = energies < now.energies
+    after = Iterate(
+        jnp.where(better, latents, now.latents),
+        jnp.where(better, energies, now.energies),
+        jnp.where(better, gradients, now.gradients),
+        jnp.where(better, held, now.held),
+        inverse_hessians,
+        radii,
+    )
+    return after, outputs
+
+
+def predicted_decrease(now: Iterate) -> tuple[jax.Array, jax.Array]:
+    """By how much a full step lowers the energy in the quadratic model, in nats, (N,); and where
+    it leads, (latent, N)."""
+    direction = _direction(now)
+    return -0.5 * jnp.sum(now.gradients * direction, axis=0), now.latents + direction
+
+
+def _direction(now: Iterate) -> jax.Array:
+    """Minus inverse Hessian times gradient; where held, the quadratic model's minimum on the
+    tangent plane."""
+    newton = _multiply(now.inverse_hessians, now.gradients)
+    normal = _multiply(now.inverse_hessians, now.latents)
+    outward = jnp.sum(now.latents * newton, axis=0)
+    multiplier = outward / jnp.maximum(jnp.sum(now.latents * normal, axis=0), 1e-12)
+    return -jnp.where(now.held, newton - multiplier * normal, newton)
+
+
+def _evaluate(
+    decode: Callable[[jax.Array], jax.Array], targets: jax.Array, latents: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Energies, their gradients, and G."""
+
+    def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        outputs = decode(z)
+        energies = jnp.sum((outputs - targets) ** 2, axis=0) + 0.5 * jnp.sum(z**2, axis=0)
+        return jnp.sum(energies), (energies, outputs)
+
+    gradients, (energies, outputs) = jax.grad(total, has_aux=True)(latents)
+    return energies, gradients, outputs
+
+
+def _update(
+    inverse: jax.Array, moved: jax.Array, bent: jax.Array, model_bent: jax.Array
+) -> jax.Array:
+    """The BFGS update of the inverse Hessians.
+
+    Args:
+        inverse: (latent, latent, N).
+        moved: The steps taken.
+        bent: How gradients changed over them.
+        model_bent: How they would have changed in the quadratic model.
+    """
+    model = jnp.sum(moved * model_bent, axis=0)
+    actual = jnp.sum(moved * bent, axis=0)
+    # Powell's damping keeps the matrix positive definite where the curvature is negative.
+    share = jnp.where(actual >= 0.2 * model, 1, 0.8 * model / jnp.maximum(model - actual, 1e-20))
+    bent = share * bent + (1 - share) * model_bent
+    curvature = jnp.sum(moved * bent, axis=0)
+    lengths = jnp.sqrt(jnp.sum(moved**2, axis=0) * jnp.sum(bent**2, axis=0))
+    usable = curvature > jnp.maximum(1e-6 * lengths, 1e-12)
+    inverse_curvature = 1 / jnp.where(usable, curvature, 1)
+    image = _multiply(inverse, bent)
+    factor = (1 + jnp.sum(bent * image, axis=0) * inverse_curvature) * inverse_curvature
+    cross = image[:, None] * moved[None]
+    updated = (
+        inverse
+        + factor * moved[:, None] * moved[None]
+        - inverse_curvature * (cross + cross.swapaxes(0, 1))
+    )
+    return jnp.where(usable, updated, inverse)
+
+
+def _multiply(matrices: jax.Array, vectors: jax.Array) -> jax.Array:
+    """(latent, latent, N) times (latent, N)."""
+    return jnp.sum(matrices * vectors[None], axis=1)

@@ -1,0 +1,150 @@
+"""BFGS on the decoder from many candidates, as many at a time as the decoder is fastest with.
+
+How many evaluations a candidate needs, and whether it is worth any, differs from image to image. So
+the decoder works through a list: a fixed number of the most promising candidates at a time, until
+none has far to fall.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from abs_model._runtime.vectorize import list_size
+from abs_model.inference.solvers import bfgs
+from abs_model.inference.solvers.norm_ball import project
+from abs_model.inference.solvers.settings import SearchSettings
+from abs_model.models.decoders import Decoder
+
+# A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
+_SURROGATE_MARGIN = 6.0
+# Candidates that head for points nearer to each other, in latent units, find the same minimum.
+_SAME_AHEAD = 0.5
+# A candidate is given up once this many times its expected decrease would not make it the best.
+_OPTIMISM = 3.0
+
+
+@dataclasses.dataclass(frozen=True)
+class MultistartSettings(SearchSettings):
+    """Settings of BFGS on the decoder.
+
+    It continues while it expects the energy to fall by more than `tolerance`.
+
+    Attributes:
+        max_evaluations: Of the decoder and its gradient, from each candidate.
+    """
+
+    max_evaluations: int = 25
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MultistartResult:
+    """What BFGS on the decoder finds for N images.
+
+    Attributes:
+        latents: The best, (latent, N).
+        decoded: The best latents decoded, (pixels, N); NaN where no energy that was
+            found is finite.
+        inverse_hessians: What BFGS knows of the energies there, (latent, latent, N).
+        evaluations: Of the decoder and its gradient, for each candidate, (columns,).
+    """
+
+    latents: jax.Array
+    decoded: jax.Array
+    inverse_hessians: jax.Array
+    evaluations: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Work:
+    """The candidates on their way, `bfgs.predicted_decrease` of them, and what they are decoded.
+
+    `decoded` is (columns, pixels), so that whole rows are copied.
+    """
+
+    now: bfgs.Iterate
+    decreases: jax.Array
+    ahead: jax.Array
+    evaluations: jax.Array
+    decoded: jax.Array
+
+
+def polish(
+    decode: Decoder, pixels: jax.Array, candidates: bfgs.Iterate, settings: MultistartSettings
+) -> MultistartResult:
+    """The best minimum that BFGS finds from each image's candidates.
+
+    Args:
+        decode: One class's decoder.
+        pixels: (pixels, N).
+        candidates: Any multiple of N columns, images fastest, with energies on the surrogate;
+            those of infinite energy are left alone.
+        settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
+    """
+    count, columns = pixels.shape[1], len(candidates.energies)
+    size = list_size(columns, count)
+    lowest = jnp.tile(candidates.energies.reshape(-1, count).min(axis=0), columns // count)
+    promising = candidates.energies <= lowest + _SURROGATE_MARGIN
+    promising &= jnp.isfinite(candidates.energies)
+
+    def proceed(carry: tuple[_Work, jax.Array]) -> tuple[_Work, jax.Array]:
+        work, priorities = carry
+        _, chosen = lax.top_k(priorities, size)
+        # Near the end of the list some are chosen only to fill up; these stay as they are.
+        busy = priorities[chosen] > 0
+        old = jax.tree.map(lambda leaf: leaf[..., chosen], work.now)
+        new, outputs = bfgs.step(decode, pixels[:, chosen % count], old, settings.max_norm)
+        new = jax.tree.map(lambda after, before: jnp.where(busy, after, before), new, old)
+        rows = jnp.where(new.energies < old.energies, chosen, columns)  # else out of bounds
+        decreases, ahead = bfgs.predicted_decrease(new)
+        work = _Work(
+            jax.tree.map(lambda leaf, part: leaf.at[..., chosen].set(part), work.now, new),
+            work.decreases.at[chosen].set(decreases),
+            work.ahead.at[:, chosen].set(project(ahead, settings.max_norm)),
+            work.evaluations.at[chosen].add(busy),
+            work.decoded.at[rows].set(outputs.T, mode="drop"),
+        )
+        return work, _priorities(work, promising, count, settings)
+
+    work = _Work(
+        bfgs.initial_iterate(candidates.latents, candidates.inverse_hessians),
+        jnp.zeros(columns),
+        candidates.latents,
+        jnp.zeros(columns, int),
+        jnp.full((columns, len(pixels)), jnp.nan),
+    )
+    carry = work, _priorities(work, promising, count, settings)
+    work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
+    best = _leaders(work.now.energies, count)
+    return MultistartResult(
+        work.now.latents[:, best],
+        work.decoded[best].T,
+        work.now.inverse_hessians[..., best],
+        work.evaluations,
+    )
+
+
+def _priorities(
+    work: _Work, promising: jax.Array, count: int, settings: MultistartSettings
+) -> jax.Array:
+    """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
+    energies, decreases, evaluations = work.now.energies, work.decreases, work.evaluations
+    columns = len(energies)
+    leaders = jnp.tile(_leaders(energies, count), columns // count)
+    leads = jnp.arange(columns) == leaders
+    apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _SAME_AHEAD**2
+    unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
+    unfinished &= leads | apart
+    forecasts = jnp.where(unfinished, energies - decreases, energies)
+    lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
+    hopeful = energies - _OPTIMISM * decreases < lowest
+    priorities = jnp.where(unfinished & (leads | hopeful), decreases, 0)
+    return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
+
+
+def _leaders(energies: jax.Array, count: int) -> jax.Array:
+    """The column of each image's lowest energy, (N,), of columns with images fastest."""
+    return jnp.argmin(energies.reshape(-1, count), axis=0) * count + jnp.arange(count)

@@ -1,0 +1,217 @@
+"""A second-order solver: many starts on a surrogate of the decoder, then BFGS on the decoder.
+
+For each class: the best prior samples by the surrogate's energy start BFGS on the surrogate, which
+is cheap. The distinct minima found there, with their inverse Hessians, start BFGS on the decoder;
+so do some points on the way to them, because the decoder has minima that the surrogate lacks.
+"""
+
+import dataclasses
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from abs_model._runtime.vectorize import map_classes
+from abs_model.inference.solvers import bfgs
+from abs_model.inference.solvers.multistart import MultistartResult, MultistartSettings, polish
+from abs_model.inference.solvers.norm_ball import project
+from abs_model.inference.solvers.settings import register_solver
+from abs_model.inference.solvers.solution import Solution
+from abs_model.inference.solvers.surrogates import Surrogate
+from abs_model.models.decoders import Decoder
+
+PyTree = Any
+# On the surrogate: steps to the points on the way, further ones of all starts, and further ones of
+# those that lie apart then. The first step only evaluates.
+_STEPS = (4, 1, 6)
+# Prior samples are spread by factors from 1 to this: the latents that explain another class's
+# images lie farther out than most samples.
+_SPREAD = 1.6
+# Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
+# though they have not converged.
+_SAME_ON_SURROGATE = 1.0
+# Points on the way are left when nearer to the best minimum than this, in latent units, or when
+# their energy on the surrogate is higher by more than this, in nats.
+_ON_THE_WAY_DISTANCE = 0.5
+_ON_THE_WAY_MARGIN = 4.0
+
+
+@dataclasses.dataclass(frozen=True)
+class QuasiNewtonSettings(MultistartSettings):
+    """Where BFGS on the decoder starts.
+
+    Attributes:
+        num_starts: Starts of the search on the surrogate, each the best sample of an equal share of
+            the prior samples.
+        num_minima: How many of these are followed to their minima on the surrogate and then start
+            BFGS on the decoder, at most.
+        num_on_the_way: Maximum number of intermediate points that also start BFGS.
+    """
+
+    num_starts: int = 8
+    num_minima: int = 4
+    num_on_the_way: int = 4
+
+    def thorough(self) -> Self:
+        return dataclasses.replace(
+            self, num_starts=32, num_minima=32, num_on_the_way=16, max_evaluations=200,
+            tolerance=1e-4,
+        )  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class QuasiNewton:
+    """BFGS from several starts.
+
+    Attributes:
+        decoder: All classes' decoders.
+        surrogate: All classes' surrogates.
+        latents: Prior samples, spread, (classes, samples, latent); the same for all classes.
+        components: The samples through each class's surrogate, (classes, components, samples).
+        settings: How to search.
+    """
+
+    decoder: Decoder
+    surrogate: Surrogate
+    latents: jax.Array
+    components: jax.Array
+    settings: QuasiNewtonSettings = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, pixels: jax.Array) -> Solution:
+        """The best explanations of pixels (pixels, N) by one class; remembers curvatures."""
+        return _found(self.search(pixels))
+
+    def search(self, pixels: jax.Array) -> MultistartResult:
+        """The same, with the numbers of evaluations."""
+        return polish(self.decoder, pixels, self._candidates(pixels), self.settings)
+
+    def refine(
+        self, pixels: jax.Array, start: jax.Array, solver_state: jax.Array, searched: jax.Array
+    ) -> Solution:
+        """From latents (latent, N) and inverse Hessians (latent, latent, N) on, where `searched`,
+        (N,); elsewhere what returns is not meant to be used."""
+        candidates = dataclasses.replace(
+            bfgs.initial_iterate(start, solver_state), energies=jnp.where(searched, 0.0, jnp.inf)
+        )
+        return _found(polish(self.decoder, pixels, candidates, self.settings))
+
+    @property
+    def fingerprint_arrays(self) -> PyTree:
+        """See `Classifier.fingerprint_arrays`; the samples come from the settings' seed."""
+        return self.surrogate, self.decoder.fingerprint_arrays
+
+    def _candidates(self, pixels: jax.Array) -> bfgs.Iterate:
+        """Where BFGS on the decoder may start: (num_minima + num_on_the_way) * N columns, images
+        fastest, with energies on the surrogate; infinite where an image has fewer."""
+        settings = self.settings
+        targets = self.surrogate.project(pixels)
+        count = targets.shape[1]
+        starts = self._best_samples(targets)
+        begun = bfgs.initial_iterate(starts.reshape(len(starts), -1))
+        on_the_way = self._descend(begun, targets, _STEPS[0])
+        farther = self._descend(on_the_way, targets, _STEPS[1])
+        apart = _distinct(farther, count, settings.num_minima)
+        minima = self._descend(apart, targets, _STEPS[2])
+        exists = jnp.isfinite(apart.energies)
+        minima = dataclasses.replace(minima, energies=jnp.where(exists, minima.energies, jnp.inf))
+        minima = _distinct(minima, count, settings.num_minima)
+        on_the_way = _distinct(on_the_way, count, settings.num_on_the_way)
+        best = jax.tree.map(
+            lambda leaf: jnp.tile(
+                leaf[..., :count], (1,) * (leaf.ndim - 1) + (settings.num_on_the_way,)
+            ),
+            minima,
+        )
+        distances = jnp.sqrt(jnp.sum((on_the_way.latents - best.latents) ** 2, axis=0))
+        near_in_energy = on_the_way.energies < best.energies + _ON_THE_WAY_MARGIN
+        useful = (distances > _ON_THE_WAY_DISTANCE) & near_in_energy
+        # The minimum's inverse Hessian is better than their own, after three steps.
+        on_the_way = dataclasses.replace(
+            on_the_way,
+            energies=jnp.where(useful, on_the_way.energies, jnp.inf),
+            inverse_hessians=best.inverse_hessians,
+        )
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_the_way)
+
+    def _descend(self, now: bfgs.Iterate, targets: jax.Array, num_steps: int) -> bfgs.Iterate:
+        """BFGS on the surrogate; targets (components, N), and any multiple of N columns."""
+        repeated = jnp.tile(targets, (1, len(now.energies) // targets.shape[1]))
+
+        def step(_: int, now: bfgs.Iterate) -> bfgs.Iterate:
+            return bfgs.step(self.surrogate, repeated, now, self.settings.max_norm)[0]
+
+        return lax.fori_loop(0, num_steps, step, now)
+
+    def _best_samples(self, targets: jax.Array) -> jax.Array:
+        """Of each share of the prior samples the best by the surrogate: (latent, starts, N)."""
+        num_starts = min(self.settings.num_starts, len(self.latents))
+        share = len(self.latents) // num_starts
+        latents = self.latents[: num_starts * share]
+        components = self.components[:, : num_starts * share]
+        offsets = jnp.sum(components**2, axis=0) + 0.5 * jnp.sum(latents**2, axis=1)
+        scores = offsets[:, None] - 2 * (components.T @ targets)
+        scores = scores.reshape(num_starts, share, -1)
+        # The first of the lowest; XLA vectorizes two passes of min, but not argmin (CPU).
+        lowest = scores.min(axis=1, keepdims=True)
+        best = jnp.where(scores == lowest, jnp.arange(share)[:, None], share - 1).min(axis=1)
+        return latents[best + share * jnp.arange(num_starts)[:, None]].transpose(2, 0, 1)
+
+
+@register_solver("quasi_newton", QuasiNewtonSettings, needs_surrogate=True)
+def make_quasi_newton(
+    settings: QuasiNewtonSettings, decoder: Decoder, latents: jax.Array, surrogate: Surrogate | None
+) -> QuasiNewton:
+    """Spreads the prior samples and puts them through the surrogates (once per model).
+
+    Args:
+        settings: How to search.
+        decoder: All classes' decoders.
+        latents: Prior samples, (samples, latent).
+        surrogate: All classes' surrogates.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if surrogate is None:
+        raise ValueError("solver 'quasi_newton' needs surrogate, got None")
+    shared, components = _spread(surrogate, latents, settings.max_norm)
+    return QuasiNewton(decoder, surrogate, shared, components, settings)
+
+
+@jax.jit
+def _spread(
+    surrogate: Surrogate, latents: jax.Array, max_norm: float
+) -> tuple[jax.Array, jax.Array]:
+    spread = jnp.linspace(1, _SPREAD, len(latents))[:, None]
+    latents = project((spread * latents).T, max_norm).T
+    components = map_classes(lambda one: one(latents.T), surrogate)
+    return jnp.broadcast_to(latents, (len(components), *latents.shape)), components
+
+
+def _found(polished: MultistartResult) -> Solution:
+    return Solution(polished.latents, polished.decoded, polished.inverse_hessians)
+
+
+def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
+    """Of each image's points that lie apart the best ones: `most` * count columns, images fastest.
+
+    Where an image has fewer, the rest have infinite energy.
+    """
+    split = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-1], -1, count), now)
+    energies = split.energies
+    taken = []
+    for _ in range(most):
+        best = jnp.argmin(energies, axis=0)[None]
+        one = jax.tree.map(
+            lambda leaf, i=best: jnp.take_along_axis(
+                leaf, i.reshape((1,) * (leaf.ndim - 2) + i.shape), axis=-2
+            )[..., 0, :],
+            split,
+        )
+        taken.append(dataclasses.replace(one, energies=energies.min(axis=0)))
+        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME_ON_SURROGATE**2
+        energies = jnp.where(apart, energies, jnp.inf)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-2), *taken)
+    return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), stacked)

@@ -1,0 +1,25 @@
+"""What a solver finds."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Solution:
+    """How one class explains N images best.
+
+    Attributes:
+        latents: (latent, N).
+        decoded: The latents decoded, (pixels, N).
+        solver_state: What the solver wants to know again when it goes on from these latents: arrays
+            (..., N), or nothing.
+    """
+
+    latents: jax.Array
+    decoded: jax.Array
+    solver_state: PyTree = ()

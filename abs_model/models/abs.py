@@ -1,0 +1,150 @@
+"""Analysis by synthesis as a classifier."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abs_model.inference.energy import Inference, infer, refine
+from abs_model.inference.solvers import Solver
+from abs_model.models.checks import check_images
+from abs_model.models.classifier import STATIC, Classifier, straight_through_threshold
+
+PyTree = Any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class ABSClassifier(Classifier):
+    """Analysis by synthesis (Schott et al. 2019): the class whose VAE explains the image best.
+
+    logit_c = -w_c E_c(x) / pixels, with the energies of `abs_model.inference.energy`. Binary ABS
+    thresholds the image at 0.5 first; its gradient passes the threshold straight through. At
+    converged latents the gradient of the logits is exact.
+
+    Attributes:
+        solver: Searches the latents; holds all classes' decoders.
+        class_weights: Factors w_c of the energies, (classes,); see `inference.calibration`. The
+            paper has ones but for Binary ABS.
+        eta: Added to each class's score; makes the model unsure far from the data.
+        alpha: Scale of the logits in the confidences.
+    """
+
+    solver: Solver
+    class_weights: jax.Array
+    eta: jax.Array
+    alpha: float = dataclasses.field(metadata=STATIC)
+
+    @property
+    def fingerprint_arrays(self) -> PyTree:
+        return self.class_weights, self.eta, self.solver.fingerprint_arrays
+
+    @property
+    def logit_tolerance(self) -> jax.Array:
+        # Either of the two energies may be above its minimum by as much as the search leaves.
+        tolerance = 2 * self.solver.settings.tolerance
+        return tolerance * jnp.max(self.class_weights) / np.prod(self.image_shape)
+
+    def batch_inference(self, images: jax.Array) -> Inference:
+        """Inference of images that have been checked; pure, energies are differentiable."""
+        return infer(self.solver, self._seen(images))
+
+    def batch_refinement(
+        self, images: jax.Array, start: Inference, required: jax.Array
+    ) -> Inference:
+        """`refine` of images that have been checked; pure, energies are differentiable."""
+        return refine(self.solver, self._seen(images), start, required, self.class_weights)
+
+    def _seen(self, images: jax.Array) -> jax.Array:
+        """The images that the decoders explain."""
+        return straight_through_threshold(images) if self.binary else images
+
+    def weighted_energies(self, inference: Inference) -> jax.Array:
+        """The energies that decide, w_c E_c in nats, (N, classes)."""
+        return self.class_weights * inference.energies
+
+    def batch_logits(self, images: jax.Array) -> jax.Array:
+        return self.cold_logits(images)[0]
+
+    def cold_logits(self, images: jax.Array) -> tuple[jax.Array, Inference]:
+        inference = self.batch_inference(images)
+        return self.logits_from_inference(inference), inference
+
+    def warm_logits(
+        self, images: jax.Array, state: Inference, required: jax.Array | None = None
+    ) -> tuple[jax.Array, Inference]:
+        # Given the classes that were ahead, the search takes up all that may have overtaken.
+        _, leaders = jax.lax.top_k(-self.weighted_energies(state), 2)
+        searched = jax.nn.one_hot(leaders, self.num_classes, dtype=bool).any(axis=1)
+        searched = searched if required is None else searched | required
+        inference = self.batch_refinement(images, state, searched)
+        return self.logits_from_inference(inference), inference
+
+    def logits_from_inference(self, inference: Inference) -> jax.Array:
+        """The logits of images that have been inferred, (N, classes)."""
+        return -self.weighted_energies(inference) / np.prod(self.image_shape)
+
+    def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
+        """p(c|x) = (exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta)."""
+        # In logarithms: far from the data every exp(alpha l) underflows.
+        return jax.nn.softmax(jnp.logaddexp(self.alpha * logits, jnp.log(self.eta)))
+
+    def infer(
+        self,
+        images: jax.Array | np.ndarray,
+        start: Inference | None = None,
+        required: jax.Array | np.ndarray | None = None,
+    ) -> Inference:
+        """Energies in nats (unweighted), latents and reconstructions per class.
+
+        Args:
+            images: As for `logits`.
+            start: What this model found for the same images before they moved a little; the search
+                goes on from there.
+            required: Only with `start`: whether the class is required, bool (N, classes).
+                Other classes are searched only where they may have overtaken one of these, and
+                their energies are lower bounds elsewhere (`Inference.searched`), as far as those in
+                `start` are global minima. All by default.
+
+        Raises:
+            ValueError: `start` or `required` do not fit the images, or `required` comes without
+                `start` or has a row without a class.
+        """
+        if start is None:
+            if required is not None:
+                raise ValueError("required needs start: without one, every class is searched")
+            return self._in_batches(_jitted_inference, images)
+        if not isinstance(start, Inference):
+            raise ValueError(
+                f"start must be what this model's infer returned, got {type(start).__name__}"
+            )
+        expected = (len(check_images(images, self.image_shape)), self.num_classes)
+        required = np.ones(expected, bool) if required is None else np.asarray(required)
+        if required.shape != expected or required.dtype != bool:
+            raise ValueError(
+                f"required must be bool {expected}, got {required.dtype} {required.shape}"
+            )
+        if not required.any(axis=1).all():
+            raise ValueError("required must have at least one class for each image")
+        if start.energies.shape != expected:
+            raise ValueError(f"start must have energies {expected}, got {start.energies.shape}")
+        if start.images.shape[1:] != self.image_shape:
+            raise ValueError(
+                f"start must be of images {self.image_shape}, got {start.images.shape[1:]}; give "
+                "what this model's infer returned"
+            )
+        return self._in_batches(_jitted_refinement, images, start, required)
+
+
+@jax.jit
+def _jitted_inference(classifier: ABSClassifier, images: jax.Array) -> Inference:
+    return classifier.batch_inference(images)
+
+
+@jax.jit
+def _jitted_refinement(
+    classifier: ABSClassifier, images: jax.Array, start: Inference, required: jax.Array
+) -> Inference:
+    return classifier.batch_refinement(images, start, required)

@@ -1,0 +1,173 @@
+"""Classifiers: one interface for whoever attacks, evaluates or uses a model.
+
+A classifier is a frozen dataclass and a JAX pytree: weights are leaves, settings are static. So it
+goes through `jax.jit` as an ordinary argument.
+"""
+
+import abc
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, Self
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from abs_model._runtime.precision import single_precision
+from abs_model.models.checks import check_images
+
+PyTree = Any
+
+
+STATIC = {"static": True}  # dataclass metadata: a setting, not a weight
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Classifier(abc.ABC):
+    """Maps images, float32 (N, height, width, channels) in [0, 1], to scores of classes.
+
+    Any N: images are split into batches of `batch_size` and the last one is padded, so a new N does
+    not compile again. Every method raises ValueError for images of another shape, dtype or range.
+
+    Attributes:
+        name: For tables and messages.
+        image_shape: (height, width, channels).
+        num_classes: Number of classes.
+        batch_size: How many images one call of the compiled function takes.
+        binary: Whether the model sees of each value only whether it is above 0.5.
+    """
+
+    name: str = dataclasses.field(metadata=STATIC)
+    image_shape: tuple[int, int, int] = dataclasses.field(metadata=STATIC)
+    num_classes: int = dataclasses.field(metadata=STATIC)
+    batch_size: int = dataclasses.field(metadata=STATIC)
+    binary: bool = dataclasses.field(default=False, metadata=STATIC)
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "binary" in cls.__dict__ and "binary" not in inspect.get_annotations(cls):
+            # Else the field's default, False, would hide it.
+            raise TypeError(
+                f"binary of {cls.__name__} must be a field: declare"
+                ' binary: bool = dataclasses.field(default=True, metadata={"static": True})'
+            )
+
+    def __repr__(self) -> str:
+        # Weights fill a terminal.
+        settings = (field.name for field in dataclasses.fields(Classifier))
+        shown = ", ".join(f"{name}={getattr(self, name)!r}" for name in settings)
+        return f"{type(self).__name__}({shown})"
+
+    @abc.abstractmethod
+    def batch_logits(self, images: jax.Array) -> jax.Array:
+        """Logits (n, classes) of images that have been checked; pure and differentiable."""
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether logits have gradients; a black box has none."""
+        return True
+
+    @property
+    def logit_tolerance(self) -> float | jax.Array:
+        """By how much a margin of logits may be off besides rounding (`models.decisions`)."""
+        return 0.0
+
+    @property
+    def evaluations_per_query(self) -> int:
+        """How often it is evaluated for the logits of an image."""
+        return 1
+
+    @property
+    def evaluations_per_gradient(self) -> int:
+        """How often it is evaluated for the logits and a gradient of an image."""
+        return 1
+
+    @property
+    def fingerprint_arrays(self) -> PyTree:
+        """The arrays that it was made of, for fingerprints: the same on every machine."""
+        return jax.tree.leaves(self)
+
+    def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
+        """Logits of images that have been checked, and the state that `warm_logits` starts from.
+
+        The state's leaves have a leading axis of n; a classifier that gains nothing from one has no
+        leaves.
+        """
+        return self.batch_logits(images), ()
+
+    def warm_logits(
+        self, images: jax.Array, state: PyTree, required: jax.Array | None = None
+    ) -> tuple[jax.Array, PyTree]:
+        """Logits of images that have moved a little since `state`, and the state there; pure.
+
+        The two largest logits and the required ones are exact, with their gradients, as far as
+        those of the state were; others may be upper bounds below the second largest, without
+        gradient.
+
+        Args:
+            images: (n, height, width, channels).
+            state: From `cold_logits` or `warm_logits` of the images before they moved.
+            required: Further classes whose logits are required, bool (n, classes).
+        """
+        del state, required
+        return self.cold_logits(images)
+
+    @abc.abstractmethod
+    def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
+        """Probabilities of the classes, (N, classes), from logits (N, classes)."""
+
+    def logits(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Logits, float32 (N, classes); differentiable with respect to the images."""
+        return self._in_batches(_jitted_logits, images)
+
+    def predict(self, images: jax.Array | np.ndarray) -> np.ndarray:
+        """Predicted classes, int32 (N,)."""
+        return np.asarray(jnp.argmax(self.logits(images), axis=1), np.int32)
+
+    def confidences(self, images: jax.Array | np.ndarray) -> np.ndarray:
+        """Probabilities of the classes, float32 (N, classes)."""
+        return np.asarray(self.logits_to_confidences(self.logits(images)))
+
+    def with_batch_size(self, batch_size: int) -> Self:
+        """The same classifier with another `batch_size`."""
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        return dataclasses.replace(self, batch_size=batch_size)
+
+    @single_precision
+    def _in_batches(
+        self, function: Callable[..., PyTree], images: jax.Array | np.ndarray, *others: PyTree
+    ) -> PyTree:
+        """`function` of all images, in padded batches of `batch_size`.
+
+        Args:
+            function: Called with the classifier and a batch of the images and of `others`.
+            images: (N, height, width, channels).
+            *others: Pytrees whose leaves have a leading axis of N.
+        """
+        arrays = (check_images(images, self.image_shape), *others)
+        outputs = []
+        for first in range(0, len(images), self.batch_size):
+            size = min(self.batch_size, len(images) - first)
+            # Repeating the last image keeps what is padded valid.
+            rows = np.minimum(np.arange(first, first + self.batch_size), first + size - 1)
+            output = function(self, *jax.tree.map(lambda leaf, i=rows: leaf[i], arrays))
+            outputs.append(jax.tree.map(lambda x, n=size: x[:n], output))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+
+
+def threshold(images: Any) -> Any:
+    """The images of Binary ABS and Binary CNN: 1 where a pixel is above 0.5, else 0."""
+    return (images > 0.5).astype(images.dtype)
+
+
+def straight_through_threshold(images: jax.Array) -> jax.Array:
+    """`threshold`, with the gradient of the identity."""
+    return images + jax.lax.stop_gradient(threshold(images) - images)
+
+
+@jax.jit
+def _jitted_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier.batch_logits(images)

@@ -5,8 +5,8 @@
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
 - `nearest_neighbor`: the nearest-neighbor baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
-- `wrap`: any Flax module, or JAX function from images to logits, as a classifier.
-- `foolbox`: any classifier as a Foolbox model.
+- `from_function`: any Flax module, or JAX function from images to logits, as a classifier.
+- `to_foolbox`: any classifier as a Foolbox model.
 - `pgd`: the attack; `verify`: the check of what an attack reports; `export_images`: adversarial
   images as 8-bit files.
 
@@ -22,10 +22,10 @@ from abs_model.inference.energy import Inference
 from abs_model.inference.solvers import SearchSettings
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.classifier import Classifier
-from abs_model.models.function import wrap
+from abs_model.models.function import from_function
 from abs_model.models.nearest_neighbor import NearestNeighborClassifier, nearest_neighbor
 from abs_model.models.network import NetworkClassifier
-from abs_model.models.to_foolbox import foolbox
+from abs_model.models.to_foolbox import to_foolbox
 from abs_model.zoo.cards import available
 from abs_model.zoo.load import load
 
@@ -44,11 +44,11 @@ __all__ = [
     "Verification",
     "available",
     "export_images",
-    "foolbox",
+    "from_function",
     "load",
     "load_dataset",
     "nearest_neighbor",
     "pgd",
+    "to_foolbox",
     "verify",
-    "wrap",
 ]

@@ -108,7 +108,7 @@ def _run_theirs(name: str, bed: Bed, settings: Mapping[str, Any]) -> Any:
     attack = getattr(foolbox.attacks, name)(**settings)
     given = {"starting_points": _nearest_starts(bed)} if name in _TAKE_STARTS else {}
     images, labels = jnp.asarray(bed.images), jnp.asarray(bed.labels)
-    return attack(abs_model.foolbox(bed.model), images, labels, epsilons=None, **given)[0]
+    return attack(abs_model.to_foolbox(bed.model), images, labels, epsilons=None, **given)[0]
 
 
 def _nearest_starts(bed: Bed) -> jax.Array:

@@ -7,32 +7,18 @@ On how many images is it as close as the closest other attack, exactly and but f
 which others are closer elsewhere? Images are left out whose closest adversarial one lies beyond the
 epsilon of the attack, or beyond that of all others. WORKDIR is that of evaluate.py.
 
---thorough, for ABS models, asks about the closer images with a search of the latents that is far
+--thorough, for ABS models, queries the closer images with a search of the latents that is far
 more thorough than the model's own: what is adversarial by the model's search only goes by what that
 search leaves.
 """
 
 import argparse
-import collections
-import pathlib
-import sys
 from collections.abc import Sequence
-
-import numpy as np
 
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.evaluation import Results, collect
-from abs_model.evaluation.report import open_sources
-from abs_model.evaluation.run.ledger import Record
-from abs_model.evaluation.run.thorough_search import has_thorough_search, more_thorough
-from abs_model.evaluation.tables.results import GROUPS, PlannedAttack
-from abs_model.evaluation.tables.statistics import robust
-from abs_model.models.abs import ABSClassifier
-
-_TOLERANCES = (0.0, 1e-4, 1e-3, 2e-3, 1e-2)  # of the distance
-
-Closer = tuple[PlannedAttack, Record]
+from abs_model.evaluation import collect
+from abs_model.evaluation.comparison import compare, compare_thoroughly
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,93 +31,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     try:
         results = collect(options.workdir)
-        closer = _compare(results, options.model, options.attack)
+        closer = compare(results, options.model, options.attack)
         if options.thorough:
-            _ask_thoroughly(options.workdir, results, options.model, closer)
+            compare_thoroughly(options.workdir, results, options.model, closer)
     except UserError as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
-
-
-def _compare(results: Results, model: str, name: str) -> list[Closer]:
-    """Prints how the attack compares; returns by image what is closer than it."""
-    attack, others = _attacks(results, model, name)
-    ours = results.distances(model, attack.name)
-    theirs = np.array([results.distances(model, other.name) for other in others])
-    counted = ~np.isnan(ours)  # all but images of a target's class
-    if counted.sum() < results.num_expected(model, name) or np.isnan(theirs[:, counted]).any():
-        raise UserError(
-            f"not all attacks on {model} in {attack.norm} are done; go on with evaluate.py"
-        )
-    closest = theirs.min(axis=0)
-    limit = min(attack.limit(model), max(other.limit(model) for other in others))
-    compared = counted & ~robust(np.minimum(ours, closest), limit)
-    number, left_out = counted.sum(), (counted & ~compared).sum()
-    print(f"{attack.title} on {model}, {attack.norm}: {number} images, others: {len(others)}")
-    if left_out:
-        print(f"images left out, with nothing within {limit:g}: {left_out}")
-    for tolerance in _TOLERANCES:
-        count = int((ours <= closest * (1 + tolerance))[compared].sum())
-        beyond = f" by more than {tolerance:.2%}" if tolerance else ""
-        print(f"images with no other closer{beyond}: {count}")
-    closer = []
-    for index in np.flatnonzero((ours > closest) & compared):
-        other = others[int(theirs[:, index].argmin())]
-        closer.append((other, results.found[model, other.name][int(index)]))
-    for title, count in collections.Counter(other.title for other, _ in closer).most_common():
-        print(f"closest there: {title}, {count}")
-    return closer
-
-
-def _attacks(
-    results: Results, model: str, name: str
-) -> tuple[PlannedAttack, Sequence[PlannedAttack]]:
-    if model not in results.plan.models:
-        raise UserError(f"no model {model!r}; there are {', '.join(results.plan.models)}")
-    taken = [attack for attack in results.plan.attacks if model in attack.ledgers]
-    attack = next((each for each in taken if each.name == name), None)
-    if attack is None:
-        raise UserError(
-            f"no attack {name!r} on {model}; there are {', '.join(each.name for each in taken)}"
-        )
-    alike = results.attacks_on(model, attack.norm, GROUPS, attack.targets)
-    others = [each for each in alike if each is not attack]
-    if not others:
-        raise UserError(f"{name} is the only attack on {model} in {attack.norm}")
-    return attack, others
-
-
-def _ask_thoroughly(
-    workdir: pathlib.Path, results: Results, name: str, closer: Sequence[Closer]
-) -> None:
-    """Prints the margins of the closer images by the model's own search and a thorough one."""
-    sources = open_sources(workdir, results.plan)
-    model = sources.models.get(name)
-    if not isinstance(model, ABSClassifier) or not has_thorough_search(model):
-        message = f"--thorough needs an ABS model with the solver quasi_newton, which {name} is not"
-        raise UserError("\n".join([message, *sources.notes]))
-    images = {r.index: r.adversarial for _, r in closer if r.adversarial is not None}
-    if not images:
-        return
-    thorough = more_thorough(model)
-    labels = sources.test.labels[list(images)].astype(int)
-    print("Searching again, which takes a minute or so", file=sys.stderr)
-    own, deep = (
-        _margins(each, np.stack(list(images.values())), labels) for each in (model, thorough)
-    )
-    print("energy of the label above the lowest other, in nats (adversarial: above 0):")
-    for index, by_own, by_thorough in zip(images, own, deep, strict=True):
-        print(f"image {index}: {by_own:.4f} by its own search, {by_thorough:.4f} by a thorough one")
-    print(f"adversarial: {(own > 0).sum()} by its own search, {(deep > 0).sum()} by a thorough one")
-
-
-def _margins(model: ABSClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """By how many nats the label's weighted energy is above the lowest other, (N,)."""
-    model = model.with_batch_size(len(images))
-    energies = np.array(model.weighted_energies(model.infer(images)))
-    rows = np.arange(len(labels))
-    own = energies[rows, labels]
-    energies[rows, labels] = np.inf
-    return own - energies.min(axis=1)
 
 
 if __name__ == "__main__":

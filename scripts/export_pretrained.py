@@ -8,38 +8,14 @@ thresholds of the paper. Tables, adversarial images and pictures are left in WOR
 """
 
 import argparse
-import dataclasses
-import pathlib
 import sys
-import tempfile
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
+from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.data import Split
-from abs_model.evaluation import (
-    THRESHOLDS,
-    ModelSpec,
-    Results,
-    Settings,
-    evaluate,
-    load_models,
-    read_suite,
-    show,
-    summarize,
-)
-from abs_model.evaluation.tables.table import NORM_NAMES
-from abs_model.models.classifier import Classifier
+from abs_model.evaluation.zoo_export import export_run
 from abs_model.zoo import cards
-from abs_model.zoo.load import build_classifier, find_trained, load_arrays
 from configs import pgd
-
-_MEASURED = "measured"
-_BATCH_SIZE = 100
-_NUM_COMPARED = 64
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -58,92 +34,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     names = [options.name, *([options.binary_name] if options.binary_name else [])]
     try:
         cards.check_names(options.name, names, replace=options.replace)
-        path = _export(options.workdir, names, options.num_attacked)
+        path = export_run(options.workdir, names, pgd.get_config(), options.num_attacked)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     print(f"Exported: {path}, {path.stat().st_size / 1e6:.1f} MB", file=sys.stderr)
-
-
-def _export(workdir: pathlib.Path, names: Sequence[str], num_attacked: int) -> pathlib.Path:
-    """Exports a run under a name and, where there are two, its binary twin under the other."""
-    name = names[0]
-    # Absolute, because a workdir may be called like a model of the zoo.
-    directory = workdir.absolute()
-    trained = find_trained(directory)
-    if "training" not in trained.run:
-        raise UserError(
-            f"{workdir} does not say when and how it was trained, which a card must; it is from"
-            " before train.py noted that, or imported. Train it again"
-        )
-    specs = [ModelSpec(each, str(directory), binary=each != name) for each in names]
-    models, dataset = load_models(specs)
-    config = pgd.get_config()
-    settings = Settings(
-        len(dataset.test.labels), num_attacked, batch_size=_BATCH_SIZE, seed=config.seed
-    )
-    measured = directory / _MEASURED
-    results = evaluate(models, dataset, read_suite(config), settings, measured)
-    show(measured, results, models, dataset, tracker=None)
-    card = {
-        "models": {
-            spec.name: {"binary": spec.binary, "measured": _measured(results, spec.name)}
-            for spec in specs
-        },
-        "measured_with": {"settings": dataclasses.asdict(settings), **results.plan.about},
-        "config": _without_folder(trained.config.to_dict()),
-        "run": trained.run,
-    }
-    _, arrays = load_arrays(trained)
-    # None where there is no solver, or one that needs none.
-    surrogate = getattr(getattr(models[name], "solver", None), "surrogate", None)
-    with tempfile.TemporaryDirectory(dir=cards.FOLDER.parent) as folder:
-        path = pathlib.Path(folder) / f"{name}{cards.SUFFIX}"
-        cards.write_entry(path, arrays, surrogate, card)
-        _compare(cards.read_entries(path.parent), models, dataset.test)
-        for file in (path, path.with_suffix(".json")):
-            file.replace(cards.FOLDER / file.name)
-    return cards.FOLDER / path.name
-
-
-def _compare(
-    entries: Mapping[str, cards.Entry], models: Mapping[str, Classifier], test: Split
-) -> None:
-    """Makes sure that what was written is what was measured."""
-    images = test.images[:_NUM_COMPARED].astype(np.float32) / 255
-    for name, model in models.items():
-        found = build_classifier(entries[name]).logits(images)
-        np.testing.assert_array_equal(found, model.logits(images))
-
-
-def _measured(results: Results, model: str) -> list[dict[str, Any]]:
-    """Accuracies, clean and under each attack at the thresholds of the paper."""
-    clean = {
-        "condition": "clean",
-        "num_images": results.plan.num_clean,
-        "accuracy": results.clean_accuracy(model),
-    }
-    rows = [clean]
-    for attack in results.plan.attacks:
-        threshold = THRESHOLDS[attack.norm]
-        summary = summarize(results.distances(model, attack.name), threshold)
-        rows.append(
-            {
-                "condition": f"{NORM_NAMES[attack.norm]} <= {threshold:g}",
-                "num_images": summary.num_images,
-                "accuracy": summary.accuracy.value,
-                "attack": {
-                    "name": attack.reference,
-                    "norm": attack.norm,
-                    **attack.settings[model],
-                },
-            }
-        )
-    return rows
-
-
-def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without this machine's folder of data sets."""
-    return config | {"dataset": config["dataset"] | {"data_dir": None}}
 
 
 if __name__ == "__main__":

@@ -8,26 +8,12 @@ of evaluate.py, which may still be at work.
 """
 
 import argparse
-import functools
-import pathlib
 import sys
 from collections.abc import Sequence
 
-import rich.console
-import rich.progress
-
-from abs_model._runtime.atomic_files import as_path, atomic_write_text
+from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
-from abs_model.evaluation import Results, collect
-from abs_model.evaluation.report import (
-    Reconstructions,
-    Sources,
-    make_content,
-    num_inferences,
-    open_sources,
-    reconstruct,
-    to_html,
-)
+from abs_model.evaluation.report.write import check_output, make_page, write_page
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -49,75 +35,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     output = options.output or options.workdir / "report.html"
     try:
         if options.output is not None:
-            _check_output(output)
-        page, notes = _make_page(options.workdir, options.num_images, options.data_dir)
-        _write(output, page)
+            check_output(output)
+        page, notes = make_page(options.workdir, options.num_images, options.data_dir)
+        write_page(output, page)
     except (UserError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     for note in notes:
         print(note, file=sys.stderr)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
-
-
-def _check_output(output: pathlib.Path) -> None:
-    """Raises a UserError before the work where the page could not be written after it."""
-    if not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no directory {output.parent}; make it first")
-    if output.is_dir():
-        raise UserError(f"--output={output} must be a file, and is a directory")
-
-
-def _write(output: pathlib.Path, page: str) -> None:
-    try:
-        atomic_write_text(output, page)
-    except OSError as error:
-        raise UserError(f"can't write --output={output}: {error}") from error
-
-
-def _make_page(
-    workdir: pathlib.Path, num_images: int, data_dir: str | None
-) -> tuple[str, list[str]]:
-    """The page, and what is missing from it."""
-    print(f"Reading {workdir}", file=sys.stderr)
-    results = collect(workdir)
-    print("Opening the data set and the models", file=sys.stderr)
-    sources = open_sources(workdir, results.plan, data_dir=data_dir)
-    num_images = min(num_images, results.plan.num_images)
-    reconstructions = _reconstruct(results, sources, num_images)
-    print("Making the page", file=sys.stderr)
-    content = make_content(
-        results,
-        sources.test,
-        reconstructions,
-        num_images=num_images,
-        notes=sources.notes,
-    )
-    return to_html(content), sources.notes
-
-
-def _reconstruct(
-    results: Results, sources: Sources, num_images: int
-) -> dict[str, dict[str, Reconstructions]]:
-    """By model; its first batch takes the longest, since it is compiled."""
-    clean, found = sources.test.images[:num_images], {}
-    with rich.progress.Progress(
-        rich.progress.TextColumn("{task.description}", markup=False),
-        rich.progress.BarColumn(),
-        rich.progress.MofNCompleteColumn(),
-        rich.progress.TimeElapsedColumn(),
-        console=rich.console.Console(stderr=True),
-    ) as progress:
-        for name, model in sources.models.items():
-            total = num_inferences(results, name, num_images)
-            task = progress.add_task(f"{name}: reconstructions, images", total=total)
-            found[name] = reconstruct(
-                model,
-                name,
-                results,
-                clean,
-                progress=functools.partial(progress.advance, task),
-            )
-    return found
 
 
 def _positive(text: str) -> int:

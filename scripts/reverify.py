@@ -11,9 +11,7 @@ import pathlib
 import sys
 
 from abs_model._runtime.errors import UserError
-from abs_model.evaluation import ModelSpec, collect, load_models
-from abs_model.evaluation.images.export import check_evaluated
-from abs_model.evaluation.run.reverification import reverify
+from abs_model.evaluation.run.reverification import reverify_workdir
 
 
 def main() -> None:
@@ -25,30 +23,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     try:
-        num_lost = _reverify(options.workdir, options.batch_sizes)
+        num_lost = reverify_workdir(options.workdir, options.batch_sizes)
     except (UserError, ValueError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     sys.exit(num_lost > 0)
-
-
-def _reverify(workdir: pathlib.Path, batch_sizes: list[int]) -> int:
-    results = collect(workdir)
-    specs = [ModelSpec(**each) for each in results.plan.about.get("models_from", [])]
-    if not specs:
-        raise UserError(f"the evaluation in {workdir} does not say where its models are from")
-    models, dataset = load_models(specs)
-    for name, model in models.items():
-        check_evaluated(workdir, results.plan, name, model, dataset)
-    num_lost = 0
-    for found in reverify(results, models, batch_sizes):
-        num_lost += len(found.lost)
-        lost = f" ({'; '.join(found.lost)})" if found.lost else ""
-        print(
-            f"{found.model}, batch size {found.batch_size}: {len(found.lost)} of"
-            f" {found.num_examples:,} lost{lost}",
-            flush=True,
-        )
-    return num_lost
 
 
 if __name__ == "__main__":

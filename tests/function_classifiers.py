@@ -12,7 +12,7 @@ from tests.linear_classifiers import SHAPE
 
 
 def function_classifier(function, num_classes, batch_size=4, shape=SHAPE):
-    return abs_model.wrap(
+    return abs_model.from_function(
         function, num_classes=num_classes, image_shape=shape, batch_size=batch_size
     )
 

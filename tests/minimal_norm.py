@@ -200,7 +200,7 @@ def compare_with_foolbox(mnist_sample, count, norm, foolbox_attack, attack, /, *
     images = mnist_sample["test_images"][:count].reshape(-1, 28, 28, 1).astype(np.float32) / 255
     labels = mnist_sample["test_labels"][:count].astype(np.int32)
     result = attack(model, images, labels, KEY, **settings)
-    their_model = abs_model.foolbox(model.with_batch_size(1))
+    their_model = abs_model.to_foolbox(model.with_batch_size(1))
     pairs = zip(jnp.asarray(images)[:, None], jnp.asarray(labels)[:, None], strict=True)
     found = jnp.concatenate(
         [foolbox_attack(their_model, *pair, epsilons=None)[1] for pair in pairs]

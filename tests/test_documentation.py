@@ -4,9 +4,12 @@ import importlib.util
 import re
 import shlex
 
+import jax
+import numpy as np
 import pytest
 
 import abs_model
+from abs_model.attacks import ATTACKS
 from abs_model.evaluation.run import models as evaluation_models
 from tests.conftest import ROOT, load_tiny
 
@@ -43,11 +46,16 @@ def sample(data_dir, abs_run, monkeypatch):
     for module in (abs_model, evaluation_models):
         monkeypatch.setattr(module, "load_dataset", lambda *_, **__: dataset)
     monkeypatch.setattr(abs_model, "load", lambda name: load(abs_run if name == "abs" else name))
+    # What a page registers is gone after it.
+    before = dict(ATTACKS)
+    yield
+    ATTACKS.clear()
+    ATTACKS.update(before)
 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_python_code_runs(page, sample):
-    names: dict[str, object] = {}
+    names: dict[str, object] = {"__name__": "documentation"}
     code = [block for block in blocks(page, "python") if not block.startswith("# my_lab.py")]
     assert code
     for block in code:
@@ -91,3 +99,13 @@ def test_every_page_is_linked():
         for target in re.findall(r"\]\(([^)#]+\.md)[^)]*\)", (ROOT / page).read_text())
     }
     assert {ROOT / page for page in EVERY_PAGE if page != "README.md"} <= linked
+
+
+def test_the_documented_attack_finds_adversarial_images(sample, mnist_sample):
+    names: dict[str, object] = {"__name__": "documentation"}
+    exec(blocks("docs/extending.md", "python")[0], names)
+    images = mnist_sample["test_images"][:4].reshape(-1, 28, 28, 1).astype(np.float32) / 255
+    model = abs_model.load("cnn")
+    labels = model.predict(images)
+    found = ATTACKS["my_attack"].function(model, images, labels, jax.random.key(0))
+    assert found.success.all() and (model.predict(found.images) != labels).all()

@@ -50,7 +50,7 @@ def test_torch():
     names = {}
     exec(TORCH, names)
     weights = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
-    model = abs_model.wrap(
+    model = abs_model.from_function(
         lambda images: images.reshape(len(images), -1) @ weights - 100,
         num_classes=3, image_shape=(5, 4, 3),
     )  # fmt: skip

@@ -1,6 +1,6 @@
 """Files: paths as people write them, atomic writes, and locks.
 
-Of an atomic file a reader, or a run after a kill, sees the old content or the new, never a part.
+A reader of an atomic file, or a run after a kill, sees the old content or the new, never a part.
 """
 
 import contextlib

@@ -65,7 +65,7 @@ def _remove_cut_short(folder: pathlib.Path) -> None:
 
 
 def _is_whole(entry: bytes) -> bool:
-    """Whether an entry goes on to its end: zlib's, or zstandard's where that is installed."""
+    """Whether an entry is complete: zlib's, or zstandard's where that is installed."""
     if entry.startswith(_ZSTANDARD_MAGIC):
         try:
             zstandard = importlib.import_module("zstandard")

@@ -12,7 +12,7 @@ _GROWTH = 64 * 2**20
 def retain_freed_memory() -> None:
     """Lets the C library reuse freed memory instead of giving it back to the system.
 
-    XLA allocates the arrays of each call anew on a CPU. By default large ones come from the
+    XLA allocates the arrays of each call again on a CPU. By default large ones come from the
     system, which clears them page by page, and go back to it at the end of the call; on networks
     that takes a third of the time (PGD on 100 images; `benchmarks/speed.py attacks`). The price is
     that a process never shrinks.

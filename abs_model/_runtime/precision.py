@@ -3,7 +3,7 @@
 Models, training and attacks are made for float32 and int32. With 64-bit types on, JAX makes float64
 of what names no type, such as `jnp.zeros(n)` or a random draw, and of all that meets it. So what
 is public runs with 64-bit types off, and gives the same results either way. A user's function
-(`abs_model.wrap`) is traced with the switch as it was when it was wrapped, and may compute in
+(`abs_model.from_function`) is traced with the switch as it was at that call, and may compute in
 float64.
 """
 

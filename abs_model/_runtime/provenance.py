@@ -30,7 +30,7 @@ def environment() -> dict[str, Any]:
 
 
 def package_versions() -> dict[str, str]:
-    """Of Python and the packages that decide over results."""
+    """Versions of Python and of the packages that affect results."""
     versions = {package: importlib.metadata.version(package) for package in _PACKAGES}
     return {"python": platform.python_version(), **versions}
 

@@ -27,7 +27,7 @@ PyTree = Any
 _REFERENCE = 2  # images: the trace that tells whether a function has changed
 _EVAL = (
     "; if it has dropout or batch normalization in training mode, call .eval() on the module before"
-    " abs_model.wrap"
+    " abs_model.from_function"
 )
 
 
@@ -57,7 +57,7 @@ class _Source:
         except jax.errors.TracerArrayConversionError as error:
             raise ValueError(
                 f"{self} must be what JAX can trace, but makes a NumPy array of its images; call"
-                " what is not JAX through jax.pure_callback, and give wrap black_box=True"
+                " what is not JAX through jax.pure_callback, and give from_function black_box=True"
             ) from error
         for array in (*traced.consts, *jax.tree.leaves(state)):
             if isinstance(array, jax.Ref):
@@ -219,8 +219,8 @@ class Snapshot:
     def _check_unchanged(self, source: _Source) -> None:
         if source.identity(self._state) != self._key.identity:
             raise ValueError(
-                f"what {source} computes has changed since abs_model.wrap, or changes with each"
-                " call; call wrap again after each change. Best give wrap a Flax module itself (or"
+                f"what {source} computes has changed since abs_model.from_function, or changes with"
+                " each call; call it again after each change. Best give it a Flax module itself (or"
                 " its bound method), whose arrays it copies; and draw random numbers of Python or"
                 " NumPy inside jax.pure_callback"
             )

@@ -34,7 +34,7 @@ class Tracker:
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         """Logs values under a step; they are sent in the background."""
         # Not log(step=...): W&B drops steps at or before its last one, which is what a run
-        # sends that goes on from a checkpoint. The step is a metric, and the axis of the others.
+        # sends that resumes from a checkpoint. The step is a metric, and the axis of the others.
         self._attempt(lambda: self._run.log({"step": int(step), **values}))
 
     def log_image(self, step: int, name: str, path: pathlib.Path) -> None:
@@ -122,7 +122,7 @@ def _init(
         project=os.environ.get("WANDB_PROJECT", PROJECT),
         name=workdir.name,
         id=run_id,
-        # Offline there is nothing to ask; `wandb sync` joins the parts by the id.
+        # Offline nothing can be looked up; `wandb sync` joins the parts by the id.
         resume="allow" if mode == "online" else None,
         mode=mode,
         dir=str(workdir),

@@ -79,7 +79,7 @@ class AttackInfo:
 
     @property
     def parameters(self) -> Mapping[str, inspect.Parameter]:
-        """Of the function, by name."""
+        """Parameters of the function, by name."""
         return inspect.signature(self.function).parameters
 
     @property
@@ -155,6 +155,17 @@ def limit_of(reference: str, norm: str, settings: Mapping[str, Any]) -> float:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)
     return math.inf
+
+
+def minimizes(settings: Mapping[str, Any]) -> bool:
+    """Whether an attack with these settings looks for the closest adversarial image.
+
+    One within an `epsilon` looks for the worst image instead: its distances say nothing.
+
+    Args:
+        settings: All settings, defaults included.
+    """
+    return "epsilon" not in settings and bool(settings.get("minimize", True))
 
 
 def markdown_table() -> str:

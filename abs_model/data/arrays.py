@@ -67,12 +67,12 @@ def write_arrays(path: Path, prepared: PreparedArrays) -> None:
         atomic_write_bytes(path, content.getvalue())
     except OSError as error:
         logging.warning(
-            "Cannot write %s (%s): the images will be decoded anew at every start.", path, error
+            "Cannot write %s (%s): the images will be decoded again at every start.", path, error
         )
 
 
 def read_arrays(path: Path, full_name: str | None, tfds_version: str) -> PreparedArrays | None:
-    """Reads the file, or returns None where it has to be built anew.
+    """Reads the file, or returns None where it has to be built again.
 
     A file that is corrupt (unreadable, or an array that differs from its SHA-256) is announced and
     not used.
@@ -96,7 +96,7 @@ def read_arrays(path: Path, full_name: str | None, tfds_version: str) -> Prepare
             raise ValueError(f"SHA-256 of {', '.join(differing)} differs")
         return _from_arrays(description, arrays)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is corrupt (%s): decoding the prepared data anew.", path, error)
+        logging.warning("%s is corrupt (%s): decoding the prepared data again.", path, error)
         return None
 
 

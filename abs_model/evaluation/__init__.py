@@ -1,4 +1,4 @@
-"""Evaluation: every attack on every model, verification of what they claim, tables and pictures.
+"""Evaluation: every attack on every model, verification of what they report, tables and pictures.
 
 `evaluate` does it for the models of `load_models` and the attacks of `read_suite`; `collect` reads
 what a workdir holds, `make_tables` and `draw_curves` show it; `verify` is of use on its own.

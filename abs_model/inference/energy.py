@@ -125,7 +125,7 @@ def _images_first(solver: Solver, found: Solution) -> tuple[jax.Array, jax.Array
 
 
 def _image_axis_first(array: jax.Array) -> jax.Array:
-    """Of classes (C, ..., N) as `Inference` holds it, (N, C, ...)."""
+    """Moves the axis of images to the front: (C, ..., N) to (N, C, ...)."""
     return jnp.moveaxis(array, -1, 0)
 
 
@@ -135,6 +135,6 @@ def _image_axis_last(array: jax.Array) -> jax.Array:
 
 
 def _energies(images: jax.Array, latents: jax.Array, reconstructions: jax.Array) -> jax.Array:
-    """Of given latents, (N, C)."""
+    """Energies of given latents, (N, C)."""
     squared_errors = jnp.sum((images[:, None] - reconstructions) ** 2, axis=(2, 3, 4))
     return squared_errors + 0.5 * jnp.sum(latents**2, axis=2)

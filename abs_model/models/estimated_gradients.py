@@ -146,7 +146,7 @@ def _derivatives(
     state: PyTree,
     required: jax.Array,
 ) -> jax.Array:
-    """Of all logits by all values of their images, (n, classes, values); exact where required."""
+    """Derivatives of all logits by all values, (n, classes, values); exact where required."""
     flat = images.reshape(len(images), -1)
     values = flat.shape[1]
     count = min(max(1, _CHUNK // len(images)), values)  # coordinates at a time

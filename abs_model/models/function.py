@@ -15,7 +15,7 @@ from abs_model.models.classifier import Classifier
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class FunctionClassifier(Classifier):
-    """Any JAX function from images to logits; see `wrap`.
+    """Any JAX function from images to logits; see `from_function`.
 
     Attributes:
         function: From images (n, height, width, channels) to logits (n, classes), as it was when it
@@ -37,7 +37,7 @@ class FunctionClassifier(Classifier):
         return jax.nn.softmax(logits)
 
 
-def wrap(
+def from_function(
     function: Callable[..., Any],
     *,
     num_classes: int,
@@ -52,7 +52,7 @@ def wrap(
     trained or changed afterwards. A module is copied; wrapped again after an update, it is a
     classifier of its own, without compiling again. Any other function is traced for `batch_size`
     images. Where another number of images comes first after something that it reads has changed,
-    that is an error that says to wrap it again. What Python code does in a callback is not in the
+    that is an error that says to call this again. What Python code does in a callback is not in the
     snapshot.
 
     Args:

@@ -42,7 +42,7 @@ class NearestNeighborClassifier(Classifier):
         )
         scores = offsets - 2 * products.reshape(-1, classes, most)
         nearest = self.neighbors[jnp.arange(classes), jnp.argmin(scores, axis=2)]
-        # Anew, because differences of large squares are inexact.
+        # Computed again, because differences of large squares are inexact.
         return -jnp.sum((pixels[:, None] - nearest) ** 2, axis=2)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:

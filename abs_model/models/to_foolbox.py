@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from foolbox import JAXModel
 
 
-def foolbox(model: Classifier) -> "JAXModel":
+def to_foolbox(model: Classifier) -> "JAXModel":
     """The classifier's logits as a Foolbox model of images in [0, 1], channels last.
 
     Gradients are those of `model.logits`. Images and labels for Foolbox are JAX arrays; what an

@@ -75,7 +75,7 @@ _EXPECTED_TYPES: dict[Any, Expectation] = {
 
 
 def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mode: str) -> bool:
-    """Trains, or goes on training, the ABS model of a configuration, then calibrates it.
+    """Trains the ABS model of a configuration, resuming where it stopped, then calibrates it.
 
     Args:
         config: As in `configs/abs.py`.
@@ -83,7 +83,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
         wandb_mode: "auto", "online", "offline" or "off".
 
     Returns:
-        Whether training has been completed; False when it was asked to stop.
+        Whether training has been completed; False when it had to stop early.
 
     Raises:
         UserError: The configuration can't be used, the workdir holds another one or can't be
@@ -120,7 +120,7 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
 
 
 def expected_of_search() -> dict[str, Expectation]:
-    """Of the sections `inference` and `surrogate`: what their settings' classes say."""
+    """What the sections `inference` and `surrogate` must hold, by their settings' classes."""
     sections: list[tuple[str, Any]] = [("inference", info.settings) for info in SOLVERS.values()]
     sections.append(("surrogate", SurrogateSettings))
     expected = {

@@ -35,7 +35,7 @@ class CheckpointError(UserError):
 
 
 class CheckpointMismatchError(UserError):
-    """A checkpoint is whole but holds something else than the template asks for."""
+    """A checkpoint is whole but holds something else than the template requires."""
 
 
 class CheckpointStore:
@@ -183,7 +183,7 @@ class CheckpointStore:
     def restore_latest(
         self, template: Mapping[str, PyTree]
     ) -> tuple[int, dict[str, PyTree]] | None:
-        """Reads the newest checkpoint that can be read, to go on with the run.
+        """Reads the newest checkpoint that can be read, to resume the run.
 
         A damaged checkpoint is set aside (renamed to STEP.damaged) with a warning that names
         it, so that the run can write that step again.

@@ -129,7 +129,7 @@ def session(
 
 
 def _note_session(workdir: pathlib.Path) -> None:
-    """Notes with what code and on what hardware a run begins or goes on, for `write_run`."""
+    """Notes with what code and on what hardware a run starts or resumes, for `write_run`."""
     session = {"git_commit": git_commit(), **environment()}
     sessions = _sessions(workdir)
     if session not in sessions:
@@ -199,7 +199,7 @@ class FinishedRun:
         if run is None:
             raise UserError(
                 f"{str(workdir)!r} holds a training run that has not ended; start train.py again"
-                " with the same --config and --workdir, and it goes on from the last checkpoint"
+                " with the same --config and --workdir, and it resumes from the last checkpoint"
             )
         self.run = run
 
@@ -217,8 +217,10 @@ class FinishedRun:
         return store.restore_best({"model": template})["model"]
 
     def surrogate(self, decoder: Decoder) -> Surrogate:
-        """Of the decoders: the first time that a run from before there were any is opened, they
-        are fitted, which takes minutes, and kept.
+        """The decoders' surrogates.
+
+        They are fitted, which takes minutes, and kept, when a run from before there were any is
+        first opened.
         """
         return kept_surrogate(self._workdir, self.config, decoder)
 

@@ -70,7 +70,7 @@ def fit(
     store: CheckpointStore,
     wandb_mode: str,
 ) -> bool:
-    """Trains until the last epoch or until asked to stop; goes on where the workdir left off.
+    """Trains until the last epoch or until it must stop; resumes where the workdir left off.
 
     Args:
         task: What to train.

@@ -32,7 +32,7 @@ _LOGGER = logging.getLogger(__name__)
 class MetricsLogger:
     """Writes the metrics of a run; usable as a context manager.
 
-    Losing Weights & Biases never stops a run: there is one warning, and the files go on.
+    Losing Weights & Biases never stops a run: there is one warning, and the files continue.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MetricsLogger:
     ) -> None:
         """Opens the metrics of a workdir, new or resumed.
 
-        Lines of steps after `resume_step` are dropped: a run that goes on from a checkpoint
+        Lines of steps after `resume_step` are dropped: a run that resumes from a checkpoint
         writes them again. So is a last line that a kill cut short.
 
         Args:
@@ -53,7 +53,7 @@ class MetricsLogger:
             config: What Weights & Biases shows as the configuration of the run.
             wandb_mode: "auto" (online where the user is logged in, else offline), "online",
                 "offline", or "off" (wandb is not even imported).
-            resume_step: The step that the run goes on from; -1 for a new run, which keeps no line.
+            resume_step: The step that the run resumes from; -1 for a new run, which keeps no line.
 
         Raises:
             ValueError: `wandb_mode` is none of these.

@@ -1,4 +1,4 @@
-"""Stopping a run at the next safe point when it is asked to stop."""
+"""Stopping a run at the next safe point after a signal."""
 
 import contextlib
 import logging
@@ -11,7 +11,7 @@ _LOGGER = logging.getLogger(__name__)
 
 
 class StopRequest:
-    """Whether a signal has asked the run to stop.
+    """Whether a signal has told the run to stop.
 
     Attributes:
         requested: True once SIGTERM or SIGINT has arrived.

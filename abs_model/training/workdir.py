@@ -22,7 +22,7 @@ class WorkdirError(UserError):
 
 
 class ConfigMismatchError(UserError):
-    """A workdir holds a run of another configuration than the one asked for."""
+    """A workdir holds a run of another configuration than the requested one."""
 
 
 def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict) -> pathlib.Path:

@@ -90,7 +90,7 @@ class Entry:
         return pytrees.from_arrays(_MODEL, template, found)
 
     def surrogate(self, decoder: Decoder) -> Surrogate:
-        """Of the decoders, as fitted before the model was put into the zoo.
+        """The decoders' surrogates, as fitted before the model was put into the zoo.
 
         Raises:
             ZooError: The file is damaged, or was made without them.

@@ -164,7 +164,7 @@ def find_trained(model: str | os.PathLike[str]) -> Trained:
 def load_arrays(trained: Trained) -> tuple[nnx.GraphDef, PyTree]:
     """The structure and the arrays of a trained model, for `nnx.merge`.
 
-    Of a network the module's state; of ABS the structure of one `abs_model.models.vae.VAE`, and
+    For a network the module's state; for ABS the structure of one `abs_model.models.vae.VAE`, and
     {"params": ..., "statistics": ...} of all classes' VAEs, with a leading class axis.
 
     Raises:

@@ -230,9 +230,11 @@ def test_clean_errors_are_left_alone(attack):
 
 @pytest.mark.parametrize("attack", [cutting_planes, latent_descent])
 def test_other_models_are_refused(attack):
-    model = abs_model.wrap(lambda x: x.reshape(len(x), -1)[:, :3], num_classes=3, image_shape=IMAGE)
+    model = abs_model.from_function(
+        lambda x: x.reshape(len(x), -1)[:, :3], num_classes=3, image_shape=IMAGE
+    )
     settings = {"norm": "l2"} if attack is cutting_planes else {}
-    with pytest.raises(ValueError, match=f"{attack.__name__} is for ABS models"):
+    with pytest.raises(ValueError, match=f"{attack.__name__} requires an ABS model"):
         attack(model, grays(2), np.zeros(2, int), KEY, **settings)
 
 

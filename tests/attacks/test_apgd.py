@@ -401,6 +401,6 @@ def foolbox_pgd(model, images, labels, norm, epsilon, num_steps):
     attacks = foolbox.attacks
     method = attacks.LinfProjectedGradientDescentAttack if norm == "linf" else attacks.L2PGD
     _, _, success = method(steps=num_steps, rel_stepsize=1 / 4)(
-        abs_model.foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=[epsilon]
+        abs_model.to_foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=[epsilon]
     )
     return success[0]

@@ -310,7 +310,7 @@ def sample(mnist_sample, count):
 
 def robust_accuracy_of_foolbox(attack, model, images, labels, epsilon):
     _, _, success = attack(
-        abs_model.foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=epsilon
+        abs_model.to_foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=epsilon
     )
     return 1 - np.mean(success)
 
@@ -335,9 +335,9 @@ def test_the_binary_cnn_is_no_safer_than_from_foolbox(mnist_sample, norm, epsilo
 
 def test_other_classifiers_are_refused():
     images, labels = grays(2), np.array([0, 1])
-    with pytest.raises(ValueError, match="model 'linear' doesn't threshold images"):
+    with pytest.raises(ValueError, match="`binary` of 'linear' is False"):
         flip_pixels(three_classes(), images, labels, KEY, norm="l2")
-    with pytest.raises(ValueError, match="model 'cnn' doesn't threshold images"):
+    with pytest.raises(ValueError, match="`binary` of 'cnn' is False"):
         flip_pixels(abs_model.load("cnn"), images, labels, KEY, norm="l2")
 
 

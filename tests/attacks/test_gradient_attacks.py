@@ -266,7 +266,10 @@ def check_no_worse_than_foolbox(attack, cnn, ours):
     typical = float(np.median(ours))
     epsilons = typical * np.array([*np.linspace(0.9, 1.05, 16), 4.0])
     _, _, success = attack(
-        abs_model.foolbox(model), jnp.asarray(images), jnp.asarray(labels), epsilons=list(epsilons)
+        abs_model.to_foolbox(model),
+        jnp.asarray(images),
+        jnp.asarray(labels),
+        epsilons=list(epsilons),
     )
     theirs = np.median(np.where(success, epsilons[:, None], np.inf).min(0))
     assert np.isfinite(theirs) and typical <= 1.03 * theirs

@@ -263,7 +263,7 @@ def test_gaussian_noise_fools_as_many_as_foolbox_at_any_distance(subjects):
     epsilons = [4.0, 5.0, 6.0]
     # The variant that makes up for what clipping takes from the length.
     attack = foolbox.attacks.L2ClippingAwareRepeatedAdditiveGaussianNoiseAttack(repeats=20)
-    _, _, success = attack(abs_model.foolbox(model), images, labels, epsilons=epsilons)
+    _, _, success = attack(abs_model.to_foolbox(model), images, labels, epsilons=epsilons)
     theirs = np.asarray(success).mean(1)
     fooled = [float((ours.distances <= epsilon).mean()) for epsilon in epsilons]
     assert np.mean(fooled) >= np.mean(theirs) - 0.03
@@ -276,7 +276,7 @@ def test_salt_and_pepper_needs_no_more_pixels_than_foolbox(subjects):
     assert np.all(ours.success)
     steps = int(ours.num_queries.max())
     attack = foolbox.attacks.SaltAndPepperNoiseAttack(steps=steps)
-    _, (found,), (success,) = attack(abs_model.foolbox(model), images, labels, epsilons=[None])
+    _, (found,), (success,) = attack(abs_model.to_foolbox(model), images, labels, epsilons=[None])
     theirs = np.asarray(distances(found, images, "l0"))[np.asarray(success)]
     assert np.median(ours.distances) <= 1.03 * np.median(theirs)
 

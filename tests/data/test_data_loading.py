@@ -263,7 +263,7 @@ def test_folder_that_cannot_be_written_is_announced(data_dir, monkeypatch, caplo
 
     monkeypatch.setattr(arrays, "atomic_write_bytes", refuse)
     assert len(_load("tiny_rgb", data_dir).train.labels) == 290
-    assert "will be decoded anew" in caplog.text
+    assert "will be decoded again" in caplog.text
 
 
 def test_process_that_comes_second_uses_what_the_first_prepared(

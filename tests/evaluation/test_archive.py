@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from abs_model.evaluation import collect, evaluate, make_tables, pack, show
+from abs_model.evaluation.comparison import compare
 from abs_model.evaluation.run.archive import lost_images
 from abs_model.evaluation.run.batch_log import TIMES_FILE
-from scripts import compare_attack
 from tests.conftest import ROOT, run_script
 from tests.evaluation.test_evaluation import SETTINGS, spec
 from tests.evaluation.test_tables import make_results, planned, records
@@ -77,7 +77,7 @@ def test_a_closest_image_that_was_not_kept_is_told(published):
     expected = [
         record.index
         for attack, record in collect(workdir).closest_records("m", "l2")
-        if attack.name == "near" and record.holds
+        if attack.name == "near" and record.is_verified
     ]
     assert line == f"m l2, far: images {', '.join(map(str, expected))}"
 
@@ -114,7 +114,7 @@ def test_an_attack_is_compared_only_as_far_as_it_and_the_others_looked(capsys):
     }
     results = make_results(attacks, found, models=("m",))
     for name, limit, no_closer in (("a", 1, 1), ("b", 1, 1), ("c", 0.5, 0)):
-        compare_attack._compare(results, "m", name)
+        compare(results, "m", name)
         lines = capsys.readouterr().out.splitlines()
         left_out = 4 - (1 if name == "c" else 2)
         assert f"images left out, with nothing within {limit:g}: {left_out}" in lines

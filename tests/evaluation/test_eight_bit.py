@@ -37,7 +37,7 @@ def bright(threshold, shape=(2, 2, 1)):
         total = images.reshape(len(images), -1).sum(axis=1) - threshold
         return jnp.stack([-total, total], axis=1)
 
-    return abs_model.wrap(logits, num_classes=2, image_shape=shape, batch_size=3)
+    return abs_model.from_function(logits, num_classes=2, image_shape=shape, batch_size=3)
 
 
 def image(*levels):
@@ -82,7 +82,7 @@ def test_a_value_of_one_half_is_rounded_back_to_where_it_came_from():
         white = (images.reshape(len(images), -1) > 0.5).astype(jnp.float32).sum(axis=1)
         return jnp.stack([white, 3.5 - white], axis=1)
 
-    model = abs_model.wrap(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
+    model = abs_model.from_function(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
     clean = image(200, 200, 200, 200)
     adversarial = image(200, 127.5, 127.5, 127.5)
     assert model.predict(clean)[0] == 0 and model.predict(adversarial)[0] == 1
@@ -96,7 +96,7 @@ def test_what_has_no_8_bit_form_is_said_to_be_lost():
         off = jnp.abs(images[:, 0, 0, 0] * 255 - 10.5)  # adversarial between two levels only
         return jnp.stack([off, 0.4 - off], axis=1)
 
-    model = abs_model.wrap(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
+    model = abs_model.from_function(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
     found = convert(model, image(10, 10, 10, 10), image(10.5, 10, 10, 10))
     assert found.outcomes.tolist() == ["lost"] and found.predictions.tolist() == [0]
 
@@ -115,7 +115,7 @@ def test_doubt_is_no_survival():
     def logits(images):
         return 1e3 + 1e-3 * (images.sum((1, 2)) * 255 - 40) * jnp.array([-1, 1])
 
-    model = abs_model.wrap(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
+    model = abs_model.from_function(logits, num_classes=2, image_shape=(2, 2, 1), batch_size=3)
     clean = image(10, 10, 10, 10)
     assert model.predict(image(10, 10, 10, 11))[0] == 1
     found = convert(model, clean, image(10, 10, 10, 11.4))

@@ -410,20 +410,22 @@ def test_an_abs_models_identity_is_that_of_its_training_whatever_the_machine_rou
 
 
 def weighing(weights):
-    """A classifier of one's own, as a factory makes it."""
-    return abs_model.wrap(
+    """A user-defined classifier, as a factory makes it."""
+    return abs_model.from_function(
         lambda images: images.reshape(len(images), -1) @ weights,
         num_classes=weights.shape[1], image_shape=(8, 8, 1),
     )  # fmt: skip
 
 
 def jitted(weights):
-    return abs_model.wrap(jax.jit(weighing(weights).function), num_classes=3, image_shape=(8, 8, 1))
+    return abs_model.from_function(
+        jax.jit(weighing(weights).function), num_classes=3, image_shape=(8, 8, 1)
+    )
 
 
 def looping(weights):
     inner = weighing(weights).function
-    return abs_model.wrap(
+    return abs_model.from_function(
         lambda images: jax.lax.fori_loop(0, 2, lambda _, x: x + inner(images), inner(images)),
         num_classes=3, image_shape=(8, 8, 1),
     )  # fmt: skip
@@ -434,7 +436,7 @@ def called_back(weights):
         shape = jax.ShapeDtypeStruct((len(images), 3), jnp.float32)
         return jax.pure_callback(lambda x: weighing(weights).function(np.asarray(x)), shape, images)
 
-    return abs_model.wrap(logits, num_classes=3, image_shape=(8, 8, 1), black_box=True)
+    return abs_model.from_function(logits, num_classes=3, image_shape=(8, 8, 1), black_box=True)
 
 
 def test_a_functions_identity_is_that_of_what_it_computes():
@@ -451,7 +453,7 @@ def test_a_functions_identity_is_that_of_what_it_computes():
 def with_a_gradient_of_its_own(weights):
     function = jax.custom_vjp(weighing(weights).function)
     function.defvjp(lambda x: (function(x), x), lambda x, step: (jnp.ones_like(x),))
-    return abs_model.wrap(lambda x: function(x), num_classes=3, image_shape=(8, 8, 1))
+    return abs_model.from_function(lambda x: function(x), num_classes=3, image_shape=(8, 8, 1))
 
 
 @pytest.mark.parametrize("make", [called_back, with_a_gradient_of_its_own])
@@ -530,7 +532,7 @@ def test_the_command_line_evaluates_a_trained_model(abs_run, tmp_path):
         record
         for attack in collect(tmp_path).plan.attacks
         for record in collect(tmp_path).records("binary_abs", attack.name)
-        if record.holds
+        if record.is_verified
     ]
     exported = tmp_path.glob("export/binary_abs/*/images.npz")
     numbers = [len(np.load(path)["labels"]) for path in exported]

@@ -43,7 +43,7 @@ MODELS = {
 
 
 def wrapped(name):
-    return abs_model.wrap(MODELS[name], num_classes=3, image_shape=(8, 8, 1), name=name)
+    return abs_model.from_function(MODELS[name], num_classes=3, image_shape=(8, 8, 1), name=name)
 
 
 def spec(name, **settings):

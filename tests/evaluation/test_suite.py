@@ -348,7 +348,7 @@ def test_starts_are_training_images():
 
 
 def test_black_boxes_refuse_attacks_that_need_gradients():
-    model = abs_model.wrap(
+    model = abs_model.from_function(
         lambda images: images.reshape(len(images), -1)[:, :3],
         num_classes=3, image_shape=(8, 8, 1), black_box=True,
     )  # fmt: skip
@@ -372,7 +372,7 @@ def test_every_attack_of_the_catalogue_says_what_it_needs():
 
 @pytest.mark.parametrize(("num_classes", "tried"), [(2, {"ce"}), (3, {"ce", "dlr"}), (4, None)])
 def test_losses_that_need_more_classes_are_not_tried_but_do_not_end_a_run(num_classes, tried):
-    model = abs_model.wrap(
+    model = abs_model.from_function(
         lambda images: images.reshape(len(images), -1)[:, :num_classes],
         num_classes=num_classes, image_shape=(8, 8, 1),
     )  # fmt: skip
@@ -436,9 +436,9 @@ def test_one_attack_at_least_must_take_a_model():
 
 
 def test_functions_are_wrapped_as_classifiers():
-    model = abs_model.wrap(lambda x: x.mean((1, 2)), num_classes=3, image_shape=(4, 4, 3))
+    model = abs_model.from_function(lambda x: x.mean((1, 2)), num_classes=3, image_shape=(4, 4, 3))
     images = np.random.default_rng(0).random((5, 4, 4, 3), np.float32)
     np.testing.assert_allclose(model.logits(images), images.mean((1, 2)), rtol=1e-5)
     assert model.confidences(images).sum(1) == pytest.approx(np.ones(5))
     with pytest.raises(ValueError, match=r"must give logits \(n, 4\).*it gives \(2, 3\)"):
-        abs_model.wrap(lambda x: x.mean((1, 2)), num_classes=4, image_shape=(4, 4, 3))
+        abs_model.from_function(lambda x: x.mean((1, 2)), num_classes=4, image_shape=(4, 4, 3))

@@ -9,10 +9,10 @@ import pytest
 from abs_model.attacks import NORMS
 from abs_model.attacks.registry import ATTACKS, Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, SuiteError, collect, evaluate, make_tables
+from abs_model.evaluation.comparison import compare
 from abs_model.evaluation.report import make_content
 from abs_model.evaluation.run.targets import RULES, choose_targets
 from abs_model.evaluation.tables.table import ALL
-from scripts import compare_attack
 from tests.evaluation.test_suite import ENTRY, suite
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset, towards_next_class
 
@@ -118,7 +118,7 @@ def test_images_of_the_targets_class_do_not_count(tmp_path, capsys):
     # The target is the next class of 0, which `towards_targets` reaches, but not that of 2.
     reached = np.isfinite(results.distances("m", "one")[labels != 1])
     np.testing.assert_array_equal(reached, labels[labels != 1] == 0)
-    compare_attack._compare(results, "m", "one")
+    compare(results, "m", "one")
     assert f"{cell.num_expected} images, others: 1" in capsys.readouterr().out
 
 

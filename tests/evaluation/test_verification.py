@@ -170,7 +170,7 @@ def test_a_random_model_is_verified_by_its_mean_over_samples():
         )
         return quiet.batch_logits(images) + noise
 
-    model = abs_model.wrap(noisy, num_classes=3, image_shape=(6, 6, 1), black_box=True)
+    model = abs_model.from_function(noisy, num_classes=3, image_shape=(6, 6, 1), black_box=True)
     images = np.full((40, 6, 6, 1), 0.5, np.float32)
     labels = np.zeros(40, int)
     images[:, 2:4] += 0.05  # class 1 is ahead by a fraction of the noise

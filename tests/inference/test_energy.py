@@ -82,7 +82,7 @@ def test_energies_are_those_of_the_latents_and_reconstructions(solver, images):
 
 
 def reconstructions(found, linear):
-    """The latents of an Inference decoded anew."""
+    """The latents of an Inference decoded again."""
     _, matrices, offsets = linear
     decoded = np.einsum("cpl,ncl->ncp", matrices, found.latents) + offsets
     return decoded.reshape(found.reconstructions.shape)

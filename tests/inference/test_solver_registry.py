@@ -91,5 +91,5 @@ def test_names_are_checked(registered):
     class Unknown(SearchSettings):
         pass
 
-    with pytest.raises(ValueError, match="settings must be AdamSettings, .*; got Unknown"):
+    with pytest.raises(ValueError, match=r"settings must be AdamSettings, .*; got Unknown"):
         make_solver(Unknown(), None, 2, None)

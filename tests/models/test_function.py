@@ -29,7 +29,7 @@ def images_of(count=3, seed=0):
 
 def wrap(function, batch_size=4, **settings):
     settings = {"num_classes": 3, "image_shape": IMAGE_SHAPE, **settings}
-    return abs_model.wrap(function, batch_size=batch_size, **settings)
+    return abs_model.from_function(function, batch_size=batch_size, **settings)
 
 
 def linear(seed=0):
@@ -183,7 +183,9 @@ def test_a_changed_function_is_refused_where_a_number_of_images_is_new(case):
     model = wrap(function)
     before = model.with_batch_size(2).logits(images)
     change()
-    with pytest.raises(ValueError, match=r"has changed since abs_model\.wrap.*call wrap again"):
+    with pytest.raises(
+        ValueError, match=r"has changed since abs_model\.from_function.*call it again"
+    ):
         model.with_batch_size(3).logits(images)
     np.testing.assert_allclose(model.with_batch_size(2).logits(images), before, rtol=1e-6)
 

@@ -36,7 +36,7 @@ def subjects(mnist_sample):
 def test_a_gradient_attack_takes_the_models_own_gradient(subjects):
     model, images, labels = subjects
     attack = foolbox.attacks.LinfFastGradientAttack(random_start=False)
-    _, (found,), (success,) = attack(abs_model.foolbox(model), images, labels, epsilons=[0.3])
+    _, (found,), (success,) = attack(abs_model.to_foolbox(model), images, labels, epsilons=[0.3])
 
     def loss(x):
         return optax.softmax_cross_entropy_with_integer_labels(model.logits(x), labels).sum()
@@ -59,7 +59,7 @@ def test_a_decision_attack_approaches_the_boundary(subjects):
     assert (model.predict(start) != labels).all()
     attack = foolbox.attacks.BoundaryAttack(steps=50)
     _, (found,), (success,) = attack(
-        abs_model.foolbox(model), images, labels, starting_points=start, epsilons=[None]
+        abs_model.to_foolbox(model), images, labels, starting_points=start, epsilons=[None]
     )
     assert success.all() and (model.predict(found) != labels).all()
     before, after = distances(start, images, "l2"), distances(found, images, "l2")
@@ -69,4 +69,4 @@ def test_a_decision_attack_approaches_the_boundary(subjects):
 def test_without_foolbox_the_message_says_what_to_install(subjects, monkeypatch):
     monkeypatch.setitem(sys.modules, "foolbox", None)
     with pytest.raises(abs_model.UserError, match="pip install 'foolbox>=3"):
-        abs_model.foolbox(subjects[0])
+        abs_model.to_foolbox(subjects[0])

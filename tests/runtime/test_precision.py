@@ -92,7 +92,9 @@ def test_a_wrapped_function_computes_in_the_precision_that_it_was_wrapped_in(mak
     images = np.random.default_rng(1).uniform(size=(5, 4, 4, 1)).astype(np.float32)
     with jax.enable_x64(True):
         function = make()
-        model = abs_model.wrap(function, num_classes=3, image_shape=(4, 4, 1), batch_size=4)
+        model = abs_model.from_function(
+            function, num_classes=3, image_shape=(4, 4, 1), batch_size=4
+        )
         expected = np.asarray(function(jnp.asarray(images)))
         assert expected.dtype == np.float64
         np.testing.assert_array_equal(model.logits(images), expected.astype(np.float32))

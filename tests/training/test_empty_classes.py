@@ -8,7 +8,7 @@ from abs_model._runtime.configuration import ConfigError
 from abs_model.models import nearest_neighbor
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.finished_run import build_task
-from abs_model.training.network import NetworkTask
+from abs_model.training.network_task import NetworkTask
 from configs import abs as abs_config
 from configs import cnn, madry
 

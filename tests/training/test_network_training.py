@@ -9,12 +9,8 @@ import pytest
 from abs_model._runtime.configuration import ConfigError
 from abs_model.data import Dataset, Split
 from abs_model.models.classifier import threshold
-from abs_model.training.network import (
-    NetworkTask,
-    _learning_rate,
-    check_config,
-    train_and_evaluate,
-)
+from abs_model.training.network import check_config, train_and_evaluate
+from abs_model.training.network_task import NetworkTask, _learning_rate
 from abs_model.zoo.load import load
 from configs import cnn, madry, madry_l2, transfer
 from configs.madry import get_config

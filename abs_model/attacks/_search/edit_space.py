@@ -29,7 +29,7 @@ class EditSpace:
         return forms
 
     def costs(self, originals: jax.Array) -> jax.Array:
-        """Of changing each unit, above 0, (n, units)."""
+        """Costs of changing each unit, above 0, (n, units)."""
         return jnp.ones_like(self.units(originals))
 
     def units(self, values: jax.Array) -> jax.Array:

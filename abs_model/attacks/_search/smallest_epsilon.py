@@ -41,7 +41,7 @@ def search_smallest_epsilon(
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Search:
-    """Of the smallest epsilon that succeeds.
+    """State of the search for the smallest epsilon that succeeds.
 
     Attributes:
         epsilons: The next to try, (n,).

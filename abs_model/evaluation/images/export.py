@@ -50,7 +50,7 @@ def export_evaluation(
     for name, model in models.items():
         check_evaluated(workdir, results.plan, name, model, dataset)
         for attack in results.plan.attacks:
-            records = [each for each in results.records(name, attack.name) if each.holds]
+            records = [each for each in results.records(name, attack.name) if each.is_verified]
             if attack.name in attacks and records:
                 chosen.append((name, attack, records))
     lines = []

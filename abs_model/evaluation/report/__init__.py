@@ -1,7 +1,7 @@
 """An evaluation as one HTML page that needs no network: tables, curves, a gallery of images.
 
 The way of a page: `open_sources` finds what the ledgers don't hold (test images, and the models
-that can reconstruct), `reconstruct` asks these models, `make_content` puts everything into what
+that can reconstruct), `reconstruct` queries these models, `make_content` puts everything into what
 JSON can hold, and `to_html` puts that into the page, whose scripts draw it.
 
     content.py, images.py    what the page knows

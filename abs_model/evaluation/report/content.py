@@ -127,7 +127,7 @@ def _cell(row: Row, model: str) -> Json | None:
         return {"published": True, "reached": True, "limit": None, **figures}
     return {
         "published": False,
-        "median": _estimate(cell.summary.median),
+        "median": _estimate(cell.summary.median) if cell.minimizes else None,
         "accuracy": _estimate(cell.summary.accuracy),
         "limit": _finite(cell.limit),
         "reached": cell.reached,
@@ -213,7 +213,7 @@ def _found(records: Sequence[Record], clean: np.ndarray) -> Json:
         "queries": [record.num_queries for record in records],
         "refused": [", ".join(record.reasons).replace("_", " ") for record in records],
         "eight_bit": [record.eight_bit for record in records],
-        "holds": [record.holds for record in records],
+        "holds": [record.is_verified for record in records],
         "place": [places.get(record.index) for record in records],
         "scales": scales,
         "perturbations": packed,

@@ -28,7 +28,7 @@ class Reconstructions:
 
 
 def num_inferences(results: Results, model: str, num_images: int) -> int:
-    """How many images `reconstruct` asks the model about."""
+    """How many images `reconstruct` queries the model with."""
     found = [_closest(results, model, norm, num_images) for norm in results.norms]
     return num_images + sum(map(len, found))
 

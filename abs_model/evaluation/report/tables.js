@@ -67,7 +67,7 @@ function overviewCells(norm, model) {
   const published = (text) => element("small", { class: "published" }, "paper ", text);
   return [
     element("td", { class: "first" },
-      cell ? [element("b", {}, write(cell.median[0])), interval(cell.median, write)] : NONE,
+      cell?.median ? [element("b", {}, write(cell.median[0])), interval(cell.median, write)] : NONE,
       paper && published(publishedDistance(paper.median[0], norm))),
     element("td", {},
       !cell ? NONE : cell.reached
@@ -160,7 +160,7 @@ function normTable(block, id) {
 
 /* The attack that leaves a model the least accuracy at the threshold, then the smallest median. */
 function strongestRow(block, model) {
-  const key = (row) => [row.cells[model].accuracy[0], row.cells[model].median[0] ?? Infinity];
+  const key = (row) => [row.cells[model].accuracy[0], row.cells[model].median?.[0] ?? Infinity];
   const rows = block.rows.filter((row) => row.attack !== null && row.cells[model]?.reached);
   const sorted = rows.sort((a, b) => key(a)[0] - key(b)[0] || key(a)[1] - key(b)[1]);
   return rows.length > 1 ? sorted[0] : null;
@@ -174,7 +174,7 @@ function normCells(norm, row, cell, model, strongest) {
     return [element("td", { class: "first none", colspan: 2, ...tipped(tip) }, NONE)];
   }
   const write = writer(norm, cell);
-  const median = [write(cell.median[0]), interval(cell.median, write)];
+  const median = cell.median ? [write(cell.median[0]), interval(cell.median, write)] : NONE;
   const accuracy = [...accuracyLines(norm, row, cell),
     cell.num_images < cell.num_expected
       ? element("small", { class: "partial" }, `${cell.num_images} of ${cell.num_expected}`)
@@ -208,7 +208,9 @@ function cellTip(norm, row, cell, model) {
   const write = writer(norm, cell);
   const lines = [
     `${row.title}, ${content.norms[norm].name}, on ${content.models[model].name}`,
-    `median ${write(cell.median[0])} [${cell.median.slice(1).map(write).join(", ")}]`,
+    cell.median
+      ? `median ${write(cell.median[0])} [${cell.median.slice(1).map(write).join(", ")}]`
+      : "no median: the attack does not look for the closest image",
     cell.reached || row.attack !== null
       ? `accuracy ${cell.reached ? "" : `at ${general(cell.limit, 6)}${unitOf(norm)} `}`
         + `${percent(cell.accuracy[0], 1)} `

@@ -3,7 +3,7 @@
 The archive holds the plan, the times, the probes and all records, but of the images only the
 closest adversarial one of each test image, model and norm, and of each kind of targets: tables,
 curves and pictures need no more. (A report's gallery of a single attack does.) Unpacked it is a
-workdir: evaluate.py goes on from there with further models or attacks, and report.py reads it.
+workdir: evaluate.py continues from there with further models or attacks, and report.py reads it.
 """
 
 import dataclasses
@@ -63,7 +63,7 @@ def lost_images(results: Results) -> list[str]:
     lost: dict[str, list[str]] = {}
     for model in results.plan.models:
         for attack, record in _closest(results, model):
-            if record.holds and record.image is None:
+            if record.is_verified and record.image is None:
                 name = f"{model} {attack.norm}, {attack.name}"
                 lost.setdefault(name, []).append(str(record.index))
     return [f"{name}: images {', '.join(indices)}" for name, indices in lost.items()]

@@ -51,7 +51,7 @@ def note_batch(workdir: pathlib.Path, entry: Mapping[str, Any]) -> None:
 def read_origins(workdir: pathlib.Path) -> dict[str, Origin]:
     """How each ledger came about, by its folder relative to the workdir.
 
-    Of a batch that was done more than once, such as after a kill, the last time counts. Entries
+    If a batch was done more than once, such as after a kill, the last time counts. Entries
     that were lost, or never written, are missing.
     """
     try:

@@ -2,7 +2,7 @@
 
 The way of an image: `Runner` takes the test images in batches through `Launcher` (the attack) and
 `verify` into the ledger; `collect` reads the ledger, and `show` makes tables and pictures of it. A
-run that was killed goes on where it was, since what is in the ledger is not done again.
+run that was killed resumes where it was, since what is in the ledger is skipped.
 """
 
 import dataclasses
@@ -34,7 +34,7 @@ from abs_model.models.classifier import Classifier
 
 
 class EvaluationError(UserError):
-    """The evaluation asked for isn't possible."""
+    """The requested evaluation isn't possible."""
 
 
 def evaluate(
@@ -47,15 +47,15 @@ def evaluate(
     shard: Shard = UNSHARDED,
     about: Mapping[str, Any] | None = None,
 ) -> Results:
-    """Runs every attack on every model that takes it, and keeps what they find.
+    """Runs every attack on every model that it is applicable to, and keeps what they find.
 
     Args:
         models: Classifiers by name; the names become part of paths.
         dataset: Its test images are attacked.
         suite: The attacks.
         settings: How much of it.
-        workdir: Made if needed. What it holds of these models, attacks and settings is not done
-            again.
+        workdir: Made if needed. What it has of these models, attacks and settings is
+            skipped.
         shard: This process's share of the work.
         about: More for evaluation.json, such as the models' paths.
 
@@ -133,7 +133,7 @@ def _tasks(
 
 
 def _check_attacks(tasks: Sequence[Task], launcher: Launcher, dataset: Dataset) -> None:
-    """Raises a SuiteError for settings that an attack would refuse once its turn comes."""
+    """Raises a SuiteError for settings that an attack would reject once its turn comes."""
     image = dataset.test.images[:1].astype(np.float32) / 255
     for task in tasks:
         if task.spec is not None and task.batches:

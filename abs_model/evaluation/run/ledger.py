@@ -41,16 +41,16 @@ class Record:
         clean_prediction: What the model calls the clean image: its label unless it misclassifies
             that beyond doubt (`abs_model.models.decisions`); `NO_DECISION` where a logit is NaN.
         claimed: Whether the attack reported an adversarial image.
-        reasons: Why verification refused it, of `verification.REASONS`; empty if it did not.
-        prediction: What the model calls the attack's image, asked from scratch.
-        distance: From the clean image, in the attack's norm, measured anew; infinite where there is
-            no verified adversarial image, 0 for an image that is misclassified when clean, or,
+        reasons: Why verification rejected it, of `verification.REASONS`; empty if it did not.
+        prediction: What the model calls the attack's image, by a cold query.
+        distance: From the clean image, in the attack's norm, measured again; infinite where there
+            is no verified adversarial image, 0 for an image that is misclassified when clean, or,
             under a targeted attack, of the target.
         num_queries: Queries of the model, with or without gradient, until the last image of its
             batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.
-        image: What the attack claimed, or did not claim though it is adversarial, float32 (height,
-            width, channels); None without either, and where the clean image is misclassified.
+        image: What the attack reported, or did not report though it is adversarial, float32
+            (height, width, channels); None without either, and where the clean image is misclassified.
         num_zero_gradients: How many of the gradients were zero; None where the attack does not
             count, and in ledgers from before this was noted, as all that follows.
         num_nonfinite_gradients: How many had an entry that was not finite.
@@ -101,14 +101,14 @@ class Record:
         return self.clean_error if self.target is None else self.clean_prediction == self.target
 
     @property
-    def holds(self) -> bool:
-        """Whether an attack found an adversarial image that verification did not refuse."""
+    def is_verified(self) -> bool:
+        """Whether an attack found an adversarial image that verification did not reject."""
         return math.isfinite(self.distance) and not self.clean_success
 
     @property
     def adversarial(self) -> np.ndarray | None:
-        """The image, where it holds; None also where a published ledger does not keep it."""
-        return self.image if self.holds else None
+        """The image, where it is verified; None also where a published ledger does not keep it."""
+        return self.image if self.is_verified else None
 
 
 class Part:

@@ -21,7 +21,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")
 
 
 class ModelsError(UserError):
-    """The models asked for can't be evaluated, or not together."""
+    """The requested models can't be evaluated, or not together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +57,8 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
     PATH alone is named by its folder, with "binary_" in front of it for thresholded images.
 
     PATH is a workdir or the name of a pretrained model. NAME=package.module:function is a
-    user-defined model: the function takes nothing and returns a `Classifier`; see `abs_model.wrap`.
+    user-defined model: the function takes nothing and returns a `Classifier`; see
+    `abs_model.from_function`.
 
     Raises:
         ModelsError: There is no entry, a name can't be part of a file name, two are the same, or
@@ -171,8 +172,8 @@ def _load(spec: ModelSpec, dataset: Dataset) -> Classifier:
     model = import_function(spec.path, "--models")()
     if not isinstance(model, Classifier):
         raise ModelsError(
-            f"--models: {spec.path} must return an abs_model.Classifier, such as abs_model.wrap"
-            f" gives; got {type(model).__name__}"
+            f"--models: {spec.path} must return an abs_model.Classifier, such as"
+            f" abs_model.from_function gives; got {type(model).__name__}"
         )
     return dataclasses.replace(model, name=spec.name)
 

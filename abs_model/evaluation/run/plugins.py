@@ -1,4 +1,4 @@
-"""One's own models and attacks by name: package.module:function."""
+"""User-defined models and attacks by name: package.module:function."""
 
 import importlib
 import os

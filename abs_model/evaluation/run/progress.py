@@ -39,7 +39,7 @@ class Progress:
         self._current = self._add(f"{description}, images", num_images)
 
     def queries(self, count: int) -> None:
-        """So many questions have been asked about each image of the batch."""
+        """So many queries have been made of each image of the batch."""
         if self._current is not None:
             self._bar.update(self._current, description=f"{self._description} ({count:,} queries)")
 

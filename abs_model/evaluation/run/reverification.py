@@ -5,13 +5,17 @@ was verified should stand all the same (`abs_model.models.decisions`).
 """
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping
+import pathlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from abs_model._runtime.errors import UserError
+from abs_model.evaluation.images.export import check_evaluated
 from abs_model.evaluation.run.ledger import Record
+from abs_model.evaluation.run.models import ModelSpec, load_models
 from abs_model.evaluation.run.verification import is_adversarial
-from abs_model.evaluation.tables.results import Results
+from abs_model.evaluation.tables.results import Results, collect
 from abs_model.models.classifier import Classifier
 
 
@@ -71,3 +75,35 @@ def _lost(model: Classifier, kept: list[tuple[str, Record]]) -> list[tuple[str, 
     goals = np.array([record.goal for _, record in kept])
     fooled, _ = is_adversarial(model, images, goals, kept[0][1].target is not None)
     return [each for each, still in zip(kept, fooled, strict=True) if not still]
+
+
+def reverify_workdir(workdir: pathlib.Path, batch_sizes: Sequence[int]) -> int:
+    """Verifies the adversarial examples of an evaluation again, and prints what is lost.
+
+    Args:
+        workdir: Of evaluate.py.
+        batch_sizes: Each at least 1.
+
+    Returns:
+        How many examples are no longer adversarial, over all models and batch sizes.
+
+    Raises:
+        UserError: The workdir does not say where its models are from, or they have changed.
+    """
+    results = collect(workdir)
+    specs = [ModelSpec(**each) for each in results.plan.about.get("models_from", [])]
+    if not specs:
+        raise UserError(f"the evaluation in {workdir} does not say where its models are from")
+    models, dataset = load_models(specs)
+    for name, model in models.items():
+        check_evaluated(workdir, results.plan, name, model, dataset)
+    num_lost = 0
+    for found in reverify(results, models, batch_sizes):
+        num_lost += len(found.lost)
+        lost = f" ({'; '.join(found.lost)})" if found.lost else ""
+        print(
+            f"{found.model}, batch size {found.batch_size}: {len(found.lost)} of"
+            f" {found.num_examples:,} lost{lost}",
+            flush=True,
+        )
+    return num_lost

@@ -18,6 +18,7 @@ from abs_model._runtime.provenance import device_name, git_commit, package_versi
 from abs_model.attacks._core.checks import check_epsilon
 from abs_model.attacks._core.keys import fold_in
 from abs_model.attacks._core.result import AttackResult
+from abs_model.attacks.registry import minimizes
 from abs_model.data import Dataset
 from abs_model.evaluation.images.eight_bit import with_eight_bit
 from abs_model.evaluation.run.batch_log import note_batch
@@ -108,7 +109,7 @@ class Runner:
     def run(self, task: Task, progress: Progress) -> None:
         """Runs a task's batches; each is in the ledger before the next one starts."""
         if task.spec is None:
-            # Read anew, because other shards may have added to it.
+            # Read again, because other shards may have added to it.
             self._clean[task.model.name] = read_records(task.folder)
             self._probe(task, progress)
         if not task.batches:
@@ -235,9 +236,12 @@ def _outcome(task: Task, records: Sequence[Record]) -> str:
         return "all images are of the target's class"
     limit = task.spec.limit(task.model)
     at = min(limit, THRESHOLDS[task.spec.norm])
-    middle, left = median(distances), robust(distances, at).mean()
-    shown = f">{limit:g}" if math.isinf(middle) and math.isfinite(limit) else f"{middle:.3g}"
-    return f"{len(distances):,} images, median distance {shown}, {left:.0%} left at {at:g}"
+    parts = [f"{len(distances):,} images", f"accuracy {robust(distances, at).mean():.0%} at {at:g}"]
+    if minimizes(task.spec.settings_on(task.model)):
+        middle = median(distances)
+        shown = f">{limit:g}" if math.isinf(middle) and math.isfinite(limit) else f"{middle:.3g}"
+        parts.append(f"median distance {shown}")
+    return ", ".join(parts)
 
 
 def derive_keys(seed: int, model_name: str, attack_name: str, indices: Array) -> jax.Array:

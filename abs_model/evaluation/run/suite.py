@@ -73,7 +73,7 @@ _GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
 
 
 class SuiteError(UserError):
-    """The attacks asked for can't be used."""
+    """The requested attacks can't be used."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,13 +200,13 @@ def read_suite(config: ml_collections.ConfigDict) -> list[AttackSpec]:
 
 
 def choose_attacks(suite: Sequence[AttackSpec], entries: Sequence[str]) -> list[AttackSpec]:
-    """The attacks that a command line asks for.
+    """The attacks that a command line names.
 
     Args:
         suite: Those of the configuration.
         entries: Names of these; "all" for all of them; NAME=package.module:function or
-            NAME=package.module:function:NORM for one's own. A function that takes `norm` and is
-            given none attacks in all of `NORMS`.
+            NAME=package.module:function:NORM for user-defined ones. A function that takes `norm`
+            and is given none attacks in all of `NORMS`.
 
     Raises:
         SuiteError: There is no such attack, or none is named.
@@ -258,51 +258,51 @@ def check_any_applicable(suite: Sequence[AttackSpec], models: Mapping[str, Class
 
 
 def kind_of(model: Classifier) -> str:
-    """Of `KINDS`."""
+    """The kind of the model, one of `KINDS`."""
     if isinstance(model, ABSClassifier):
         return "abs"
     return "nearest_neighbor" if isinstance(model, NearestNeighborClassifier) else "network"
 
 
 def _read_row(name: str, entry: Mapping[str, Any]) -> AttackSpec:
-    def refuse(what: str) -> SuiteError:
+    def error(what: str) -> SuiteError:
         return SuiteError(f"attacks.{name}: {what}")
 
     if not re.fullmatch("[A-Za-z0-9_]+", name):
-        raise refuse("its name must be of letters, digits and _ (it becomes part of file names)")
+        raise error("its name must be of letters, digits and _ (it becomes part of file names)")
     if not isinstance(entry, Mapping):
-        raise refuse(f"it must be a section with {', '.join(_KEYS[:3])} and others; got {entry!r}")
+        raise error(f"it must be a section with {', '.join(_KEYS[:3])} and others; got {entry!r}")
     for key in entry:
         if key not in _KEYS:
-            raise refuse(f"there is no key {key!r}{suggestion(key, _KEYS)}")
+            raise error(f"there is no key {key!r}{suggestion(key, _KEYS)}")
     for key, (kind, described) in _TYPES.items():
         if key in entry and not isinstance(entry[key], kind):
-            raise refuse(f"{key} must be {described}, got {entry[key]!r}")
+            raise error(f"{key} must be {described}, got {entry[key]!r}")
     reference = entry.get("attack")
     if reference not in ATTACKS:
         known = ", ".join(ATTACKS)
-        raise refuse(f"attack must be one of {known}; got {reference!r}")
+        raise error(f"attack must be one of {known}; got {reference!r}")
     found = ATTACKS[reference]
     for key, choices in (("norm", found.norms), ("group", GROUPS)):
         if entry.get(key) not in choices:
-            raise refuse(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
+            raise error(f"{key} must be one of {', '.join(choices)}; got {entry.get(key)!r}")
     if (targets := entry.get("targets")) is not None and not is_targets(targets):
-        raise refuse(
+        raise error(
             f"targets must be one of {', '.join(RULES)} or the number of a class; got {targets!r}"
         )
     names = available() if "only" in entry else ()
     for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
         if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:
-            raise refuse(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
+            raise error(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
     accepted = [key for key in inspect.signature(found.function).parameters if key not in _GIVEN]
     for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
         if not isinstance(settings, Mapping):
-            raise refuse(f"settings must be a section, got {settings!r}")
+            raise error(f"settings must be a section, got {settings!r}")
         if given := [key for key in settings if key in _GIVEN]:
-            raise refuse(f"{given[0]!r} is no setting: the evaluation itself gives it to attacks")
+            raise error(f"{given[0]!r} is no setting: the evaluation itself gives it to attacks")
         if unknown := [key for key in settings if key not in accepted]:
             hint = suggestion(unknown[0], accepted)
-            raise refuse(f"{reference} has no setting {unknown[0]!r}{hint}")
+            raise error(f"{reference} has no setting {unknown[0]!r}{hint}")
     fields = {key: value for key, value in entry.items() if key != "attack"}
     if "only" in fields:
         fields["only"] = tuple(fields["only"])

@@ -95,7 +95,7 @@ def model_identity(model: Classifier) -> str:
         return _digest("\n".join(_function_identity(model)).encode())
     texts = []
     if type(model).__module__.partition(".")[0] != __package__.partition(".")[0]:
-        # A class of one's own is at work on: what its file was counts.
+        # User-defined classes are under development, so their source file counts.
         texts = source_identity(type(model))
     for inner in jax.tree.leaves(model, is_leaf=_is_function):
         if _is_function(inner):
@@ -116,7 +116,7 @@ def _function_identity(model: FunctionClassifier) -> list[str]:
     """
     identity = model.function.identity()
     if _OPAQUE.search(identity[0]):
-        # Python code that is called back, and a gradient of one's own: their file can be read.
+        # Python code that is called back, and a user-defined gradient: their file can be read.
         identity += source_identity(model.function.code)
     # As a tree whose settings have the function among them, by which ledgers were named at first.
     settings: list[Any] = []

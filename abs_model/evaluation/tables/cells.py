@@ -23,6 +23,8 @@ class Cell:
             infinite without a limit. What an attack did not find lies beyond it.
         reached: Whether the norm's threshold is within the limit. If not, nothing is known of the
             accuracy there.
+        minimizes: Whether the closest adversarial images were searched. If not, the median of the
+            summary says nothing.
         num_claimed: Images that the attack reported as adversarial.
         rejections: Reported examples that verification rejected, by reason; one may have several.
         num_rejected: Reported examples rejected.
@@ -40,6 +42,7 @@ class Cell:
     num_expected: int
     limit: float
     reached: bool
+    minimizes: bool = True
     num_claimed: int = 0
     num_rejected: int = 0
     rejections: Mapping[str, int] = dataclasses.field(default_factory=dict)
@@ -56,7 +59,7 @@ class Cell:
 
     @property
     def shares_in_eight_bits(self) -> tuple[float, float] | None:
-        """Of these, which are adversarial with rounded values, and at least with nudged ones."""
+        """Shares that are adversarial with rounded values, and with rounded or nudged ones."""
         if not self.num_eight_bit:
             return None
         rounded, nudged = (self.eight_bit.get(outcome, 0) for outcome in (ROUNDED, NUDGED))
@@ -88,6 +91,7 @@ def attack_cell(results: Results, model: str, attack: PlannedAttack) -> Cell | N
         results.num_expected(model, attack.name),
         limit,
         reaches(limit, threshold),
+        minimizes=attack.minimizes(model),
         num_claimed=sum(record.claimed for record in records),
         num_rejected=sum(bool(record.reasons) for record in records),
         rejections={reason: reasons.count(reason) for reason in sorted(set(reasons))},
@@ -104,7 +108,7 @@ def _mean(counts: Sequence[int | None]) -> float | None:
 
 
 def _num_by_search(records: Sequence[Record]) -> int | None:
-    known = [each.by_search for each in records if each.holds and each.by_search is not None]
+    known = [each.by_search for each in records if each.is_verified and each.by_search is not None]
     return sum(known) if known else None
 
 
@@ -121,6 +125,7 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
         results.plan.num_images,
         limit,
         reaches(limit, threshold),
+        minimizes=any(each.minimizes(model) for each in results.attacks_on(model, norm, groups)),
         num_by_search=_num_by_search(closest),
         eight_bit=_outcomes(closest),
     )

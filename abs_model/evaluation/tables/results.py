@@ -12,7 +12,7 @@ import numpy as np
 from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
 from abs_model.attacks._core.checks import NORMS
-from abs_model.attacks.registry import limit_of
+from abs_model.attacks.registry import limit_of, minimizes
 from abs_model.evaluation.run.batch_log import Origin, read_origins
 from abs_model.evaluation.run.ledger import RESUME_HINT, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.run.probe import Probe, read_probe
@@ -54,6 +54,10 @@ class PlannedAttack:
     refusals: Mapping[str, str]
     access: str = ""
     targets: str | int | None = None
+
+    def minimizes(self, model: str) -> bool:
+        """Whether it looks for the closest adversarial image of a model."""
+        return minimizes(self.settings.get(model, {}))
 
     def limit(self, model: str) -> float:
         """How far from the clean images it looks on a model; infinite without a limit."""
@@ -150,7 +154,7 @@ class Results:
 
     @property
     def commits(self) -> list[str]:
-        """Of the code that found the records, as far as it is known."""
+        """Commits of the code that found the records, as far as known."""
         return self._all_origins("commits")
 
     @property

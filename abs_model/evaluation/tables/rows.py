@@ -7,9 +7,10 @@ from typing import Any
 from abs_model.evaluation.tables.cells import Cell, PublishedCell
 from abs_model.evaluation.tables.table import Block, Tables
 
-# `accuracy` is at `threshold`, and missing where no search went as far; `accuracy_at_limit` is that
-# at `limit` in such cells. Of the adversarial images, `num_eight_bit` were tried in 8 bits; the
-# shares of these are adversarial with rounded values, and with rounded or nudged ones.
+# `median` is missing where an attack does not minimize the distance. `accuracy` is at `threshold`,
+# and missing where no search went as far; `accuracy_at_limit` is that at `limit` in such cells. Of
+# the adversarial images, `num_eight_bit` were tried in 8 bits; the shares of these are adversarial
+# with rounded values, and with rounded or nudged ones.
 _FIGURES = (
     "num_images",
     "median",
@@ -83,8 +84,8 @@ def _figures(cell: Cell | PublishedCell) -> dict[str, Any]:
     figures: dict[str, Any] = dict.fromkeys(_FIGURES)
     if isinstance(cell, PublishedCell):
         return figures | {"median": cell.median, "accuracy": cell.accuracy}
-    names = ("median", "accuracy") if cell.reached else ("median",)
-    for name in names:
+    known = {"median": cell.minimizes, "accuracy": cell.reached}
+    for name in filter(known.get, known):
         estimate = getattr(cell.summary, name)
         figures[name] = estimate.value
         figures |= {f"{name}_low": estimate.low, f"{name}_high": estimate.high}

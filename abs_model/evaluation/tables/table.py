@@ -226,7 +226,7 @@ def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:
         parts.append(f"at most {shown} pixels" if attack.norm == "l0" else f"epsilon {shown}")
     limited = any(each.get("max_queries") for each in attack.settings.values())
     for setting, unit in (("num_steps", "step"), ("num_restarts", "restart")):
-        # One's own attack may have any value there, or none.
+        # A user-defined attack may have any value there, or none.
         values = {
             model: settings[setting]
             for model, settings in attack.settings.items()

@@ -18,11 +18,12 @@ from abs_model.evaluation.tables.rows import rows_of, to_csv
 from abs_model.evaluation.tables.table import NORM_NAMES, Block, Row, Tables, make_tables
 
 EXPLANATION = (
-    "A cell is the median adversarial distance and the accuracy at the threshold; in brackets 95 %"
-    " bootstrap intervals over images. Images that are misclassified when clean count as distance"
-    " 0, images for which an attack found nothing as infinitely far, or, where it looks no farther"
-    " than its epsilon, as beyond that (>). Where epsilon is below the threshold, the accuracy is"
-    " that at epsilon, and nothing is known at the threshold. Every adversarial image was"
+    "A cell is the median adversarial distance and the accuracy at the threshold; in brackets 95%"
+    " bootstrap intervals over images. An attack within a fixed epsilon has no median, because it"
+    " does not look for the closest image. Images that are misclassified when clean count as"
+    " distance 0, images for which an attack found nothing as infinitely far, or, where it looks no"
+    " farther than a limit, as beyond that (>). Where epsilon is below the threshold, the accuracy"
+    " is that at epsilon, and nothing is known at the threshold. Every adversarial image was"
     " classified and measured again; reported examples that are not verified are counted as"
     " rejected. A minimum is taken for each image. A targeted attack succeeds where it reaches its"
     " target: images of that class are left out, and accuracy is the share that did not reach it."
@@ -168,7 +169,7 @@ def _cells(tables: Tables, block: Block, row: Row) -> list[str]:
 
 
 def _cell(cell: Cell, block: Block, *, is_minimum: bool) -> str:
-    """Of a minimum with its intervals; one that has not reached the threshold says only that."""
+    """A cell; a minimum has its intervals, and says if it has not reached the threshold."""
     median, accuracy = cell.summary.median, cell.summary.accuracy
     first, *ends = (
         _distance(each, block, cell.limit) for each in (median.value, median.low, median.high)
@@ -177,6 +178,8 @@ def _cell(cell: Cell, block: Block, *, is_minimum: bool) -> str:
     if is_minimum:
         first += f" [{', '.join(ends)}]"
         second += f" [{accuracy.low:.0%}, {accuracy.high:.0%}]"
+    if not cell.minimizes:
+        first = _NOTHING
     if not cell.reached:
         limit = _distance(cell.limit, block)
         second = f"tried to {limit} only" if is_minimum else f"{second} at {limit}"

@@ -121,7 +121,7 @@ def make_solver(
 # One program instead of many small ones, half a second of compiling less.
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def sample_prior(settings: SearchSettings, latent_size: int) -> jax.Array:
-    """Of `num_prior_samples` / 0.9 latents, those of smallest norm: (samples, latent)."""
+    """The latents of smallest norm of `num_prior_samples` / 0.9 draws, (samples, latent)."""
     drawn = -(-settings.num_prior_samples * 10 // 9)
     latents = jax.random.normal(jax.random.key(settings.seed), (drawn, latent_size))
     smallest = jnp.argsort(jnp.sum(latents**2, axis=1))[: settings.num_prior_samples]

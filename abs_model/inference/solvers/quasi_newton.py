@@ -145,7 +145,7 @@ class QuasiNewton:
         return lax.fori_loop(0, num_steps, step, now)
 
     def _best_samples(self, targets: jax.Array) -> jax.Array:
-        """Of each share of the prior samples the best by the surrogate: (latent, starts, N)."""
+        """The best of each share of the prior samples, by the surrogate: (latent, starts, N)."""
         num_starts = min(self.settings.num_starts, len(self.latents))
         share = len(self.latents) // num_starts
         latents = self.latents[: num_starts * share]
@@ -195,7 +195,7 @@ def _found(polished: MultistartResult) -> Solution:
 
 
 def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
-    """Of each image's points that lie apart the best ones: `most` * count columns, images fastest.
+    """The best of each image's points that lie apart: `most` * count columns, images fastest.
 
     Where an image has fewer, the rest have infinite energy.
     """

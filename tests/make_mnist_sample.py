@@ -1,4 +1,4 @@
-"""Writes the tests' sample of real MNIST: `python scripts/make_mnist_sample.py`, from the root."""
+"""Writes the tests' sample of real MNIST: `python tests/make_mnist_sample.py`, from the root."""
 
 import io
 import pathlib
@@ -8,7 +8,7 @@ import numpy as np
 from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model.data import load_dataset
 
-SAMPLE = pathlib.Path(__file__).parent.parent / "tests" / "data" / "mnist_sample.npz"
+SAMPLE = pathlib.Path(__file__).parent / "data" / "mnist_sample.npz"
 
 
 def main() -> None:

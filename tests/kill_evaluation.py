@@ -1,6 +1,6 @@
 """Kills an evaluation again and again, and compares its ledger with an uninterrupted one's.
 
-python scripts/kill_evaluation.py runs/killed -- --config=configs/table1.py:smoke --models=cnn
+python tests/kill_evaluation.py runs/killed -- --config=configs/table1.py:smoke --models=cnn
 
 Runs evaluate.py with the arguments after -- twice: undisturbed in WORKDIR/whole, and in
 WORKDIR/killed with SIGKILL at random moments, in turns after its ledger has begun to grow and after

@@ -91,9 +91,7 @@ def apgd(
     `num_ascents` is `num_restarts`, for the loss "targeted_dlr" times the number of targets.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
@@ -108,7 +106,6 @@ def apgd(
             logits at the original image; all of them if there are fewer. 9 in the paper.
         targets: Target classes, integers (N,); by default any class but the label. With them
             "targeted_dlr" is "dlr".
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -78,10 +78,7 @@ def boundary(
     50 steps: the walk goes back where it is no longer adversarial.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
-        key: A `jax.random.key`, or one for each image, (N,).
+        model, images, labels, key, progress: As for every attack; see `abs_model.attacks`.
         num_steps: Steps of the walk.
         spherical_step: First length of a move on the sphere, as a share of the distance; above 0.
         source_step: First length of a move towards the original, as a share of the distance;
@@ -94,7 +91,6 @@ def boundary(
             for it. Noise and grays by default.
         targets: Target classes, integers (N,); by default any class but the label. Noise is rarely
             of a given class, so that they call for `starting_points`.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no starting point was found, that of the

@@ -131,9 +131,7 @@ def carlini_wagner(
     Queries the classifier at most `1 + num_searches * num_steps` times, each time with gradient.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, targets, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         num_searches: Constants to try; 9 as in the authors' code and Foolbox.
         num_steps: Most steps of Adam for each; 10,000 as in the paper and Foolbox.
@@ -146,8 +144,6 @@ def carlini_wagner(
             error is a success at distance 0 all the same.
         initial_constant: The first c, in units of distance; above 0. To first order it takes twice
             the distance to the boundary. (0.001 in the paper, where it has another unit.)
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one of that confidence; where there is none, without

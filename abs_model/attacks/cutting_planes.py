@@ -108,15 +108,13 @@ def cutting_planes(
     latents tell them.
 
     Args:
+        images, labels, progress: As for every attack; see `abs_model.attacks`.
         model: An ABS or Binary ABS model.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2", "linf" or "l0".
         num_classes: How many other classes to approach; if there are fewer, all.
         num_steps: Queries on the way to each.
         num_restarts: How often to approach them again; 0 or more.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -64,9 +64,7 @@ def deepfool(
     `num_classes` logits; stops when all images of the batch are done.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         norm: "l2" or "linf".
         num_steps: Most steps. More than the 50 of Foolbox and the authors' code cost nothing where
@@ -76,7 +74,6 @@ def deepfool(
         num_classes: Classes whose gradients are taken, at least 2: in each step the label and those
             of the largest other logits. 10 as in the authors' code and Foolbox, which choose them
             once, at the original. Time and memory grow with it.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the first adversarial iterate; where there is none, that of the highest margin.

@@ -77,9 +77,7 @@ def fab(
     times with gradients: those of up to `num_classes` logits, or with targets that of the margin.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the restarts.
         norm: "l2" or "linf".
         num_steps: Steps from each start; 100 as in the paper.
@@ -93,7 +91,6 @@ def fab(
         targets: Target classes, integers (N,); by default any class but the label. Then the
             boundary is that between the target and the class ahead of all others. (The targeted
             version of AutoAttack looks at target and label, and takes any other class as well.)
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -64,15 +64,11 @@ def fast_gradient(
     the logits. Nothing is random.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, targets, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,); not used.
         norm: "l2" (FGM) or "linf" (FGSM).
         num_epsilons: Step sizes of the scan.
         num_bisections: Each halves the interval that the scan has found.
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

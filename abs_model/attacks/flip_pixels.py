@@ -68,9 +68,8 @@ def flip_pixels(
     `1 + 10 * num_restarts * (num_steps + 1)` times, all but once with gradient.
 
     Args:
+        images, labels, progress: As for every attack; see `abs_model.attacks`.
         model: A classifier whose attribute `binary` is true.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): of halves undone and random starts,
             and of the choice where there is no gradient.
         norm: "l0", "l2" or "linf".
@@ -81,7 +80,6 @@ def flip_pixels(
         num_steps: For "linf", sets of flips to try from each start.
         num_restarts: For "linf", starts at each level: the best found with the flips above the
             level undone, then random ones.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

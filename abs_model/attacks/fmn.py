@@ -74,16 +74,12 @@ def fmn(
     Queries the classifier `num_steps + 1` times, each time with gradient.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, targets, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         norm: "l2", "linf" or "l0".
         num_steps: Number of steps; 100 as in Foolbox.
         step_size: Length in L2 of the first step, whatever `norm`; above 0. 1.0 as in Foolbox.
         gamma: First relative change of epsilon, 0.001 to 1; 0.05 as in the paper and Foolbox.
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -53,13 +53,10 @@ def gaussian_noise(
     times, as many as the 1,000 steps of Foolbox 1's single direction.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the noise.
         num_directions: Draws of noise to try.
         num_epsilons: Steps of the standard deviation for each of them.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

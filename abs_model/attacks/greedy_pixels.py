@@ -49,16 +49,13 @@ def greedy_pixels(
     `num_rounds * (1 + max_pixels)` times with gradient (of up to ten logits).
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the halves undone, and of the
             choice where there is no gradient.
         max_pixels: Most pixels to change.
         num_candidates: How many pixels are tried in each step.
         num_rounds: The search is repeated from the best found with a random half of its changes
             undone.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of fewest pixels; where there is none, that of the highest

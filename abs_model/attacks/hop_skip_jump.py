@@ -87,10 +87,7 @@ def hop_skip_jump(
     With the defaults, on MNIST: some 36,500.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
-        key: A `jax.random.key`, or one for each image, (N,).
+        model, images, labels, key, progress: As for every attack; see `abs_model.attacks`.
         norm: "l2" or "linf".
         num_steps: Steps along the boundary.
         initial_num_evals: Points in the first estimate of the direction, B_0.
@@ -103,7 +100,6 @@ def hop_skip_jump(
             for it. Noise and grays by default.
         targets: Target classes, integers (N,); by default any class but the label. Noise is rarely
             of a given class, so that they call for `starting_points`.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no starting point was found, that of the

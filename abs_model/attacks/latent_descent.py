@@ -54,14 +54,12 @@ def latent_descent(
     adversarial.
 
     Args:
+        images, labels, progress: As for every attack; see `abs_model.attacks`.
         model: An ABS or Binary ABS model.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,). Nothing here is random.
         num_steps: Most steps.
         step_size: Part of the way to the reconstruction that each step goes; above 0, at most 1.
         num_bisections: Each halves what is left of the way.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

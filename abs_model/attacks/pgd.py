@@ -62,9 +62,7 @@ def pgd(
     `1 + num_restarts * (num_steps + 1)` times, `num_restarts * num_steps` times with gradient.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, targets, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the random starts.
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
@@ -74,8 +72,6 @@ def pgd(
         num_restarts: Starts to try.
         random_start: Whether to start from a uniformly drawn point of the ball; else from the
             original image, and `num_restarts` must be 1.
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where there is none, that of the highest margin.

@@ -74,9 +74,7 @@ def pointwise(
     batch waits for the one that takes longest.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of noise and orders.
         norm: "l0" or "l2". For "l0" a pixel is set back in all channels.
         num_restarts: Draws of noise to start from. The paper has 10.
@@ -86,7 +84,6 @@ def pointwise(
             as training images; the first restart starts from the closest adversarial one.
         targets: Target classes, integers (N,); by default any class but the label. As noise
             hardly ever leads to one of them, give `starting_points` of these classes.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the closest adversarial one; where no starting point was found, that of the

@@ -62,13 +62,10 @@ def salt_and_pepper(
     the defaults, 1,004 on MNIST.
 
     Args:
-        model: The classifier.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
+        model, images, labels, progress: As for every attack; see `abs_model.attacks`.
         key: A `jax.random.key`, or one for each image, (N,): of the noise.
         num_restarts: Times that `num_epsilons` queries are made.
         num_epsilons: Steps of the share of pixels.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of the fewest changed pixels; where there is none, that of the

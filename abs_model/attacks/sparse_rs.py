@@ -62,10 +62,8 @@ def sparse_rs(
     original pixel's, so that every pixel of the set counts.
 
     Args:
+        images, labels, targets, key, progress: As for every attack; see `abs_model.attacks`.
         model: The classifier; may be a black box.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
-        key: A `jax.random.key`, or one for each image, (N,).
         num_pixels: How many pixels are changed, the epsilon of L0; at most all.
         num_steps: Exchanges to try from each start; 10,000 in the paper, to which the schedule of
             alpha is relative.
@@ -74,8 +72,6 @@ def sparse_rs(
         minimize: Whether to continue after success with a pixel less, drawn from the set, for that
             image: an attack of minimal distance, which the paper's is not.
         num_restarts: Starts to try, with `minimize` at a pixel less than the best so far.
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one of fewest pixels; where there is none, that of the highest

@@ -73,10 +73,8 @@ def square(
     square that would change nothing is drawn with the other signs, as in the authors' code.
 
     Args:
+        images, labels, targets, key, progress: As for every attack; see `abs_model.attacks`.
         model: The classifier; may be a black box.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
-        key: A `jax.random.key`, or one for each image, (N,).
         norm: "l2" or "linf".
         epsilon: Largest distance in that norm, for pixels in [0, 1]: from 0 to that of black and
             white, 1 in L-infinity.
@@ -85,8 +83,6 @@ def square(
         p_init: Share of the image's area that the first squares cover, above 0 and at most 1. The
             paper has 0.8 for the Madry network on MNIST, as has AutoAttack for everything.
         num_restarts: Starts to try.
-        targets: Target classes, integers (N,); by default any class but the label.
-        progress: Called with the number of queries per image of the current batch so far.
 
     Returns:
         Per image the adversarial one; where there is none, that of the highest margin.

@@ -67,9 +67,8 @@ def transfer(
     no direction and are as good as not attacked.
 
     Args:
+        images, labels: As for every attack; see `abs_model.attacks`.
         model: The classifier; may be a black box.
-        images: Float32 (N, height, width, channels) in [0, 1].
-        labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): handed on to the four.
         norm: "l2" or "linf".
         surrogate: A classifier with gradients, for the same images and classes.

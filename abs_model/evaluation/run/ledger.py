@@ -50,7 +50,8 @@ class Record:
             batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.
         image: What the attack reported, or did not report though it is adversarial, float32
-            (height, width, channels); None without either, and where the clean image is misclassified.
+            (height, width, channels); None without either, and where the clean image is
+            misclassified.
         num_zero_gradients: How many of the gradients were zero; None where the attack does not
             count, and in ledgers from before this was noted, as all that follows.
         num_nonfinite_gradients: How many had an entry that was not finite.

@@ -19,7 +19,6 @@ from abs_model.data import Dataset, Split, load_dataset
 from abs_model.evaluation.images.image_files import Export, export_images
 from abs_model.evaluation.run.verification import Verification, verify
 from abs_model.inference.energy import Inference
-from abs_model.inference.solvers import SearchSettings
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.classifier import Classifier
 from abs_model.models.function import from_function
@@ -38,7 +37,6 @@ __all__ = [
     "Inference",
     "NearestNeighborClassifier",
     "NetworkClassifier",
-    "SearchSettings",
     "Split",
     "UserError",
     "Verification",

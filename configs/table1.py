@@ -17,9 +17,9 @@ Variants:
 
 Settings of the paper's attacks are the defaults of Foolbox 1.x, where the paper gives none. Every
 row of the tables prints its budget: a smaller budget supports a weaker claim. `cpu`
-leaves Transfer and the paper's noise attacks on ABS and the nearest neighbor fewer than 100
-queries, of which salt-and-pepper images are the slowest for ABS to classify, and the other attacks
-that see decisions only at least 1,000.
+gives Transfer and the paper's noise attacks fewer than 100 queries on ABS and the nearest neighbor,
+because salt-and-pepper images are the slowest for ABS to classify. The other decision-based attacks
+get at least 1,000.
 """
 
 from collections.abc import Mapping
@@ -41,7 +41,7 @@ _CPU: dict[str, Any] = {
     "transfer": {"all": {"num_scales": 20}, "slow": {"num_scales": 10}},
     "gaussian_noise": {"slow": {"num_directions": 2, "num_epsilons": 30}},
     "boundary": {"all": {"num_steps": 3000}, "slow": {"num_steps": 1000}},
-    # ABS would spend its queries on the noise that further restarts begin at.
+    # ABS would spend its queries on noise for the starting points of further restarts.
     "pointwise": {
         "all": {"max_queries": 2000},
         "abs": {"max_queries": 1100, "num_restarts": 1},

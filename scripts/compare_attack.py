@@ -3,13 +3,13 @@
 python scripts/compare_attack.py runs/table1 abs cutting_planes_l2
 python scripts/compare_attack.py runs/table1 abs cutting_planes_l2 --thorough
 
-On how many images is it as close as the closest other attack, exactly and but for a little, and
-which others are closer elsewhere? Images are left out whose closest adversarial one lies beyond the
-epsilon of the attack, or beyond that of all others. WORKDIR is that of evaluate.py.
+Prints on how many images the attack is as close as the closest other attack, exactly and within
+small tolerances, and which attacks are closer on the rest. Images are left out whose closest
+adversarial one lies beyond the epsilon of the attack, or beyond that of all others. WORKDIR is that
+of evaluate.py.
 
---thorough, for ABS models, queries the closer images with a search of the latents that is far
-more thorough than the model's own: what is adversarial by the model's search only goes by what that
-search leaves.
+--thorough, for ABS models, classifies the closer images again with a much more thorough latent
+search: some are adversarial only because the model's own search misses a better explanation.
 """
 
 import argparse

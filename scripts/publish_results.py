@@ -14,18 +14,19 @@ image, model and norm.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
 from abs_model.evaluation.publish import publish
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Writes the folder; what the user can fix ends as one message and exit status 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument("folder", metavar="FOLDER", type=as_path, help="made if needed")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         publish(options.workdir, options.folder)
     except (UserError, OSError) as error:

@@ -20,6 +20,10 @@ What all have in common:
 Per image the result has the closest adversarial example that was queried; where there is none, the
 image of the highest margin. An invalid argument is a ValueError that names it.
 
+Query counts in the docstrings are for classifiers without warm starts. ABS takes more: one query
+after 40 warm ones in a row; one at the end of each restart, and up to nine more where an example is
+rejected; and where an attack stops at its first example, one or two after each.
+
 Each attack is a file of that name, whose body is the algorithm of its paper, and which declares
 what it requires (`registry`). `_core` has what all use: the query session counts queries,
 warm-starts them, and keeps and verifies the best images. `_search` has searches that several

@@ -127,7 +127,7 @@ def apgd(
         original = query.logits(batch.images)
         goals = _goals(batch, original.logits, num_targets) if in_turn else [batch]
         for ascent in range(num_restarts * len(goals)):
-            start = _draw(split_keys(batch, ascent), batch.images, epsilon, norm)
+            start = random_start(split_keys(batch, ascent), batch.images, epsilon, norm)
             goal = goals[ascent % len(goals)]
             _ascend(query, goal, original, start, LOSSES[loss], epsilon, num_steps)
 
@@ -279,6 +279,3 @@ def _check(path: _Path, enough_rises: float) -> _Path:
         checked=path.top.losses,
         halved=halved,
     )
-
-
-_draw = jax.jit(random_start, static_argnames="norm")

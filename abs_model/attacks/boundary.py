@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
 from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.norms import choose, distances, lengths, per_image
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
@@ -72,7 +73,7 @@ def boundary(
     more than 50% are adversarial), and after 10 queries of whole steps the move towards the
     original (10% and 25%). Foolbox makes two queries in every tenth step, and waits for 100 and 30.
 
-    Makes at most `num_steps + 25` queries, and those that find a starting point: 1 with
+    Makes at most `num_steps + 26` queries, and those that find a starting point: 1 with
     `starting_points`, at most 43 without. 10 bisections follow the starting point, and 10 the last
     step. The decisions of a warm-started classifier (ABS) are verified by a cold query after every
     50 steps: the walk goes back where it is no longer adversarial.
@@ -126,6 +127,7 @@ def boundary(
                     verified, candidates = walk, _propose(batch, walk, step + 1)
                 if bool(walk.done.all()):
                     break
+        query.logits(walk.here.images)
         bisect_to_boundary(query, walk.here.images, _NUM_BISECTIONS)
 
     return run(
@@ -239,7 +241,7 @@ def _candidates(batch: Batch, walk: _Walk, step: jax.Array | int) -> jax.Array:
     """A move on the sphere from each image, and in most steps one towards the original."""
     # All pixels in a row, because XLA's loops over four axes take three times as long (CPU).
     originals, images = (x.reshape(len(x), 1, 1, -1) for x in (batch.images, walk.here.images))
-    keys = jax.vmap(jax.random.fold_in, (0, None))(batch.keys, step)
+    keys = split_keys(batch, step)
     noise = jax.vmap(lambda key: jax.random.normal(key, originals.shape[1:]))(keys)
     back = originals - images
     distance = walk.distances

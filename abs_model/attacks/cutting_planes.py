@@ -37,8 +37,7 @@ from abs_model.attacks._abs.margin_bounds import LinearBounds, linearize
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.checks import NORMS
 from abs_model.attacks._core.keys import split_keys
-from abs_model.attacks._core.norms import distances, snap
-from abs_model.attacks._core.norms import random_start as draw_start
+from abs_model.attacks._core.norms import distances, random_start, snap
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
@@ -67,7 +66,7 @@ _FIRST_L2_PART, _LAST_L2_PART = 1e-3, 1e-5
 # this power of the change, so that the largest one decides, up to the best distance so far.
 _LEAST_PRICE = 1e-4
 _POWER = 16
-_WHITE = 0.5  # how far it is to flip white or black
+_HALF_RANGE = 0.5  # how far it is to flip white or black
 _LEAST_LEVEL = 1e-3
 
 
@@ -133,7 +132,9 @@ def cutting_planes(
         nearest = _nearest_classes(query, answer)[:num_classes]
         for restart in range(num_restarts + 1):
             if restart > 0:
-                answer = query.logits(_draw(split_keys(batch, restart), batch.images))
+                answer = query.logits(
+                    random_start(split_keys(batch, restart), batch.images, 1.0, "linf")
+                )
             for classes in nearest:
                 _approach(query, classes, answer, num_steps)
         if bisects:
@@ -148,7 +149,7 @@ def _nearest_classes(query: Query, answer: Answer) -> list[jax.Array]:
     away = []
     for rank in range(1, number):
         classes = (batch.classes + rank) % number
-        levels = jnp.full(len(classes), _WHITE)
+        levels = jnp.full(len(classes), _HALF_RANGE)
         walk = _Walk.start(batch, classes, answer, levels, overshoot=0.0)
         for _ in range(_NUM_SCOUTING_STEPS):
             walk = walk.next(query.model, batch, _FIRST_L2_PART, query.norm).follow(query)
@@ -160,7 +161,7 @@ def _nearest_classes(query: Query, answer: Answer) -> list[jax.Array]:
 def _approach(query: Query, classes: jax.Array, answer: Answer, num_steps: int) -> None:
     """Approaches one class of each image, (n,), from the explanations of the answer."""
     best = query.best
-    levels = jnp.where(best.success, best.distances, _WHITE)
+    levels = jnp.where(best.success, best.distances, _HALF_RANGE)
     walk = _Walk.start(query.batch, classes, answer, levels, _OVERSHOOT)
     for step in range(1, num_steps + 1):
         l2_part = _FIRST_L2_PART * (_LAST_L2_PART / _FIRST_L2_PART) ** (step / num_steps)
@@ -281,10 +282,7 @@ def _cost(
         return SquaredLength(seen) if norm == "l2" else LargestChange(seen, l2_part)
     size = jnp.abs(originals - 0.5)
     if norm == "l2":
-        prices = (size / _WHITE) ** 2
+        prices = (size / _HALF_RANGE) ** 2
     else:
         prices = (size / jnp.maximum(levels, _LEAST_LEVEL)[:, None]) ** _POWER
     return Flips(seen, jnp.clip(prices, _LEAST_PRICE, 1.0))
-
-
-_draw = jax.jit(functools.partial(draw_start, epsilon=1.0, norm="linf"))

@@ -95,7 +95,17 @@ def deepfool(
             answer = query.jacobian(images, near=answer, num_classes=num_classes)
             answer = query.verify(answer)
 
-    return run(attack, model, images, labels, key, norm=norm, norms=_NORMS, progress=progress)
+    return run(
+        attack,
+        model,
+        images,
+        labels,
+        key,
+        norm=norm,
+        norms=_NORMS,
+        verify_regularly=False,
+        progress=progress,
+    )
 
 
 @functools.partial(jax.jit, static_argnames="norm")

@@ -30,7 +30,7 @@ from abs_model.models.classifier import Classifier
 _NORMS = ("l2", "linf")
 _SEARCH_STEPS = 3
 # The search aims a little to the adversarial side of the boundary, or rounding decides.
-_LEAN = 0.01
+_FALSE_POSITION_BIAS = 0.01
 
 
 @register(
@@ -59,10 +59,9 @@ def fab(
 ) -> AttackResult:
     """Looks for the closest adversarial images with the Fast Adaptive Boundary attack.
 
-    Each step linearizes at x the boundary between the label and the class where it is nearest, of
-    those ahead (`num_classes`). d
-    leads from x, and d_0 from the original x_0, to the nearest points of this hyperplane that lie
-    in [0, 1]. Then
+    Each step linearizes, at x, the boundaries between the label and the `num_classes` leading
+    classes, and takes the nearest. d leads from x, and d_0 from the original x_0, to the nearest
+    point of this hyperplane in [0, 1]. Then
 
         x <- clip((1 - alpha) (x + eta d) + alpha (x_0 + eta d_0))
         alpha = min(|d| / (|d| + |d_0|), alpha_max)
@@ -211,7 +210,7 @@ def _interpolate(
     """
     growth = high - low
     part = jnp.clip(-low / jnp.where(growth > 0, growth, 1.0), 0.0, 1.0)
-    part = part + _LEAN * (1 - part)
+    part = part + _FALSE_POSITION_BIAS * (1 - part)
     middle = start + part * (end - start)
     return middle, jnp.clip(batch.images + per_image(middle) * (far - batch.images), 0.0, 1.0)
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from abs_model._runtime.checks import check_count
 from abs_model.attacks._core.batch import Batch
+from abs_model.attacks._core.checks import longest_distance
 from abs_model.attacks._core.norms import ascent_direction, per_image
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
@@ -78,7 +78,7 @@ def fast_gradient(
     """
     num_epsilons = check_count("num_epsilons", num_epsilons)
     num_bisections = check_count("num_bisections", num_bisections)
-    longest = 1.0 if norm == "linf" else float(np.sqrt(np.prod(model.image_shape)))
+    longest = longest_distance(norm, model.image_shape)
 
     def attack(query: Query, batch: Batch) -> None:
         gradients = query.gradients(batch.images).gradients

@@ -58,9 +58,9 @@ def flip_pixels(
     """Attacks a classifier of thresholded images by flipping values; minimal distance.
 
     For "l0" and "l2" one flip follows the other: that of the highest gain over cost, the cost of a
-    value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `abs_model.attacks.greedy`. Asks
-    at most `1 + num_rounds * (1 + max_flips * (2 + num_candidates))` times,
-    `num_rounds * (1 + max_flips)` times with gradient (of all logits).
+    value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `_search.greedy`. Makes
+    at most `1 + num_rounds * (1 + max_flips * (2 + num_candidates))` queries,
+    `num_rounds * (1 + max_flips)` of them with gradient (of up to ten logits).
 
     For "linf" a level |x - 0.5| up to which flips are free is bisected 10 times. At each level the
     flips that gain most to first order are made at once, all of them at first, half as many where
@@ -69,7 +69,7 @@ def flip_pixels(
 
     Args:
         images, labels, progress: As for every attack; see `abs_model.attacks`.
-        model: A classifier whose attribute `binary` is true.
+        model: A classifier on thresholded images (`binary` is true).
         key: A `jax.random.key`, or one for each image, (N,): of halves undone and random starts,
             and of the choice where there is no gradient.
         norm: "l0", "l2" or "linf".
@@ -109,7 +109,17 @@ def flip_pixels(
                 num_rounds=num_rounds,
             )  # fmt: skip
 
-    return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)
+    return run(
+        attack,
+        model,
+        images,
+        labels,
+        key,
+        norm=norm,
+        norms=NORMS,
+        verify_regularly=False,
+        progress=progress,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,7 +48,7 @@ def gaussian_noise(
     """Adds Gaussian noise, clipped to [0, 1], until it fools the classifier; in L2.
 
     The standard deviation grows from 0 to 1, which covers Foolbox's range (to 1 / sqrt(3)), in
-    `num_epsilons` equal steps; 10 bisections follow in the step that first fools. Asks the
+    `num_epsilons` equal steps; 10 bisections follow in the step that first fools. Queries the
     classifier at most `1 + num_directions * (num_epsilons + 10)` times: with the defaults, 1,101
     times, as many as the 1,000 steps of Foolbox 1's single direction.
 

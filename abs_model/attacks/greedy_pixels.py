@@ -75,4 +75,14 @@ def greedy_pixels(
             num_rounds=num_rounds,
         )  # fmt: skip
 
-    return run(attack, model, images, labels, key, norm="l0", norms=_NORMS, progress=progress)
+    return run(
+        attack,
+        model,
+        images,
+        labels,
+        key,
+        norm="l0",
+        norms=_NORMS,
+        verify_regularly=False,
+        progress=progress,
+    )

@@ -30,8 +30,8 @@ from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.gradient_direction import estimate_direction
 from abs_model.attacks._search.line_search import bisect_to_boundary
-from abs_model.attacks._search.starting_points import max_queries as max_starting_queries
 from abs_model.attacks._search.starting_points import (
+    max_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -50,7 +50,7 @@ _LEAST_CHANGE = 1e-6
     norms=_NORMS,
     access=Access.DECISIONS,
     source="Chen et al. 2020",
-    smoke={"max_queries": 100},
+    smoke={"num_steps": 2, "max_num_evals": 8},
     resources=("starting_points",),
 )
 def hop_skip_jump(
@@ -93,7 +93,7 @@ def hop_skip_jump(
         initial_num_evals: Points in the first estimate of the direction, B_0.
         max_num_evals: Most points in any.
         gamma: Scale of delta and of the bisections' last interval; above 0.
-        max_queries: Most queries per image: no step is begun that could go beyond. The same
+        max_queries: Most queries per image: no step starts that could exceed it. The same
             number of steps is taken for every image.
         starting_points: Float32 (M, height, width, channels) in [0, 1]: images to start from, such
             as training images; each attacked image starts from the closest one that is adversarial

@@ -81,7 +81,17 @@ def latent_descent(
             answer = query.verify(query.logits(images, near=answer))
         bisect_to_boundary(query, query.best.images, num_bisections)
 
-    return run(attack, model, images, labels, key, norm="l2", norms=_NORMS, progress=progress)
+    return run(
+        attack,
+        model,
+        images,
+        labels,
+        key,
+        norm="l2",
+        norms=_NORMS,
+        verify_regularly=False,
+        progress=progress,
+    )
 
 
 @jax.jit

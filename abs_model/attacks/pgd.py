@@ -96,7 +96,7 @@ def pgd(
         for restart in range(num_restarts):
             answer, images = original, batch.images
             if random_start:
-                images = _draw(split_keys(batch, restart), images, epsilon, norm)
+                images = draw_start(split_keys(batch, restart), images, epsilon, norm)
             for _ in range(num_steps):
                 answer = query.gradients(images, near=answer)
                 images = step(images, answer.gradients, batch.images)
@@ -149,6 +149,3 @@ def ascend(
         )
 
     return lax.fori_loop(0, num_steps, body, start)
-
-
-_draw = jax.jit(draw_start, static_argnames="norm")

@@ -24,8 +24,8 @@ from abs_model.attacks._search.salt_and_pepper_noise import (
     salt_and_pepper_queries,
     search_salt_and_pepper,
 )
-from abs_model.attacks._search.starting_points import max_queries as max_starting_queries
 from abs_model.attacks._search.starting_points import (
+    max_starting_queries,
     read_starting_points,
     search_starting_points,
 )

@@ -9,9 +9,9 @@
     )
     def pgd(model, images, labels, key, *, norm, ...):
 
-The table in `docs/attacks.md`, the reasons why an attack is not applicable to a model, the budgets
-of `configs/table1.py:smoke` and the tests that hold for every attack follow from that. An attack of
-another package is registered in the same way, before a configuration names it.
+These declarations give the table in `docs/attacks.md`, the reasons why an attack is not applicable
+to a model, the budgets of `configs/table1.py:smoke`, and the contract tests. Attacks of other
+packages register in the same way, before a configuration names them.
 """
 
 import dataclasses

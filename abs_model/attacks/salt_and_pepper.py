@@ -101,7 +101,7 @@ def _redraw(
         number: The query's number, from 0.
         num_epsilons: Steps of the share where nothing has been found.
     """
-    keys = jax.vmap(jax.random.fold_in, (0, None))(batch.keys, number + 1)
+    keys = split_keys(batch, number + 1)
     noise = draw_noise(keys, batch.images)
     rising = jnp.round((number % num_epsilons + 1) / num_epsilons * noise.counts)
     counts = jnp.where(best.success, best.distances - 1, rising)

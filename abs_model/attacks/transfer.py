@@ -30,7 +30,7 @@ from abs_model.models.classifier import Classifier
 _NORMS = ("l2", "linf")
 _CRAFTS = (fast_gradient, bim, deepfool, mim)
 # Steps of a search grow from a constant size to a constant share at this share of the perturbation.
-_FINE = 0.1
+_LINEAR_RANGE = 0.1
 # Values that change less than this share of the largest don't decide where a line ends.
 _SMALL = 1e-3
 
@@ -121,5 +121,5 @@ def _along(originals: jax.Array, crafted: jax.Array, fractions: jax.Array) -> ja
     counts = sizes > _SMALL * per_image(lengths(changes, "linf"))
     room = jnp.where(changes > 0, 1 - originals, originals)
     ends = jnp.where(counts, room / jnp.where(counts, sizes, 1.0), 0.0).max((1, 2, 3))
-    scales = _FINE * ((1 + ends / _FINE) ** fractions - 1)
+    scales = _LINEAR_RANGE * ((1 + ends / _LINEAR_RANGE) ** fractions - 1)
     return jnp.clip(originals + per_image(scales) * changes, 0.0, 1.0)

@@ -56,13 +56,13 @@ def publish(workdir: pathlib.Path, folder: pathlib.Path) -> None:
             print(f"{path}: {path.stat().st_size / 1e3:,.0f} kB")
     if dirty := [commit for commit in results.commits if commit.endswith(DIRTY)]:
         print(
-            f"Note: some results are of code that no commit holds ({', '.join(dirty)}). To have"
-            " them found again, delete their folders of the ledger and run evaluate.py",
+            f"Note: some results come from uncommitted code ({', '.join(dirty)}). To recompute"
+            " them, delete their ledger folders and run evaluate.py",
             file=sys.stderr,
         )
     if lost := lost_images(results):
         print(
             f"Note: some of the closest adversarial images were not kept ({'; '.join(lost)}). To"
-            " have them found again, delete the ledgers of these attacks and run evaluate.py",
+            " recompute them, delete the ledgers of these attacks and run evaluate.py",
             file=sys.stderr,
         )

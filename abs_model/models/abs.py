@@ -49,15 +49,15 @@ class ABSClassifier(Classifier):
 
     def batch_inference(self, images: jax.Array) -> Inference:
         """Inference of images that have been checked; pure, energies are differentiable."""
-        return infer(self.solver, self._seen(images))
+        return infer(self.solver, self._preprocess(images))
 
     def batch_refinement(
         self, images: jax.Array, start: Inference, required: jax.Array
     ) -> Inference:
         """`refine` of images that have been checked; pure, energies are differentiable."""
-        return refine(self.solver, self._seen(images), start, required, self.class_weights)
+        return refine(self.solver, self._preprocess(images), start, required, self.class_weights)
 
-    def _seen(self, images: jax.Array) -> jax.Array:
+    def _preprocess(self, images: jax.Array) -> jax.Array:
         """The images that the decoders explain."""
         return straight_through_threshold(images) if self.binary else images
 

@@ -118,8 +118,8 @@ def _answer(
 def _forward(
     estimated: EstimatedGradients, images: jax.Array, state: PyTree, required: jax.Array | None
 ) -> tuple[tuple[jax.Array, PyTree], jax.Array]:
-    # The derivatives of all logits at once: an attack that asks for them one by one, such as
-    # `Oracle.jacobian`, pays for a single set of differences.
+    # The derivatives of all logits at once: an attack that requests them one by one, such as
+    # by `Query.jacobian`, pays for one set of differences.
     logits, following = _answer(estimated, images, state, required)
     exact = logits >= jax.lax.top_k(logits, 2)[0][:, 1:]
     if required is not None:

@@ -7,7 +7,7 @@ from tests.attacks.test_flip_pixels import linear as binary_linear
 from tests.linear_decoders import linear_abs
 from tests.minimal_norm import walled, wavy_classes
 
-# Required settings, whatever the norm.
+# For every attack that has them; smoke budgets go before.
 _REQUIRED = {"epsilon": 0.3, "step_size": 0.1, "num_steps": 5, "num_pixels": 3}
 
 CASES = [(name, norm) for name, info in ATTACKS.items() for norm in info.norms]
@@ -36,6 +36,8 @@ def settings_for(info, norm, model):
     """The attack's smoke budget, what it requires, and its resources."""
     settings = {key: value for key, value in _REQUIRED.items() if key in info.parameters}
     settings |= info.smoke
+    if settings.get("num_restarts") == 1 and "max_queries" not in settings:
+        settings["num_restarts"] = 2  # restarts must not depend on each other's batch, either
     if "norm" in info.parameters:
         settings["norm"] = norm
     if "loss" in info.parameters:

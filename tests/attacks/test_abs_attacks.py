@@ -290,9 +290,9 @@ def test_latent_descent_on_thresholded_images_moves_values_just_across():
 def random_halfspaces(seed=0, count=5, number=3):
     random = np.random.default_rng(seed)
     normals = random.normal(size=(count, number, PIXELS))
-    needs = 0.05 * np.abs(normals).sum(2)
+    offsets = 0.05 * np.abs(normals).sum(2)
     zeros = jnp.zeros((count, number))
-    return Halfspaces(jnp.asarray(normals, jnp.float32), jnp.asarray(needs, jnp.float32), zeros)
+    return Halfspaces(jnp.asarray(normals, jnp.float32), jnp.asarray(offsets, jnp.float32), zeros)
 
 
 def test_smallest_changes_meet_the_conditions_of_optimality():
@@ -304,7 +304,7 @@ def test_smallest_changes_meet_the_conditions_of_optimality():
     assert missing.max() <= 1e-3
     assert np.asarray(multipliers).min() >= 0
     assert np.abs(np.asarray(multipliers) * missing).max() <= 1e-3
-    pulled = np.clip(originals + halfspaces.pull(multipliers), 0, 1) - originals
+    pulled = np.clip(originals + halfspaces.dual_direction(multipliers), 0, 1) - originals
     np.testing.assert_allclose(changes, pulled, atol=1e-5)
 
 
@@ -316,12 +316,12 @@ def test_smallest_largest_change_is_that_of_the_linear_program():
     changes, _ = jax.jit(smallest_changes)(cost, halfspaces)
     assert np.asarray(halfspaces.missing(changes)).max() <= 1e-3
     for row, original in enumerate(originals):
-        normals, needs = np.asarray(halfspaces.normals[row]), np.asarray(halfspaces.needs[row])
+        normals, offsets = np.asarray(halfspaces.normals[row]), np.asarray(halfspaces.offsets[row])
         # Unknowns: the change, and its largest entry t.
         limits = np.block([[np.eye(PIXELS), -np.ones((PIXELS, 1))],
                            [-np.eye(PIXELS), -np.ones((PIXELS, 1))],
                            [-normals, np.zeros((len(normals), 1))]])  # fmt: skip
-        right = np.concatenate([np.zeros(2 * PIXELS), -needs])
+        right = np.concatenate([np.zeros(2 * PIXELS), -offsets])
         bounds = [(-x, 1 - x) for x in original] + [(0, None)]
         solved = scipy_optimize.linprog([0] * PIXELS + [1], A_ub=limits, b_ub=right, bounds=bounds)
         assert np.abs(changes[row]).max() == pytest.approx(solved.fun, rel=1e-2)
@@ -331,7 +331,7 @@ def test_flips_are_as_few_as_it_takes():
     originals = jnp.asarray(grays(5).reshape(5, -1))
     halfspaces = random_halfspaces(seed=2, number=1)
     changes, _ = jax.jit(smallest_changes)(Flips(originals, jnp.ones_like(originals)), halfspaces)
-    normals, needs = np.asarray(halfspaces.normals[:, 0]), np.asarray(halfspaces.needs[:, 0])
+    normals, offsets = (np.asarray(x[:, 0]) for x in (halfspaces.normals, halfspaces.offsets))
     gains = np.maximum(normals * (1 - originals), -normals * np.asarray(originals))
-    fewest = 1 + (np.cumsum(-np.sort(-gains, axis=1), axis=1) < needs[:, None]).sum(1)
+    fewest = 1 + (np.cumsum(-np.sort(-gains, axis=1), axis=1) < offsets[:, None]).sum(1)
     np.testing.assert_array_equal((np.asarray(changes) != 0).sum(1), fewest)

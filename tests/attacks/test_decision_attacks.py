@@ -13,8 +13,9 @@ from abs_model.attacks import Batch, distances
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._search.gradient_direction import estimate_direction
+from abs_model.attacks._search.line_search import interpolate
 from abs_model.attacks._search.starting_points import (
-    max_queries,
+    max_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -78,7 +79,7 @@ def begin(model, images, labels, starts, norm="l2"):
     query.logits(batch.images)
     points = read_starting_points(starts, SHAPE)
     search_starting_points(query, points)
-    assert query.num_queries <= 1 + max_queries(points)
+    assert query.num_queries <= 1 + max_starting_queries(points)
     return query.best
 
 
@@ -134,8 +135,9 @@ def test_starts_are_classified_once(monkeypatch):
     result = run("boundary", model, images, labels, starting_points=walled(20), num_steps=3)
     assert asked == [20]
     assert np.all(result.success)
-    # One question about the original, one about the start, and 12 for a bisection at either end.
-    np.testing.assert_array_equal(result.num_queries, 1 + 1 + 12 + 3 + 12)
+    # One query of the original, of the starting point and of the last image, and 12 for each
+    # bisection.
+    np.testing.assert_array_equal(result.num_queries, 1 + 1 + 12 + 3 + 1 + 12)
 
 
 def test_without_starts_noise_and_grays_are_tried():
@@ -184,6 +186,17 @@ def test_the_range_of_images_is_taken_into_account(case, tolerance, settings):
     attack, norm, _ = CASES[case]
     given = settings | ({"norm": norm} if attack is hop_skip_jump else {})
     check_closed_form_at_the_walls(attack, norm, tolerance, **given)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_lines_end_exactly_where_they_lead(norm):
+    """The end may lie just across the boundary, where rounding would take it back."""
+    originals, far = jnp.asarray(grays(200)), jnp.asarray(walled(200))
+    ends = interpolate(originals, far, jnp.ones(200), norm)
+    np.testing.assert_array_equal(ends, far)
+    halfway = interpolate(originals, far, jnp.full(200, 0.5), norm)
+    reached = distances(halfway, originals, norm) / distances(far, originals, norm)
+    np.testing.assert_allclose(reached, 0.5, rtol=1e-5)
 
 
 def test_directions_are_estimated_where_the_margin_grows():

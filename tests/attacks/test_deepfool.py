@@ -106,7 +106,6 @@ def test_any_scale_of_the_logits_will_do(norm):
 @both_norms
 def test_general_properties(norm):
     minimal_norm.check_clean_errors(deepfool, norm=norm)
-    minimal_norm.check_split(deepfool, norm=norm, num_steps=3)
     minimal_norm.check_zero_gradients(deepfool, norm=norm, num_steps=3)
 
 

@@ -55,7 +55,6 @@ def test_any_scale_of_the_logits_will_do(norm):
 @norms
 def test_general_properties(norm):
     minimal_norm.check_clean_errors(fmn, norm=norm, num_steps=20)
-    minimal_norm.check_split(fmn, norm=norm, num_steps=3)
     minimal_norm.check_zero_gradients(fmn, norm=norm, num_steps=3)
 
 

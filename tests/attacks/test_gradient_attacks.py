@@ -12,7 +12,6 @@ import pytest
 
 import abs_model
 from abs_model.attacks import bim, mim
-from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks.fast_gradient import fast_gradient
 from tests.function_classifiers import function_classifier, tracking_classifier
 from tests.linear_classifiers import (
@@ -95,23 +94,6 @@ def test_results_are_images_and_distances_theirs(seed, attack, norm):
     wrong = model.predict(images) != labels
     np.testing.assert_array_equal(np.asarray(result.distances) == 0, wrong)
     np.testing.assert_array_equal(np.asarray(result.images)[wrong], images[wrong])
-
-
-@every_attack
-@every_norm
-def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack, norm):
-    model, images = three_classes(), grays(7)
-    labels = model.predict(images)
-    whole = attack(model.with_batch_size(7), images, labels, KEY, norm=norm)
-    batched = attack(model.with_batch_size(3), images, labels, KEY, norm=norm)
-    parts = [
-        attack(model, images[part], labels[part], image_keys(KEY, 7)[part], norm=norm)
-        for part in (slice(0, 2), slice(2, 7))
-    ]
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    for other in (batched, joined):
-        np.testing.assert_allclose(other.images, whole.images, atol=1e-5)
-        np.testing.assert_array_equal(other.success, whole.success)
 
 
 @every_attack

@@ -222,22 +222,6 @@ def test_same_key_same_result_other_key_another(attack):
 
 
 @both_attacks
-def test_result_does_not_depend_on_the_split_into_calls_and_batches(attack):
-    model, images = three_classes(), grays(7)
-    labels = model.predict(images)
-    whole = run(attack, model.with_batch_size(7), images, labels)
-    batched = run(attack, model.with_batch_size(3), images, labels)
-    parts = [
-        run(attack, model, images[part], labels[part], key=image_keys(KEY, 7)[part])
-        for part in (slice(0, 2), slice(2, 7))
-    ]
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    for other in (batched, joined):
-        np.testing.assert_allclose(other.images, whole.images, atol=1e-5)
-        np.testing.assert_array_equal(other.success, whole.success)
-
-
-@both_attacks
 @pytest.mark.parametrize("scale", [1e-3, 1e4])
 def test_the_scale_of_the_logits_plays_no_part(attack, scale):
     images = grays(6)

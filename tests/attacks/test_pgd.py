@@ -142,24 +142,6 @@ def test_same_key_same_result_other_key_other_start():
     assert np.abs(np.asarray(first.images) - other.images).max() > 1e-5
 
 
-@pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_result_does_not_depend_on_the_split_into_calls_and_batches(norm):
-    model, images = three_classes(), grays(7)
-    labels = model.predict(images)
-    settings = {"norm": norm, "epsilon": 0.2, "step_size": 0.03, "num_steps": 4}
-    settings["num_restarts"] = 2
-    whole = attack(model.with_batch_size(7), images, labels, **settings)
-    batched = attack(model.with_batch_size(3), images, labels, **settings)
-    parts = [
-        attack(model, images[part], labels[part], key=image_keys(KEY, 7)[part], **settings)
-        for part in (slice(0, 2), slice(2, 7))
-    ]
-    joined = jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-    for other in (batched, joined):
-        np.testing.assert_allclose(other.images, whole.images, atol=1e-5)
-        np.testing.assert_array_equal(other.success, whole.success)
-
-
 def test_more_restarts_never_do_worse():
     model, w, bias = two_classes(seed=2)
     images = grays(6, seed=1)

@@ -151,7 +151,6 @@ def test_finer_scans_and_more_bisections_come_closer():
 
 @norms
 def test_general_properties(norm):
-    minimal_norm.check_split(from_three, norm=norm)
     minimal_norm.check_scales(from_three, 0.005, norm=norm)
     minimal_norm.check_zero_gradients(from_three, norm=norm)
     minimal_norm.check_clean_errors(transfer, norm=norm, surrogate=two_classes()[0])

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from abs_model.attacks import (
+    Batch,
     apgd,
     bim,
     carlini_wagner,
@@ -22,6 +23,7 @@ from abs_model.attacks import (
     square,
 )
 from abs_model.attacks._core.keys import image_keys
+from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.run import run
 from benchmarks.linear import LinearClassifier
 from tests.linear_classifiers import boundary_distances, grays, two_classes
@@ -140,6 +142,7 @@ def stuck_classifier(share):
         (functools.partial(fmn, norm="l2", num_steps=100), "l2"),
         (functools.partial(fmn, norm="linf", num_steps=100), "linf"),
         (functools.partial(carlini_wagner, num_steps=100, step_size=0.05, num_searches=4), "l2"),
+        (functools.partial(deepfool, norm="l2"), "l2"),
     ],
 )
 def test_what_lies_a_little_beyond_a_rejected_example_is_found(attack, norm):
@@ -151,6 +154,27 @@ def test_what_lies_a_little_beyond_a_rejected_example_is_found(attack, norm):
     needed = boundary_distances(images, w, bias, norm)
     assert np.all(result.distances >= needed * (1 - 1e-4))
     assert np.all(result.distances <= needed * 1.25)
+
+
+def test_greedy_pixels_continue_where_examples_are_rejected():
+    model, _, _ = stuck_classifier(0.3)
+    images = grays(6)
+    labels = model.predict(images)
+    result = greedy_pixels(model, images, labels, KEY)
+    assert np.all(result.success) and np.all(model.predict(result.images) != labels)
+
+
+def test_a_rejected_example_is_searched_beyond_up_to_the_demanded_margin():
+    """What fools by less than the confidence is no end of the search farther out."""
+    model, w, _ = stuck_classifier(0.02)
+    images = grays(3)
+    labels = model.predict(images)
+    settings = {"num_steps": 100, "step_size": 0.05, "num_searches": 5}
+    result = carlini_wagner(model, images, labels, KEY, confidence=0.05, **settings)
+    logits = np.asarray(model.logits(result.images))
+    margins = np.abs(logits[:, 1] - logits[:, 0]) / np.linalg.norm(w)
+    assert np.all(result.success) and np.all(model.predict(result.images) != labels)
+    assert np.all(margins >= 0.05 * (1 - 1e-4))
 
 
 def test_a_random_search_continues_where_all_examples_are_rejected():
@@ -191,6 +215,25 @@ def test_a_verified_example_outlives_a_closer_one_that_is_rejected():
     found = run(attack, model, images, labels, KEY, norm="l2", norms=("l2",))
     assert np.all(found.success)
     np.testing.assert_array_equal(found.images, at(1.1))
+
+
+def test_a_rejection_shows_without_any_verified_example():
+    """Though the rejected image is the best that there is: the one of the highest margin."""
+    model, _, _ = stuck_classifier(0.3)
+    images = jnp.asarray(grays(4))
+    labels = jnp.asarray(model.predict(images))
+    batch = Batch(images, labels, image_keys(KEY, 4), targeted=False)
+    query = Query(model, batch, "l2")
+    first = query.gradients(images)
+    moved, answer = images, first.plain()
+    while not bool(query.best.success.all()):
+        moved = moved + 1e-3 * first.gradients
+        answer = query.logits(moved, near=answer)
+    wrong = ~batch.is_adversarial(model.logits(query.best.images))
+    assert wrong.any() and not query.best.verified.any()
+    again = query.verify(answer)
+    np.testing.assert_array_equal(query.rejected, wrong)
+    np.testing.assert_allclose(again.logits[wrong], model.logits(moved)[wrong], atol=1e-5)
 
 
 def report(share):

@@ -86,6 +86,10 @@ def published(model):
             _, *path = member.name.split("/")
             if path and path[0] == model and path[-1] == "settings.json":
                 found[path[1]] = json.load(archive.extractfile(member))
+    for identity in found.values():
+        # Renamed since.
+        if (starts := identity.get("settings", {}).pop("starts", None)) is not None:
+            identity["settings"]["starting_points"] = starts
     return found
 
 
@@ -168,8 +172,8 @@ REQUIRED = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "num_pixels": 5, "
 
 
 @pytest.fixture
-def unasked(monkeypatch):
-    """Launches an attack of the catalogue, on a model that fails when it is asked anything."""
+def unqueried(monkeypatch):
+    """Launches a registered attack, on a model that fails when it is queried."""
     for name in ("_logits", "_gradients", "_jacobian"):
         monkeypatch.setattr(f"abs_model.attacks._core.query.{name}", None)
     generator = np.random.default_rng(0)
@@ -194,7 +198,7 @@ def unasked(monkeypatch):
         settings = {key: value for key, value in REQUIRED.items() if key in accepted} | changes
         entry = ENTRY | {"attack": name, "norm": norm, "settings": settings}
         (spec,) = suite(row=entry)
-        model = models.get(ATTACKS[name].needs, plain)
+        model = models.get(ATTACKS[name].access, plain)
         launcher.identity(spec, model)
         launcher.check(spec, model, images, labels)
 
@@ -202,17 +206,17 @@ def unasked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_settings_are_checked_before_the_model_is_asked_anything(name, unasked):
+def test_settings_are_checked_before_the_model_is_queried(name, unqueried):
     for norm in ATTACKS[name].norms:
-        unasked(name, norm)
+        unqueried(name, norm)
     parameters = inspect.signature(ATTACKS[name].function).parameters
     for key in [key for key in parameters if key not in _GIVEN]:
         for value in ("many", -1, [2], {"a": 1}):
             with pytest.raises(SuiteError, match=rf"attack 'row'.*\b{key}\b"):
-                unasked(name, norm, **{key: value})
+                unqueried(name, norm, **{key: value})
         if parameters[key].default is inspect.Parameter.empty:
             with pytest.raises(SuiteError, match=rf"missing a required .*\b{key}\b"):
-                unasked(name, norm, **{key: None})
+                unqueried(name, norm, **{key: None})
 
 
 def test_a_surrogate_that_is_not_there_is_named(monkeypatch):

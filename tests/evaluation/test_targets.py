@@ -153,7 +153,7 @@ def test_targeted_rows_are_no_part_of_a_minimum_nor_of_the_pictures(tmp_path):
 
 
 def test_titles_name_the_targets():
-    shown = {spec("a", targets).shown for targets in (None, *RULES, 7)}
+    shown = {spec("a", targets).display_title for targets in (None, *RULES, 7)}
     assert shown == {
         "Step", "Step, targeted: next class", "Step, targeted: least likely",
         "Step, targeted: random", "Step, targeted: class 7",

@@ -88,6 +88,20 @@ def test_names_are_checked(registered):
         read_settings("newton", {})
 
     @dataclasses.dataclass(frozen=True)
+    class Clashing(SearchSettings):
+        num_steps: int = 7
+
+    with pytest.raises(ValueError, match="'num_steps' has the default 50 in solver 'adam'"):
+        register_solver("clashing", Clashing)
+
+    @dataclasses.dataclass(frozen=True)
+    class Worded(SearchSettings):
+        method: str = "a"
+
+    with pytest.raises(ValueError, match="setting 'method' must be an int or a float"):
+        register_solver("worded", Worded)
+
+    @dataclasses.dataclass(frozen=True)
     class Unknown(SearchSettings):
         pass
 

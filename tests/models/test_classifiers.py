@@ -77,7 +77,8 @@ def test_a_binary_network_sees_thresholded_images_and_passes_gradients_through(l
 
 def test_a_model_is_shown_in_a_line(classifier):
     assert repr(classifier) == (
-        "ABSClassifier(name='abs', image_shape=(28, 28, 1), num_classes=10, batch_size=8)"
+        "ABSClassifier(name='abs', image_shape=(28, 28, 1), num_classes=10, batch_size=8,"
+        " binary=False)"
     )
 
 

@@ -229,7 +229,7 @@ def test_weights_of_any_type_will_do(mnist_sample):
     """The nearest neighbor's counts are integers, which have no gradients."""
     part = Split(mnist_sample["train_images"][:100], mnist_sample["train_labels"][:100])
     dataset = Dataset("sample", 10, part, part, part)
-    model = estimate_gradients(abs_model.models.nearest_neighbor(dataset), step=0.01)
+    model = estimate_gradients(abs_model.nearest_neighbor(dataset), step=0.01)
     images = jnp.asarray(mnist_sample["test_images"][:2], jnp.float32).reshape(-1, 28, 28, 1) / 255
     batch = batch_of(images, np.asarray(mnist_sample["test_labels"][:2], np.int32))
     found, exact = (query_of(m, batch).gradients(images).gradients for m in (model, model.model))

@@ -23,7 +23,7 @@ def subjects(mnist_sample):
         )
         for part in ("train", "test")
     }
-    model = abs_model.models.nearest_neighbor(
+    model = abs_model.nearest_neighbor(
         Dataset("sample", 10, parts["train"], parts["test"], parts["test"])
     )
     images = jnp.asarray(parts["test"].images[:8], jnp.float32) / 255

@@ -62,7 +62,7 @@ def test_the_nearest_neighbor_is_made():
     split = abs_model.Split(random.integers(0, 256, (30, 4, 4, 1)).astype(np.uint8), labels)
     dataset = abs_model.Dataset("noise", 3, split, split, split)
     images = jnp.asarray(random.uniform(size=(4, 4, 4, 1)), jnp.float32)
-    compare(lambda: answers(abs_model.models.nearest_neighbor(dataset), images))
+    compare(lambda: answers(abs_model.nearest_neighbor(dataset), images))
 
 
 def double_precision_network():

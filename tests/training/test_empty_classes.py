@@ -5,7 +5,7 @@ import pytest
 
 from abs_model import load_dataset
 from abs_model._runtime.configuration import ConfigError
-from abs_model.models import nearest_neighbor
+from abs_model.models.nearest_neighbor import nearest_neighbor
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.finished_run import build_task
 from abs_model.training.network_task import NetworkTask

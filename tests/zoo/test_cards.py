@@ -228,6 +228,6 @@ def test_a_shipped_model_classifies_real_images(name, mnist_sample):
 
 
 def test_the_shipped_files_are_small():
-    files = list((ROOT / "abs_model" / "pretrained").iterdir())
+    files = list((ROOT / "abs_model" / "zoo" / "weights").iterdir())
     assert sum(file.stat().st_size for file in files) < MAX_BYTES
     assert {file.suffix for file in files} == {".json", ".safetensors"}

@@ -217,7 +217,7 @@ class Flips(Cost):
 def smallest_changes(cost: Cost, halfspaces: Halfspaces) -> tuple[jax.Array, jax.Array]:
     """The cheapest changes, (n, values), and their multipliers, (n, K).
 
-    Where the half-spaces have no coupling point in the range, changes that come close to them.
+    Where the half-spaces have no common point in the range, changes that come close to them.
     """
     scaled, lengths = halfspaces.scaled()
 

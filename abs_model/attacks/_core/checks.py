@@ -38,23 +38,30 @@ def check_epsilon(
         exclusive: Whether 0 is too small.
 
     Raises:
-        ValueError: It is no finite number of at least (or above) 0, or it is larger than any
-            distance: 1 in L-infinity, the root of the number of values in L2, the number of pixels
-            in L0.
+        ValueError: It is no finite number of at least (or above) 0, or it is larger than
+            `longest_distance`.
+    """
+    longest = longest_distance(norm, image_shape)
+    hint = (
+        "; an image has no more pixels"
+        if norm == "l0"
+        else f"; no images in [0, 1] are farther apart in {norm}. Divide by 255 what is meant for"
+        " pixels from 0 to 255, such as 8 / 255"
+    )
+    return check_number(name, epsilon, minimum=0.0, maximum=longest, exclusive=exclusive, hint=hint)
+
+
+def longest_distance(norm: str, image_shape: tuple[int, int, int]) -> float:
+    """The distance of black and white: no images in [0, 1] are farther apart.
+
+    Raises:
+        ValueError: `norm` is none of NORMS.
     """
     check_norm(norm)
     height, width, channels = image_shape
     if norm == "l0":
-        farthest, hint = float(height * width), "; an image has no more pixels"
-    else:
-        farthest = 1.0 if norm == "linf" else math.sqrt(height * width * channels)
-        hint = (
-            f"; no images in [0, 1] are farther apart in {norm}. Divide by 255 what is meant for"
-            " pixels from 0 to 255, such as 8 / 255"
-        )
-    return check_number(
-        name, epsilon, minimum=0.0, maximum=farthest, exclusive=exclusive, hint=hint
-    )
+        return float(height * width)
+    return 1.0 if norm == "linf" else math.sqrt(height * width * channels)
 
 
 def check_labels(labels: Any, num_images: int, num_classes: int, name: str = "labels") -> jax.Array:

@@ -11,8 +11,9 @@ import jax
 import jax.numpy as jnp
 
 from abs_model.attacks._core.batch import Batch
-from abs_model.attacks._core.best_so_far import BestSoFar, score, update
+from abs_model.attacks._core.best_so_far import BestSoFar, closer, score
 from abs_model.attacks._core.norms import choose, project
+from abs_model.models.classifier import threshold
 
 # How far beyond a rejected example to look: ever farther, then by bisection.
 _OVERSHOOTS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.2)
@@ -26,6 +27,7 @@ def search_beyond(
     norm: str,
     thresholds: jax.Array | float,
     epsilon: float | None,
+    binary: bool,
 ) -> BestSoFar:
     """What an attack has found, as cold queries see it.
 
@@ -40,6 +42,7 @@ def search_beyond(
         norm: Of the distances.
         thresholds: Margin that success takes, (n,) or a number.
         epsilon: Where the attack stays within one, the largest distance.
+        binary: Whether the classifier sees thresholded images only.
     """
     logits = cold_logits(found.images)
     checked = score(batch, found.images, logits, norm, thresholds, verified=True)
@@ -48,12 +51,12 @@ def search_beyond(
     for number in range(len(_OVERSHOOTS) + _NUM_BISECTIONS):
         beyond = _OVERSHOOTS[min(number, len(_OVERSHOOTS) - 1)]
         images, scales = _farther(batch, found, rejected, low, high, beyond, norm, epsilon)
-        if not bool(jnp.any(images != found.images)):
+        if not bool(_seen_differently(images, found.images, binary)):
             break
-        logits = cold_logits(images)
-        low, high = _narrow(batch, scales, low, high, logits)
+        new = score(batch, images, cold_logits(images), norm, thresholds, verified=True)
+        low, high = _narrow(scales, low, high, new.success)
         # Elsewhere the result would depend on the other images of the batch.
-        checked = update(checked, batch, images, logits, norm, thresholds, rejected, verified=True)
+        checked = choose(rejected, closer(checked, new), checked)
     return checked
 
 
@@ -76,9 +79,16 @@ def _farther(
     return choose(rejected, images, found.images), scales[:, 0, 0, 0]
 
 
+@functools.partial(jax.jit, static_argnames="binary")
+def _seen_differently(images: jax.Array, others: jax.Array, binary: bool) -> jax.Array:
+    """Whether the classifier can see a difference in any image."""
+    if binary:
+        images, others = threshold(images), threshold(others)
+    return jnp.any(images != others)
+
+
 @jax.jit
 def _narrow(
-    batch: Batch, scales: jax.Array, low: jax.Array, high: jax.Array, logits: jax.Array
+    scales: jax.Array, low: jax.Array, high: jax.Array, success: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    adversarial = batch.is_adversarial(logits)
-    return jnp.where(adversarial, low, scales), jnp.where(adversarial, scales, high)
+    return jnp.where(success, low, scales), jnp.where(success, scales, high)

@@ -6,6 +6,7 @@ value; "l0" is the number of pixels that change, in whichever channels. All func
 and can be traced.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -80,6 +81,7 @@ def snap(images: jax.Array, originals: jax.Array) -> jax.Array:
     return jnp.where(wanted == (originals > 0.5), originals, across)
 
 
+@functools.partial(jax.jit, static_argnames="norm")
 def random_start(
     keys: jax.Array, images: jax.Array, epsilon: float | jax.Array, norm: str
 ) -> jax.Array:
@@ -164,7 +166,7 @@ def dual_norms(gradients: jax.Array, norm: str) -> jax.Array:
 
 
 def max_distance(images: jax.Array, norm: str) -> jax.Array:
-    """The distance from each image to the max_distance image in [0, 1], float32 (n,)."""
+    """The distance from each image to the farthest image in [0, 1], float32 (n,)."""
     return lengths(jnp.maximum(images, 1.0 - images), norm)
 
 

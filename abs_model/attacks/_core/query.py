@@ -26,7 +26,7 @@ from abs_model.models.classifier import Classifier
 
 State = Any
 
-# Warm queries in a row after which the best images so far are verified.
+# Recorded warm queries in a row after which the best images so far are verified.
 _VERIFY_EVERY = 40
 
 
@@ -52,7 +52,8 @@ class Answer:
     Attributes:
         images: The images queried, (n, height, width, channels).
         logits: (n, classes). Of a warm query, logits below the second largest may be upper bounds.
-        state: The classifier's, from which queries of images nearby start.
+        state: The classifier's, from which queries of images nearby start; after a regular
+            verification, that of the best images.
     """
 
     images: jax.Array
@@ -86,16 +87,16 @@ AnyAnswer = TypeVar("AnyAnswer", bound=Answer)
 class Query:
     """Queries of a classifier about versions of a batch of images.
 
-    A query is cold, or warm-started from an earlier answer about images nearby: `near`. That is
-    faster for ABS, whose search for latents starts from those of the answer, and makes no
-    difference for a network. Every image that is queried counts for `best`, but for those with
-    `record=False`. An attack that is done with an image queries it unchanged while it continues
-    with others, so that no image's result depends on the rest of the batch.
+    A query is cold, or warm-started from an earlier answer about nearby images (`near`). Warm
+    queries are faster for ABS, whose latent search starts from the earlier latents; for a network
+    they are the same. Each queried image counts for `best` unless `record=False`. When an image is
+    finished, the attack queries it unchanged until the others are, so that no result depends on
+    the rest of the batch.
 
     What warm queries find is verified by cold ones:
 
-    - after 40 warm queries in a row, for the images that still move, if `verify_regularly`; the
-      next query then starts from the state of the verified images;
+    - after 40 recorded warm queries in a row, for the images that still move, if
+      `verify_regularly`; the next query then starts from the state of the verified images;
     - when the attack calls `verify`, `finish` or `settle`;
     - at the end, by `settle`.
 
@@ -130,14 +131,15 @@ class Query:
         verify_regularly: bool = True,
         progress: Callable[[int], None] | None = None,
     ) -> None:
-        """Begins a session.
+        """Starts a session.
 
         Args:
             model: The classifier.
             batch: The originals.
             norm: Of the distances.
             epsilon: Where the attack stays within one, the largest distance.
-            verify_regularly: Whether `best` is verified after 40 warm queries in a row.
+            verify_regularly: Whether `best` is verified after 40 recorded warm queries in a row.
+                An attack that verifies or settles by itself does without.
             progress: Called with the number of queries so far.
         """
         self.model = model
@@ -248,13 +250,15 @@ class Query:
         Returns:
             The same, and where a new example is rejected, what a cold query says of its images.
         """
+        if not self.warm:
+            return answer
         new = self.best.success & ~self.best.verified
         self.rejected = jnp.zeros_like(new)
         if not bool(new.any()):
             return answer
-        examples = self.best.images
-        self._check(new)
-        self.rejected = new & _differ(self.best.images, examples)
+        cold = self._check(new)
+        arguments = (self.batch, cold.images, cold.logits, self.norm, self._thresholds)
+        self.rejected = new & ~best_so_far.score(*arguments, True).success
         if not bool(self.rejected.any()):
             return answer
         again: Answer
@@ -271,20 +275,24 @@ class Query:
 
         So these count even where a closer image only seems adversarial.
         """
-        if not bool(self.best.verified.all()):
+        if not self._all_verified():
             self._check()
         self.logits(images)
 
     def settle(self) -> None:
-        """Ends a run of the attack: verifies `best`, and searches farther out what is rejected."""
+        """Ends a run of the attack: verifies `best`; where it is rejected, searches farther out."""
         self._num_warm = 0
-        if bool(self.best.verified.all()):
+        if self._all_verified():
             return
         found = search_beyond(
             lambda images: self._query_logits(images).logits, self.batch, self.best, self.norm,
-            self._thresholds, self._epsilon,
+            self._thresholds, self._epsilon, self.model.binary,
         )  # fmt: skip
         self.best = self._verified = best_so_far.closer(self._verified, found)
+
+    def _all_verified(self) -> bool:
+        # Without warm queries there is nothing to look at, which would wait for the classifier.
+        return not self.warm or bool(self.best.verified.all())
 
     def _query_logits(
         self, images: jax.Array, near: Answer | None = None, classes: jax.Array | None = None
@@ -310,7 +318,7 @@ class Query:
             self._record(answer, verified=True)
             self._num_warm = 0
             return answer
-        # Images that have not moved say nothing new.
+        # Images that have not moved since they were recorded say nothing new.
         moved = _differ(answer.images, near.images)
         self._record(answer, verified=False, where=moved)
         self._num_warm += 1

@@ -12,9 +12,10 @@ class AttackResult:
 
     Attributes:
         images: float32 (N, height, width, channels) in [0, 1]: the adversarial images; where the
-            attack failed, the image that came closest to fooling the classifier.
-        success: bool (N,): whether the classifier gets `images` wrong, beyond doubt (see
-            `abs_model.models.decisions`).
+            attack failed, the closest that is adversarial at all (`carlini_wagner`), otherwise the
+            one of the highest margin.
+        success: bool (N,): whether the image is adversarial beyond doubt (see `models.decisions`),
+            by the margin that the attack demands.
         distances: float32 (N,): from the original images to `images`, in the norm of the attack.
             0 where the original was wrong already.
         num_queries: int32 (N,): number of queries, with or without gradient, of

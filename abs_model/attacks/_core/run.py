@@ -37,8 +37,8 @@ def run(
 ) -> AttackResult:
     """Runs an attack on all images, in batches of at most `model.batch_size`.
 
-    For a model on thresholded images (with a true attribute `binary`), changes that it does not see
-    are taken back in the end (`snap`). Which image is the closest is decided before that, because
+    For a model on thresholded images (`model.binary`), changes that the model does not see are
+    undone at the end (`snap`). Which image is the closest is decided before that, because
     searches go by how far images are, seen or not; `flip_pixels` is the attack that counts only
     what is seen.
 

@@ -22,7 +22,7 @@ from abs_model.attacks._search.backward_elimination import eliminate
 from abs_model.attacks._search.edit_space import EditSpace
 
 # How many changes towards each class are looked at when the classes are compared.
-_HORIZON = 64
+_TOP_K = 64
 # The label and the others that are looked at.
 _NUM_CLASSES = 10
 
@@ -179,7 +179,7 @@ def _nearest_class(
     own = take_class(logits, is_label.argmax(1))[:, None]
     deficits = own - logits
     costs = jnp.broadcast_to(costs[:, None], gains.shape)
-    places = jax.lax.top_k(gains / costs, min(_HORIZON, gains.shape[2]))[1]
+    places = jax.lax.top_k(gains / costs, min(_TOP_K, gains.shape[2]))[1]
     gains, costs = (jnp.take_along_axis(x, places, axis=2) for x in (gains, costs))
     gained, spent = jnp.cumsum(gains, axis=2), jnp.cumsum(costs, axis=2)
     # What is lacking at the end is taken to cost as much, in proportion, as what has been gained.

@@ -52,8 +52,11 @@ def interpolate(originals: jax.Array, far: jax.Array, fractions: jax.Array, norm
     """Images at the given fractions (n,) of the distances from the originals to `far`."""
     if norm == "linf":
         radius = per_image(fractions * distances(far, originals, "linf"))
-        return jnp.clip(far, originals - radius, originals + radius)
-    return originals + per_image(fractions) * (far - originals)
+        between = jnp.clip(far, originals - radius, originals + radius)
+    else:
+        between = originals + per_image(fractions) * (far - originals)
+    # Rounding must not move the end of the line, which may lie just across the boundary.
+    return jnp.where(per_image(fractions) >= 1, far, between)
 
 
 def bisect_to_boundary(query: Query, far: jax.Array, num_bisections: int) -> Answer:

@@ -1,6 +1,6 @@
 """Linear approximations of decision boundaries, and the shortest ways to them.
 
-All functions are pure and can be traced. Shapes and units are those of `base`.
+All functions are pure and can be traced. Shapes and units are those of `_core.norms`.
 """
 
 import dataclasses

@@ -5,7 +5,6 @@ epsilon that succeeds is searched for each image, as in Foolbox 1.x.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
+from abs_model.attacks._core.checks import longest_distance
 from abs_model.attacks._core.query import Query
 
 # The first epsilon, relative to the longest change in the norm.
@@ -30,7 +30,7 @@ def search_smallest_epsilon(
         ascend: The method: from epsilons (n,) to its last iterates, (n, height, width, channels).
         num_searches: Epsilons to try.
     """
-    longest = 1.0 if query.norm == "linf" else math.sqrt(math.prod(query.model.image_shape))
+    longest = longest_distance(query.norm, query.model.image_shape)
     search = _begin(query.batch, _FIRST * longest)
     for _ in range(num_searches):
         before = query.best

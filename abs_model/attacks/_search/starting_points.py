@@ -59,18 +59,18 @@ def read_starting_points(images: Any, image_shape: tuple[int, int, int]) -> Star
 def search_starting_points(
     query: Query, points: StartingPoints | None, idle: jax.Array | None = None
 ) -> None:
-    """Searches an adversarial image for each original; `query.best` has it where there is one.
+    """Searches for an adversarial starting point for each image, which `query.best` then has.
 
     With starting points: queries the closest of them that is adversarial for the image. That they
     were classified is not counted, because queries are about versions of an image.
     Without: queries plain grays, noise until every image of the batch has an adversarial one (at
     most 20 draws), and at most 20 blends of the image with the noise; at most
-    `max_queries(None)` times in all.
+    `max_starting_queries(None)` times in all.
 
     Args:
         query: The session.
         points: The images to choose from.
-        idle: Images for which nothing is searched, bool (n,). None, by default.
+        idle: Without starting points: images that are left out, bool (n,). None, by default.
     """
     batch = query.batch
     idle = jnp.zeros(len(batch.images), bool) if idle is None else idle
@@ -85,7 +85,7 @@ def search_starting_points(
     search_line(query, path, num_levels=_NUM_BLENDS, num_bisections=0)
 
 
-def max_queries(points: StartingPoints | None) -> int:
+def max_starting_queries(points: StartingPoints | None) -> int:
     """Most queries of `search_starting_points`."""
     return 1 if points is not None else len(_GRAYS) + _NUM_DRAWS + _NUM_BLENDS
 

@@ -6,7 +6,7 @@ A configuration's section `attacks` has an entry for each row of the table::
         "attack": "boundary",            # a name of abs_model.attacks.registry
         "norm": "l2",
         "group": "paper",                # or "stronger"
-        "title": "Boundary",             # for tables; the catalogue's without it
+        "title": "Boundary",             # for tables; the declared one without it
         "settings": {"num_steps": 5000},
         "settings_for": {"abs": {"num_steps": 1000}},  # what differs by kind of model
         "only": ("network", "abs"),      # kinds of models, or pretrained ones; all without it
@@ -82,8 +82,8 @@ class AttackSpec:
 
     Attributes:
         name: Of the row, for files; of letters, digits and _.
-        reference: The catalogue's name of the attack, or package.module:function.
-        entry: What the reference stands for.
+        reference: The attack's name in `ATTACKS`, or package.module:function.
+        info: What the attack declares.
         norm: What it attacks in.
         group: Of `GROUPS`.
         settings: Of the attack, besides its defaults.

@@ -178,7 +178,7 @@ def verification_batch_size(model: Classifier, num_images: int) -> int:
 
     Kernels add up in another order then, as they do on another machine.
     """
-    # Attacks split images into batches as equal as can be (`attacks.running`).
+    # Attacks split images into batches as equal as can be (`attacks._core.run`).
     attacked = -(-num_images // -(-num_images // model.batch_size))
     size = model.batch_size // 2 + 1
     while size in (attacked, model.batch_size):
@@ -264,7 +264,7 @@ def measure_distances(clean: np.ndarray, adversarial: np.ndarray, norm: str) -> 
     Args:
         clean: Images, float32 (N, height, width, channels).
         adversarial: As `clean`.
-        norm: "l2", "linf" or "l0"; see `abs_model.attacks.base`.
+        norm: "l2", "linf" or "l0"; see `abs_model.attacks._core.norms`.
 
     Raises:
         ValueError: The norm is none of these.

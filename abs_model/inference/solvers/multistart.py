@@ -20,9 +20,9 @@ from abs_model.models.decoders import Decoder
 # A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
 _SURROGATE_MARGIN = 6.0
 # Candidates that head for points nearer to each other, in latent units, find the same minimum.
-_SAME_AHEAD = 0.5
+_DUPLICATE_RADIUS = 0.5
 # A candidate is given up once this many times its expected decrease would not make it the best.
-_OPTIMISM = 3.0
+_PROMISING_FACTOR = 3.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,12 +135,12 @@ def _priorities(
     columns = len(energies)
     leaders = jnp.tile(_leaders(energies, count), columns // count)
     leads = jnp.arange(columns) == leaders
-    apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _SAME_AHEAD**2
+    apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _DUPLICATE_RADIUS**2
     unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
     unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
-    hopeful = energies - _OPTIMISM * decreases < lowest
+    hopeful = energies - _PROMISING_FACTOR * decreases < lowest
     priorities = jnp.where(unfinished & (leads | hopeful), decreases, 0)
     return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 

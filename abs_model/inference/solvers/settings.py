@@ -60,9 +60,9 @@ class Solver(Protocol):
     def refine(
         self, pixels: jax.Array, start: jax.Array, solver_state: Any, searched: jax.Array
     ) -> Solution:
-        """The same from latents (latent, N) found before, and what the solver remembers of them.
+        """The same, from latents (latent, N) found before and the solver's state there.
 
-        Only where `searched`, bool (N,), need anything be searched.
+        Only columns where `searched`, bool (N,), must be searched.
         """
 
     @property
@@ -98,10 +98,24 @@ def register_solver(
     """Declares the function that it decorates as what makes the solver of that name.
 
     Raises:
-        ValueError: There is another solver of that name.
+        ValueError: There is another solver of that name; a setting is neither an integer nor a
+            float, or another solver has one of that name with another default or type.
     """
     if name in SOLVERS:
         raise ValueError(f"there is a solver {name!r} already; give yours another name")
+    for field in dataclasses.fields(settings):
+        if field.type not in (int, float):
+            raise ValueError(f"setting {field.name!r} must be an int or a float, got {field.type}")
+        for other, info in SOLVERS.items():
+            for known in dataclasses.fields(info.settings):
+                if known.name == field.name and (known.type, known.default) != (
+                    field.type,
+                    field.default,
+                ):
+                    raise ValueError(
+                        f"setting {field.name!r} has the default {known.default} in solver"
+                        f" {other!r}; give yours another name"
+                    )
 
     def add(make: MakeSolver) -> MakeSolver:
         SOLVERS[name] = SolverInfo(make, settings, needs_surrogate)

@@ -16,8 +16,8 @@ class Solution:
     Attributes:
         latents: (latent, N).
         decoded: The latents decoded, (pixels, N).
-        solver_state: What the solver wants to know again when it goes on from these latents: arrays
-            (..., N), or nothing.
+        solver_state: What the solver needs to resume from these latents: arrays (..., N), or
+            nothing.
     """
 
     latents: jax.Array

@@ -40,7 +40,7 @@ _MODELS = flags.DEFINE_list(
 _ATTACKS = flags.DEFINE_list(
     "attacks",
     ["all"],
-    "Names of the configuration's attacks, or all; NAME=package.module:function[:NORM] is an"
+    "Names of the configuration's attacks, or all; NAME=package.module:function[:NORM] is a"
     " user-defined attack.",
 )
 _WORKDIR = define_path("workdir", "runs/eval", "Directory of ledger, tables and pictures.")

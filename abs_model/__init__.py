@@ -7,8 +7,8 @@
 - `load_dataset`: any TFDS image data set as arrays.
 - `from_function`: any Flax module, or JAX function from images to logits, as a classifier.
 - `to_foolbox`: any classifier as a Foolbox model.
-- `pgd`: the attack; `verify`: the check of what an attack reports; `export_images`: adversarial
-  images as 8-bit files.
+- `pgd`: one of the attacks of `abs_model.attacks`; `verify`: the check of what an attack reports;
+  `export_images`: adversarial images as 8-bit files.
 
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
 """

@@ -33,6 +33,7 @@ from abs_model._runtime.compilation_cache import enable_compilation_cache
 from abs_model._runtime.configuration import ConfigError, flatten, suggestion
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.malloc import retain_freed_memory
+from abs_model._runtime.registries import import_from_working_directory
 
 # config_flags would read flag files while the script is being imported, where nothing could catch
 # their errors; so it gets the arguments from here, when `run_main` has read them.
@@ -94,6 +95,7 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
+    import_from_working_directory()  # for what configuration files import
     try:
         arguments = _with_flag_files(argv)
         given, undone = _without_nones(arguments)

@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+from abs_model._runtime.registries import is_redefinition
 from abs_model.attacks._core.checks import NORMS
 from abs_model.attacks._core.result import AttackResult
 from abs_model.models.abs import ABSClassifier
@@ -117,24 +118,36 @@ class AttackInfo:
 ATTACKS: dict[str, AttackInfo] = {}
 
 
-def register(**declaration: Any) -> Callable[[Function], Function]:
+def register(
+    *, title: str, norms: tuple[str, ...], access: Access, **others: Any
+) -> Callable[[Function], Function]:
     """Declares the function that it decorates as the attack of that name.
 
+    A function that is defined again, such as by a notebook's cell, replaces itself.
+
     Args:
-        **declaration: The fields of `AttackInfo` but `function`.
+        title: See `AttackInfo`.
+        norms: See `AttackInfo`.
+        access: See `AttackInfo`.
+        **others: Further fields of `AttackInfo`, but `function`.
 
     Raises:
-        ValueError: There is another attack of that name, or a norm is unknown.
+        ValueError: There is another attack of that name; or `norms` or `access` is not as
+            described.
     """
+    if isinstance(norms, str) or not set(norms) <= set(NORMS):
+        raise ValueError(f"norms must be a tuple of some of {', '.join(NORMS)}, got {norms!r}")
+    if not isinstance(access, Access):
+        known = ", ".join(map(str, Access))
+        raise ValueError(f"access must be one of {known}, got {access!r}")
 
     def add(function: Function) -> Function:
         name = function.__name__
-        if name in ATTACKS:
+        if name in ATTACKS and not is_redefinition(ATTACKS[name].function, function):
             raise ValueError(f"there is an attack {name!r} already; give yours another name")
-        info = AttackInfo(function=function, **declaration)
-        if unknown := set(info.norms) - set(NORMS):
-            raise ValueError(f"attack {name!r}: norms must be of {', '.join(NORMS)}, got {unknown}")
-        ATTACKS[name] = info
+        ATTACKS[name] = AttackInfo(
+            function=function, title=title, norms=tuple(norms), access=access, **others
+        )
         return function
 
     return add

@@ -1,10 +1,15 @@
 """Attacks declare themselves; one of another package is registered like those of this one."""
 
+import importlib
+import runpy
+import sys
+
 import ml_collections
 import pytest
 
+from abs_model._runtime.registries import import_from_working_directory
 from abs_model.attacks import ATTACKS, NORMS, Access, register, registry, run
-from abs_model.evaluation import Settings, evaluate, read_suite
+from abs_model.evaluation import Settings, SuiteError, choose_attacks, evaluate, read_suite
 from tests.conftest import ROOT
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset
 
@@ -56,15 +61,55 @@ def test_its_source_is_part_of_the_fingerprint_unlike_that_of_built_in_attacks(g
 
 
 def test_names_and_norms_are_checked(gray):
+    def declare(name):
+        def another():
+            pass
+
+        another.__name__ = name
+        register(title="", norms=("l2",), access=Access.SCORES)(another)
+
     with pytest.raises(ValueError, match="there is an attack 'gray' already"):
-        register(title="", norms=("l2",), access=Access.SCORES)(gray)
+        declare("gray")
+    with pytest.raises(ValueError, match=f"norms must be a tuple of some of {', '.join(NORMS)}"):
+        register(title="", norms=("l1",), access=Access.SCORES)
+    with pytest.raises(ValueError, match=r"norms must be a tuple .*, got 'l2'"):
+        register(title="", norms="l2", access=Access.SCORES)
+    with pytest.raises(ValueError, match=r"access must be one of Access\.DECISIONS, .*, got 'abs'"):
+        register(title="", norms=("l2",), access="abs")
 
-    def other():
-        pass
 
-    with pytest.raises(ValueError, match=f"norms must be of {', '.join(NORMS)}"):
-        register(title="", norms=("l1",), access=Access.SCORES)(other)
-    assert "other" not in ATTACKS
+def test_a_function_that_is_defined_again_replaces_itself(gray, tmp_path):
+    """As a module that is reloaded, a cell that is run again, or a file that is read twice."""
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from abs_model.attacks import Access, register\n"
+        "@register(title='Mine', norms=('l2',), access=Access.SCORES)\n"
+        "def mine(model, images, labels, key): ...\n"
+    )
+    for _ in range(2):
+        runpy.run_path(str(file))
+        runpy.run_path(str(file), run_name="mine")
+    assert ATTACKS["mine"].title == "Mine"
+    other = tmp_path / "other.py"
+    other.write_text(file.read_text())
+    with pytest.raises(ValueError, match="there is an attack 'mine' already"):
+        runpy.run_path(str(other), run_name="other")
+
+
+def test_the_command_line_knows_what_a_registered_attack_declares(gray, monkeypatch):
+    monkeypatch.setattr("tests.evaluation_fakes.gray", gray, raising=False)
+    (spec,) = choose_attacks([], ["mine=tests.evaluation_fakes:gray"])
+    assert (spec.name, spec.norm, spec.info) == ("mine_l2", "l2", ATTACKS["gray"])
+    with pytest.raises(SuiteError, match="gray attacks in l2, not in linf"):
+        choose_attacks([], ["mine=tests.evaluation_fakes:gray:linf"])
+
+
+def test_a_configuration_file_imports_an_attack_beside_it(tmp_path, monkeypatch):
+    (tmp_path / "beside.py").write_text("VALUE = 3\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each != str(tmp_path)])
+    import_from_working_directory()
+    assert importlib.import_module("beside").VALUE == 3
 
 
 def test_the_documented_table_is_that_of_the_declarations():

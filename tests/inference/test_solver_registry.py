@@ -83,7 +83,7 @@ def test_a_registered_solver_is_configured_checked_and_made(registered):
 
 def test_names_are_checked(registered):
     with pytest.raises(ValueError, match="there is a solver 'best_sample' already"):
-        register_solver("best_sample", PriorSettings)
+        register_solver("best_sample", PriorSettings)(lambda *arguments: None)
     with pytest.raises(ValueError, match="solver must be one of adam, quasi_newton, best_sample"):
         read_settings("newton", {})
 

@@ -1,12 +1,11 @@
 """User-defined models and attacks by name: package.module:function."""
 
 import importlib
-import os
-import sys
 from collections.abc import Callable
 from typing import Any
 
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.registries import import_from_working_directory
 
 
 class PluginError(UserError):
@@ -26,8 +25,7 @@ def import_function(reference: str, flag: str) -> Callable[..., Any]:
     module_name, _, name = reference.partition(":")
     if not module_name or not name:
         raise PluginError(f"{flag}: {reference!r} must be package.module:function")
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    import_from_working_directory()
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

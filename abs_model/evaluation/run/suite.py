@@ -281,7 +281,11 @@ def _read_row(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     reference = entry.get("attack")
     if reference not in ATTACKS:
         known = ", ".join(ATTACKS)
-        raise error(f"attack must be one of {known}; got {reference!r}")
+        hint = suggestion(str(reference), list(ATTACKS)) or "."
+        raise error(
+            f"attack must be one of {known}; got {reference!r}{hint} To use your own, register it,"
+            " and import its file in the configuration"
+        )
     found = ATTACKS[reference]
     for key, choices in (("norm", found.norms), ("group", GROUPS)):
         if entry.get(key) not in choices:
@@ -320,14 +324,21 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
             f"--attacks: the norm of {name!r} must be {', '.join(NORMS)}, got {given!r}"
         )
     function = import_function(path, "--attacks")
-    norms = (norm,) if norm else NORMS
-    info = AttackInfo(function=function, title=name, norms=norms, access=Access.SCORES)
-    if norm is None and "norm" not in inspect.signature(function).parameters:
+    registered = [info for info in ATTACKS.values() if info.function is function]
+    info = registered[0] if registered else None
+    known = info.norms if info else NORMS
+    if norm is not None and norm not in known:
+        raise SuiteError(f"--attacks: {path} attacks in {', '.join(known)}, not in {norm}")
+    norms = (norm,) if norm else known
+    if info is None:
+        info = AttackInfo(function=function, title=name, norms=norms, access=Access.SCORES)
+    takes_norm = "norm" in inspect.signature(function).parameters
+    if norm is None and not takes_norm and len(norms) > 1:
         raise SuiteError(
             f"--attacks: {path} does not take norm; say which it attacks in:"
             f" {name}={path}:{NORMS[0]}"
         )
     return [
         AttackSpec(name if norm else f"{name}_{each}", path, info, each, "stronger")
-        for each in ([norm] if norm else NORMS)
+        for each in norms
     ]

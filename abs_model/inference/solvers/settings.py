@@ -6,6 +6,7 @@ from typing import Any, Protocol, Self
 
 import jax
 
+from abs_model._runtime.registries import is_redefinition
 from abs_model.inference.solvers.solution import Solution
 from abs_model.inference.solvers.surrogates import Surrogate
 from abs_model.models.decoders import Decoder
@@ -101,12 +102,11 @@ def register_solver(
         ValueError: There is another solver of that name; a setting is neither an integer nor a
             float, or another solver has one of that name with another default or type.
     """
-    if name in SOLVERS:
-        raise ValueError(f"there is a solver {name!r} already; give yours another name")
+    others = {other: info for other, info in SOLVERS.items() if other != name}
     for field in dataclasses.fields(settings):
         if field.type not in (int, float):
             raise ValueError(f"setting {field.name!r} must be an int or a float, got {field.type}")
-        for other, info in SOLVERS.items():
+        for other, info in others.items():
             for known in dataclasses.fields(info.settings):
                 if known.name == field.name and (known.type, known.default) != (
                     field.type,
@@ -118,6 +118,8 @@ def register_solver(
                     )
 
     def add(make: MakeSolver) -> MakeSolver:
+        if name in SOLVERS and not is_redefinition(SOLVERS[name].make, make):
+            raise ValueError(f"there is a solver {name!r} already; give yours another name")
         SOLVERS[name] = SolverInfo(make, settings, needs_surrogate)
         return make
 

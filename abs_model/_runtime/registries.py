@@ -1,5 +1,6 @@
 """User-defined functions: where they are found, and when two are the same."""
 
+import inspect
 import os
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ def is_redefinition(old: Callable[..., Any], new: Callable[..., Any]) -> bool:
     """
     if old.__qualname__ != new.__qualname__:
         return False
-    files = (os.path.abspath(each.__code__.co_filename) for each in (old, new))
+    files = (os.path.abspath(inspect.unwrap(each).__code__.co_filename) for each in (old, new))
     return old.__module__ == new.__module__ or len(set(files)) == 1
 
 

@@ -18,7 +18,7 @@ class Batch:
         classes: int32 (n,): the labels to lead away from, or the targets to lead to.
         keys: A `jax.random.key` for each image, (n,).
         targeted: Whether `classes` are targets.
-        logit_tolerance: Of the classifier; see `abs_model.models.decisions`.
+        logit_tolerance: Tolerance of the classifier; see `abs_model.models.decisions`.
     """
 
     images: jax.Array

@@ -52,7 +52,7 @@ def score(
         batch: The originals.
         images: (n, height, width, channels).
         logits: (n, classes).
-        norm: Of the distances.
+        norm: Norm of the distances.
         thresholds: Margin that success takes, (n,) or a number.
         verified: Whether the query was a cold one.
     """
@@ -102,7 +102,7 @@ def update(
         batch: The originals.
         images: (n, height, width, channels).
         logits: (n, classes).
-        norm: Of the distances.
+        norm: Norm of the distances.
         thresholds: Margin that success takes, (n,) or a number.
         where: Images for which it counts, bool (n,). All, by default.
         verified: Whether the query was a cold one.

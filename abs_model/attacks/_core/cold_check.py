@@ -39,7 +39,7 @@ def search_beyond(
         cold_logits: From images to logits (n, classes), by a cold query.
         batch: The originals.
         found: By the attack.
-        norm: Of the distances.
+        norm: Norm of the distances.
         thresholds: Margin that success takes, (n,) or a number.
         epsilon: Where the attack stays within one, the largest distance.
         binary: Whether the classifier sees thresholded images only.

@@ -106,7 +106,7 @@ class Query:
     Attributes:
         model: The classifier.
         batch: The originals.
-        norm: Of the distances.
+        norm: Norm of the distances.
         best: The best images so far.
         warm: Whether the classifier's answers have states to start from.
         just_verified: Whether `best` was verified after the last query.
@@ -136,7 +136,7 @@ class Query:
         Args:
             model: The classifier.
             batch: The originals.
-            norm: Of the distances.
+            norm: Norm of the distances.
             epsilon: Where the attack stays within one, the largest distance.
             verify_regularly: Whether `best` is verified after 40 recorded warm queries in a row.
                 An attack that verifies or settles by itself does without.

@@ -50,7 +50,7 @@ def run(
         labels: True labels, integers (N,).
         key: A `jax.random.key`, or one for each image, (N,): all that is random about an image
             comes from its key, whatever batch it is in.
-        norm: Of the distances.
+        norm: Norm of the distances.
         norms: Those that the attack knows.
         epsilon: Where the attack stays within one, the largest distance.
         verify_regularly: See `Query`; an attack that settles after each short search can do

@@ -19,7 +19,7 @@ def eliminate(query: Query, space: EditSpace) -> None:
 
     Args:
         query: The session; only images that succeeded change.
-        space: Of the edits.
+        space: What is edited.
     """
     batch = query.batch
     first = query.gradients(query.best.images)

@@ -52,7 +52,7 @@ class _Sums:
     Attributes:
         signed: Of the changes, with the sign of the answers, (n, height, width, channels).
         plain: Of the changes.
-        signs: Of the signs, 1 for adversarial ones and -1 for others, (n,).
+        signs: Sum of the signs, 1 for adversarial and -1 otherwise, (n,).
     """
 
     signed: jax.Array

@@ -59,7 +59,7 @@ def search_greedily(
 
     Args:
         query: The session; not targeted, and the originals have been queried.
-        space: Of the edits.
+        space: What is edited.
         num_steps: Most units to edit; no more than there are.
         num_candidates: How many are tried in each step; no more than there are.
         num_rounds: Of the search.
@@ -218,7 +218,7 @@ def _compare(
         batch: The originals.
         pick: The better of the candidates so far.
         forms: The candidate's.
-        costs: Of the edit that leads there, (n,).
+        costs: Cost of the edit that leads there, (n,).
         before: The logits without it, (n, classes).
         answer: About the candidate's images.
     """

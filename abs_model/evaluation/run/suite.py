@@ -324,8 +324,7 @@ def _own_attack(name: str, reference: str) -> list[AttackSpec]:
             f"--attacks: the norm of {name!r} must be {', '.join(NORMS)}, got {given!r}"
         )
     function = import_function(path, "--attacks")
-    registered = [info for info in ATTACKS.values() if info.function is function]
-    info = registered[0] if registered else None
+    info = next((info for info in ATTACKS.values() if info.function is function), None)
     known = info.norms if info else NORMS
     if norm is not None and norm not in known:
         raise SuiteError(f"--attacks: {path} attacks in {', '.join(known)}, not in {norm}")

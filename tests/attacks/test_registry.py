@@ -4,6 +4,7 @@ import importlib
 import runpy
 import sys
 
+import jax
 import ml_collections
 import pytest
 
@@ -90,6 +91,12 @@ def test_a_function_that_is_defined_again_replaces_itself(gray, tmp_path):
         runpy.run_path(str(file))
         runpy.run_path(str(file), run_name="mine")
     assert ATTACKS["mine"].title == "Mine"
+    for _ in range(2):
+
+        def jitted(model, images, labels, key):
+            return None
+
+        register(title="Jitted", norms=("l2",), access=Access.SCORES)(jax.jit(jitted))
     other = tmp_path / "other.py"
     other.write_text(file.read_text())
     with pytest.raises(ValueError, match="there is an attack 'mine' already"):

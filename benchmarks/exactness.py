@@ -21,6 +21,7 @@ from rich.progress import track
 
 import abs_model
 from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import DIRTY, environment, git_commit
 from abs_model.data import Split
@@ -28,7 +29,6 @@ from abs_model.evaluation.run.verification import verify
 from benchmarks.beds import NAMES, Bed, make_bed
 from benchmarks.candidates import Candidate, foolboxes, ours
 from benchmarks.linear import exact_distances, exact_logits
-from benchmarks.options import count, writable
 
 _NUM_TRAIN = 4000
 _NORMS = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
@@ -44,25 +44,25 @@ _HEAD = (
 )
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Measures the attacks and prints the tables."""
-    form = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], formatter_class=form)
-    parser.add_argument("--images", type=count, default=50, help="validation images of each bed")
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--images", type=positive, default=50, help="validation images of each bed")
     parser.add_argument("--attacks", nargs="+", metavar="TITLE", help="only these, such as FAB")
-    parser.add_argument("--json", type=writable, help="file to write to and go on with")
-    options = parser.parse_args(arguments)
-    try:
-        dataset = abs_model.load_dataset("mnist")
-    except UserError as error:
-        parser.error(str(error))
+    parser.add_argument("--json", type=output_file, help="file to write to and go on with")
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measures the attacks and prints the tables."""
+    dataset = abs_model.load_dataset("mnist")
     train = Split(dataset.train.images[:_NUM_TRAIN], dataset.train.labels[:_NUM_TRAIN])
     beds = [make_bed(name, train, dataset.validation, options.images) for name in NAMES]
     work = [(bed, candidate) for bed in beds for candidate in candidates(bed)]
     titles = list(dict.fromkeys(candidate.title for _, candidate in work))
     for title in options.attacks or ():
         if title not in titles:
-            parser.error(f"--attacks: there is no {title!r}; there are {', '.join(titles)}")
+            raise UserError(f"--attacks: there is no {title!r}; there are {', '.join(titles)}")
     chosen = [pair for pair in work if pair[1].title in (options.attacks or titles)]
     about = {"benchmark": "exactness", "images": options.images, "commit": git_commit()}
     about |= environment()
@@ -167,4 +167,4 @@ def _row(found: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

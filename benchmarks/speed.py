@@ -15,17 +15,17 @@ import json
 import os
 import platform
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
 
 from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
 from abs_model._runtime.errors import UserError
 from abs_model.data import Dataset, Split
 from abs_model.training.abs_task import ABSTask
 from benchmarks import attack_speed, inference_speed
-from benchmarks.options import count, writable
 from benchmarks.timing import median_ratio, time_in_turns
 from configs.abs import get_config
 
@@ -33,45 +33,50 @@ _IMAGE_SHAPE = (28, 28, 1)
 _NUM_CLASSES = 10
 
 
-def main() -> None:
-    """Runs the benchmark asked for and prints it as a line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--turns", type=count, default=7, help="how often each is timed")
-    common.add_argument("--json", type=writable, help="also write the result to this file")
+    common.add_argument("--turns", type=positive, default=7, help="how often each is timed")
+    common.add_argument("--json", type=output_file, help="also write the result to this file")
     torch = argparse.ArgumentParser(add_help=False)
     torch.add_argument("--against", choices=["torch"], help="time another implementation in turns")
-    benchmarks = parser.add_subparsers(dest="benchmark", required=True)
+    benchmarks = parser.add_subparsers(
+        dest="benchmark", required=True, parser_class=argparse.ArgumentParser
+    )
     form = argparse.ArgumentDefaultsHelpFormatter
     training = benchmarks.add_parser("training", parents=[common, torch], formatter_class=form)
-    training.add_argument("--batch_size", type=count, default=64, help="images per class and step")
-    training.add_argument("--steps", type=count, default=8, help="steps per turn")
+    training.add_argument(
+        "--batch_size", type=positive, default=64, help="images per class and step"
+    )
+    training.add_argument("--steps", type=positive, default=8, help="steps per turn")
     inference = benchmarks.add_parser("inference", parents=[common, torch], formatter_class=form)
     inference.add_argument("--workdir", default="runs/released", help="of a trained ABS model")
     inference.add_argument(
-        "--batch_sizes", type=count, nargs="+", default=[64, 128, 256], help="images at a time"
+        "--batch_sizes", type=positive, nargs="+", default=[64, 128, 256], help="images at a time"
     )
     inference.add_argument(
-        "--images", type=count, default=1000, help="test images whose energies are compared"
+        "--images", type=positive, default=1000, help="test images whose energies are compared"
     )
     attacks = benchmarks.add_parser("attacks", parents=[common], formatter_class=form)
     attacks.add_argument(
-        "--batch_sizes", type=count, nargs="+", default=[10, 100], help="images at a time"
+        "--batch_sizes", type=positive, nargs="+", default=[10, 100], help="images at a time"
     )
-    options = parser.parse_args()
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Runs a benchmark and prints its result as JSON."""
     if getattr(options, "against", None) and importlib.util.find_spec("torch") is None:
-        parser.error("--against torch needs PyTorch: pip install torch")
+        raise UserError("--against torch requires PyTorch: pip install torch")
     if options.benchmark == "attacks" and importlib.util.find_spec("foolbox") is None:
-        parser.error("attacks needs Foolbox: pip install -r tests/requirements.txt")
+        raise UserError("attacks requires Foolbox: pip install -r tests/requirements.txt")
     measure = {
         "training": _measure_training,
         "inference": _measure_inference,
         "attacks": _measure_attacks,
     }[options.benchmark]
-    try:
-        result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
-    except UserError as error:
-        parser.error(str(error))
+    result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
     print(json.dumps(result, indent=2))
     if options.json:
         write_json(options.json, result)
@@ -147,4 +152,4 @@ def _machine() -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

@@ -16,27 +16,28 @@ import argparse
 from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
-from abs_model._runtime.errors import UserError
+from abs_model._runtime.command_line import argument_parser, run_main
 from abs_model.evaluation import collect
 from abs_model.evaluation.comparison import compare, compare_thoroughly
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints the comparison; what the user can fix ends as one message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument("model", metavar="MODEL", help="its name in the tables")
     parser.add_argument("attack", metavar="ATTACK", help="its name in the configuration")
     parser.add_argument("--thorough", action="store_true", help="also run a thorough search")
-    options = parser.parse_args(arguments)
-    try:
-        results = collect(options.workdir)
-        closer = compare(results, options.model, options.attack)
-        if options.thorough:
-            compare_thoroughly(options.workdir, results, options.model, closer)
-    except UserError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Prints the comparison."""
+    results = collect(options.workdir)
+    closer = compare(results, options.model, options.attack)
+    if options.thorough:
+        compare_thoroughly(options.workdir, results, options.model, closer)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

@@ -11,27 +11,28 @@ import sys
 from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
-from abs_model._runtime.errors import UserError
+from abs_model._runtime.command_line import argument_parser, run_main
 from abs_model.zoo.released_weights import import_released_weights
 from configs.abs import get_config
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs the import; what the user can fix ends as one message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     parser.add_argument(
         "source", metavar="SRC", type=as_path, help="the folder of ABS_0.net to ABS_9.net"
     )
     parser.add_argument(
         "out", metavar="OUT", type=as_path, help="the workdir to make; must not exist, or empty"
     )
-    options = parser.parse_args(arguments)
-    try:
-        import_released_weights(options.source, options.out, get_config())
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Runs the import."""
+    import_released_weights(options.source, options.out, get_config())
     print(f"Imported: {options.out}", file=sys.stderr)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

@@ -17,21 +17,26 @@ import argparse
 from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
+from abs_model._runtime.command_line import argument_parser, run_main
 from abs_model._runtime.errors import UserError
 from abs_model.evaluation.publish import publish
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the folder; what the user can fix ends as one message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument("folder", metavar="FOLDER", type=as_path, help="made if needed")
-    options = parser.parse_args(arguments)
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Writes the folder."""
     try:
         publish(options.workdir, options.folder)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    except OSError as error:
+        raise UserError(f"can't publish {options.workdir}: {error}") from error
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

@@ -12,18 +12,20 @@ import sys
 from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
-from abs_model._runtime.errors import UserError
-from abs_model.evaluation.report.write import check_output, make_page, write_page
+from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
+from abs_model.evaluation.report.write import make_page, write_page
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Writes the page; what the user can fix ends as one message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
-    parser.add_argument("--output", type=as_path, help="the page to write (WORKDIR/report.html)")
+    parser.add_argument(
+        "--output", type=output_file, help="the page to write (WORKDIR/report.html)"
+    )
     parser.add_argument(
         "--num_images",
-        type=_positive,
+        type=positive,
         default=100,
         help="test images in the gallery, the first ones (%(default)s); tables and curves are of"
         " all",
@@ -31,25 +33,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--data_dir", help="folder of TFDS (the first that a model's training names)"
     )
-    options = parser.parse_args(arguments)
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> None:
+    """Writes the page."""
     output = options.output or options.workdir / "report.html"
-    try:
-        if options.output is not None:
-            check_output(output)
-        page, notes = make_page(options.workdir, options.num_images, options.data_dir)
-        write_page(output, page)
-    except (UserError, OSError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    page, notes = make_page(options.workdir, options.num_images, options.data_dir)
+    write_page(output, page)
     for note in notes:
         print(note, file=sys.stderr)
     print(f"{output}: {output.stat().st_size / 1e6:.1f} MB")
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
-
-
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

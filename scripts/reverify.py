@@ -7,28 +7,27 @@ Exits with 1 if any are no longer adversarial.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from abs_model._runtime.atomic_files import as_path
-from abs_model._runtime.errors import UserError
+from abs_model._runtime.command_line import argument_parser, positive, run_main
 from abs_model.evaluation.run.reverification import reverify_workdir
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Prints a line for each model and batch size; errors end as one message and exit status 2."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argument_parser(__doc__)
     parser.add_argument("workdir", metavar="WORKDIR", type=as_path, help="of evaluate.py")
     parser.add_argument(
-        "--batch_sizes", type=int, nargs="+", default=[1, 7, 64, 100, 256], metavar="N"
+        "--batch_sizes", type=positive, nargs="+", default=[1, 7, 64, 100, 256], metavar="N"
     )
-    options = parser.parse_args(arguments)
-    try:
-        num_lost = reverify_workdir(options.workdir, options.batch_sizes)
-    except (UserError, OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    sys.exit(num_lost > 0)
+    return parser.parse_args(argv[1:])
+
+
+def main(options: argparse.Namespace) -> int:
+    """Prints a line for each model and batch size; returns the exit status."""
+    return int(reverify_workdir(options.workdir, options.batch_sizes) > 0)
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main, parse)

@@ -5,6 +5,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import types
 from collections.abc import Callable
 
 import numpy as np
@@ -63,6 +64,11 @@ def run_script(*arguments: str, timeout: float = 300) -> subprocess.CompletedPro
     return subprocess.run(
         [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=timeout
     )
+
+
+def call_script(script: types.ModuleType, *arguments: str) -> int | None:
+    """Calls a script's `main` with what its `parse` reads of the arguments, in this process."""
+    return script.main(script.parse([script.__name__, *arguments]))
 
 
 def train_arguments(

@@ -6,13 +6,14 @@ import json
 import numpy as np
 import pytest
 
+from abs_model._runtime.errors import UserError
 from abs_model.attacks.registry import ATTACKS
 from abs_model.data import Dataset, Split
 from benchmarks import exactness
 from benchmarks.beds import SHAPE, make_bed, shrink
 from benchmarks.candidates import OURS, Candidate, ours
 from benchmarks.linear import exact_distances, exact_logits, make_classifier
-from tests.conftest import ROOT
+from tests.conftest import ROOT, call_script
 
 
 def tiny_classifier(shape, num_classes, seed=0):
@@ -199,10 +200,9 @@ def no_training(beds, mnist_sample, monkeypatch):
     monkeypatch.setattr(exactness, "make_bed", lambda name, *_: beds[name])
 
 
-def test_an_unknown_attack_is_named(capsys, no_training):
-    with pytest.raises(SystemExit):
-        exactness.main(["--images", "5", "--attacks", "Fab"])
-    assert "--attacks: there is no 'Fab'; there are " in capsys.readouterr().err
+def test_an_unknown_attack_is_named(no_training):
+    with pytest.raises(UserError, match="--attacks: there is no 'Fab'; there are "):
+        call_script(exactness, "--images", "5", "--attacks", "Fab")
 
 
 def test_a_stopped_run_goes_on(monkeypatch, no_training, tmp_path, capsys):
@@ -226,13 +226,13 @@ def test_a_stopped_run_goes_on(monkeypatch, no_training, tmp_path, capsys):
 
     monkeypatch.setattr(exactness, "candidates", idle)
     with pytest.raises(KeyboardInterrupt):
-        exactness.main(arguments)
+        call_script(exactness, *arguments)
     assert len(json.loads(path.read_text())["measurements"]) == 3
-    exactness.main(arguments)
+    call_script(exactness, *arguments)
     assert ran == ["Idle", "Idler", "Idle", "Idler", "Idler"]
     assert len(json.loads(path.read_text())["measurements"]) == 4
     # Other code, another result.
     monkeypatch.setattr(exactness, "git_commit", lambda: "def")
-    exactness.main(arguments)
+    call_script(exactness, *arguments)
     assert ran[5:] == ["Idle", "Idler", "Idle", "Idler"]
     assert capsys.readouterr().out.count("| Idler | L2 | ours | - | - | 0% | 0% | 0% |") == 4

@@ -1,8 +1,9 @@
-"""The command lines of train.py and evaluate.py: a configuration, flags, and short messages.
+"""Command lines, all of them parsed by absl: flags, options, and short messages for faulty ones.
 
-`ml_collections.config_flags` parses `--config=FILE:VARIANT --config.section.key=value`. A key that
-the configuration lacks, a faulty file or a missing one end in tracebacks of its own insides.
-`run_main` turns these, and every `UserError`, into one message and exit status 2::
+train.py and evaluate.py have a configuration and flags. `ml_collections.config_flags` parses
+`--config=FILE:VARIANT --config.section.key=value`. A key that the configuration lacks, a faulty
+file or a missing one end in tracebacks of its own insides. `run_main` turns these, and every
+`UserError`, into one message and exit status 2::
 
     _CONFIG = define_config()
 
@@ -10,8 +11,20 @@ the configuration lacks, a faulty file or a missing one end in tracebacks of its
         run_main(main)
 
 `--config.section.key=None` sets any key to None, whatever its type.
+
+Scripts with positional arguments parse them as `absl.flags.argparse_flags` does, in a function of
+their own that `run_main` calls::
+
+    def parse(argv):
+        parser = argument_parser(__doc__)
+        parser.add_argument("workdir", metavar="WORKDIR", type=as_path)
+        return parser.parse_args(argv[1:])
+
+    if __name__ == "__main__":
+        run_main(main, parse)
 """
 
+import argparse
 import inspect
 import os
 import pathlib
@@ -25,6 +38,7 @@ from typing import Any, NoReturn
 import jax
 import ml_collections
 from absl import app, flags
+from absl.flags import argparse_flags
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import is_config_flag
 
@@ -68,7 +82,37 @@ def define_path(name: str, default: str | None, help_string: str) -> flags.FlagH
     return flags.DEFINE(_PathParser(), name, default, help_string)
 
 
-def run_main(main: Callable[[list[str]], int | None]) -> None:
+def argument_parser(doc: str, **settings: Any) -> argparse_flags.ArgumentParser:
+    """Returns a parser of options and positional arguments, beside absl's flags.
+
+    Args:
+        doc: Docstring of the script, whose first line describes it.
+        settings: Arguments of `argparse.ArgumentParser`.
+    """
+    return argparse_flags.ArgumentParser(description=doc.splitlines()[0], **settings)
+
+
+def positive(text: str) -> int:
+    """Reads an option that must be an integer of at least 1."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be an integer of at least 1, got {text!r}")
+    return int(text)
+
+
+def output_file(text: str) -> pathlib.Path:
+    """Reads the path of a file to write, in a directory that exists."""
+    path = as_path(text)
+    folder = path.absolute().parent
+    if not folder.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no directory {folder}; make it first")
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file, and {path} is a directory")
+    return path
+
+
+def run_main(
+    main: Callable[[Any], int | None], parse: Callable[[list[str]], Any] | None = None
+) -> None:
     """Runs a script through `absl.app.run`, with one clean message for what the user can fix.
 
     What it compiles is kept on disk.
@@ -78,20 +122,22 @@ def run_main(main: Callable[[list[str]], int | None]) -> None:
     a fault of the program and keeps its traceback.
 
     Args:
-        main: Called with [program name] once the flags are parsed; its result is the exit status.
+        main: Called with what `parse` returns; its result is the exit status.
+        parse: Called with the arguments, the program's name first. None parses flags only and
+            returns [program name].
     """
 
-    def guarded(argv: list[str]) -> int | None:
+    def guarded(options: Any) -> int | None:
         # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
         jax.config.update("jax_enable_x64", False)
         enable_compilation_cache()
         retain_freed_memory()
         try:
-            return main(argv)
+            return main(options)
         except UserError as error:
             _exit_with_message(str(error))
 
-    app.run(guarded, flags_parser=_parse_flags)
+    app.run(guarded, flags_parser=parse or _parse_flags)
 
 
 def _parse_flags(argv: Sequence[str]) -> list[str]:
@@ -264,6 +310,12 @@ def _argument(arguments: Sequence[str], name: str) -> str | None:
     return value
 
 
+def _program() -> str:
+    """The name of the script, or of the package that is run with `python -m`."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec else pathlib.Path(sys.argv[0]).name
+
+
 def _exit_with_message(message: str) -> NoReturn:
-    print(f"{pathlib.Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    print(f"{_program()}: {message}", file=sys.stderr)
     sys.exit(2)

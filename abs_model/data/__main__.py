@@ -1,11 +1,10 @@
 """Prepares a data set and says what there is: `python -m abs_model.data --name=mnist`."""
 
-import sys
+from absl import flags
 
-from absl import app, flags
-
+from abs_model._runtime.command_line import run_main
+from abs_model._runtime.errors import UserError
 from abs_model.data.datasets import load_dataset, resolve_data_dir
-from abs_model.data.errors import DataError
 
 _NAME = flags.DEFINE_string("name", "mnist", "TFDS name of the data set.")
 _DATA_DIR = flags.DEFINE_string(
@@ -22,8 +21,7 @@ _DROP_EMPTY_CLASSES = flags.DEFINE_boolean(
 
 def main(argv: list[str]) -> None:
     """Prepares the data set and prints one line."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
+    del argv
     try:
         dataset = load_dataset(
             _NAME.value,
@@ -32,8 +30,8 @@ def main(argv: list[str]) -> None:
             module=_MODULE.value,
             drop_empty_classes=_DROP_EMPTY_CLASSES.value,
         )
-    except (DataError, ImportError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    except (ImportError, ValueError) as error:
+        raise UserError(str(error)) from error
     splits = ("train", "validation", "test")
     counts = ", ".join(f"{len(getattr(dataset, split).labels)} {split}" for split in splits)
     shape = "x".join(map(str, dataset.image_shape))
@@ -44,4 +42,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    run_main(main)

@@ -11,12 +11,14 @@ import zlib
 import numpy as np
 import pytest
 
+from abs_model._runtime.errors import UserError
 from abs_model.attacks import NORMS
 from abs_model.attacks.registry import Access, AttackInfo
 from abs_model.evaluation import AttackSpec, Settings, collect, evaluate, make_tables
 from abs_model.evaluation.report import make_content, reconstruct, sources, to_html
 from abs_model.evaluation.tables.results import Results
 from scripts import report
+from tests.conftest import call_script
 from tests.evaluation_fakes import (
     GenerativeClassifier,
     liar,
@@ -84,7 +86,7 @@ def stripes(monkeypatch):
 @pytest.fixture
 def page(workdir, tmp_path, stripes):
     """The page that the script writes."""
-    report.main([str(workdir), f"--output={tmp_path / 'page.html'}"])
+    call_script(report, str(workdir), f"--output={tmp_path / 'page.html'}")
     return (tmp_path / "page.html").read_text()
 
 
@@ -213,7 +215,7 @@ def test_names_are_never_html(workdir):
 
 
 def test_a_model_that_is_gone_is_said_to_be(workdir, tmp_path, stripes, capfd):
-    report.main([str(workdir), f"--output={tmp_path / 'page.html'}"])
+    call_script(report, str(workdir), f"--output={tmp_path / 'page.html'}")
     (note,) = content_of((tmp_path / "page.html").read_text())["notes"]
     assert "by model 'plain': there is no pretrained model 'gone'" in note
     assert note in capfd.readouterr().err
@@ -237,23 +239,24 @@ def test_other_images_than_those_attacked_are_refused(workdir, monkeypatch, capf
 
 def test_what_has_no_evaluation_is_refused(tmp_path, workdir, capfd):
     assert_fails([str(tmp_path)], "holds no evaluation", capfd)
-    assert_fails([str(workdir), "--num_images=0"], "must be a whole number from 1", capfd)
+    assert_fails([str(workdir), "--num_images=0"], "must be an integer of at least 1", capfd)
     assert_fails([str(workdir)], "must be a TFDS data set", capfd)
 
 
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(tmp_path, capfd):
     absent = tmp_path / "absent"
     assert_fails(
-        [str(absent), f"--output={absent}/a.html"], "/a.html: there is no directory", capfd
+        [str(absent), f"--output={absent}/a.html"],
+        f"--output: there is no directory {absent}",
+        capfd,
     )
     assert_fails([str(absent), f"--output={tmp_path}"], "must be a file", capfd)
 
 
 def assert_fails(arguments, message, capfd):
-    with pytest.raises(SystemExit) as stopped:
-        report.main(arguments)
-    assert stopped.value.code == 2
-    assert message in capfd.readouterr().err
+    with pytest.raises((UserError, SystemExit)) as stopped:
+        call_script(report, *arguments)
+    assert message in f"{stopped.value}{capfd.readouterr().err}"
 
 
 def test_a_page_that_cannot_be_written_leaves_the_old_one(

@@ -1,6 +1,7 @@
 """The model zoo: the models that are shipped, and an entry made of a tiny run."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -8,11 +9,12 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.zoo import cards
 from abs_model.zoo import load as loading
 from abs_model.zoo.load import find_trained, load_arrays
 from scripts import export_pretrained
-from tests.conftest import ROOT, load_tiny, run_script, train_arguments
+from tests.conftest import ROOT, call_script, load_tiny, run_script, train_arguments
 
 SHIPPED = (
     "abs",
@@ -47,9 +49,8 @@ def folder(cnn_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("zoo")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cards, "FOLDER", folder)
-        export_pretrained.main(
-            [str(cnn_run), "tiny", "--binary_name=binary_tiny", "--num_attacked=2"]
-        )
+        arguments = [str(cnn_run), "tiny", "--binary_name=binary_tiny", "--num_attacked=2"]
+        call_script(export_pretrained, *arguments)
     return folder
 
 
@@ -141,26 +142,20 @@ def test_a_damaged_card_is_named_and_runs_are_loaded_all_the_same(tiny_zoo, cnn_
         (["a/b"], "'a/b' can't be the name of a model"),
     ],
 )
-def test_an_export_under_an_unusable_name_stops_at_once(
-    arguments, message, tiny_zoo, cnn_run, capsys
-):
+def test_an_export_under_an_unusable_name_stops_at_once(arguments, message, tiny_zoo, cnn_run):
     before = sorted(tiny_zoo.iterdir())
-    with pytest.raises(SystemExit):
-        export_pretrained.main([str(cnn_run), *arguments])
-    assert message in capsys.readouterr().err
+    with pytest.raises(UserError, match=re.escape(message)):
+        call_script(export_pretrained, str(cnn_run), *arguments)
     assert sorted(tiny_zoo.iterdir()) == before
 
 
-def test_a_run_that_does_not_say_how_it_was_trained_is_not_exported(
-    tiny_zoo, cnn_run, tmp_path, capsys
-):
+def test_a_run_that_does_not_say_how_it_was_trained_is_not_exported(tiny_zoo, cnn_run, tmp_path):
     workdir = shutil.copytree(cnn_run, tmp_path / "old")
     run = json.loads((workdir / "run.json").read_text())
     del run["training"]
     (workdir / "run.json").write_text(json.dumps(run))
-    with pytest.raises(SystemExit):
-        export_pretrained.main([str(workdir), "old"])
-    assert "does not say when and how it was trained" in capsys.readouterr().err
+    with pytest.raises(UserError, match="does not say when and how it was trained"):
+        call_script(export_pretrained, str(workdir), "old")
 
 
 def test_an_unknown_name_lists_the_near_ones(tiny_zoo):

@@ -11,13 +11,14 @@ import pytest
 from flax import nnx
 
 import abs_model
+from abs_model._runtime.errors import UserError
 from abs_model.inference.energy import infer
 from abs_model.inference.solvers import adam, make_adam
 from abs_model.training.workdir import load_config
 from abs_model.zoo.load import find_trained, load_arrays
 from configs.abs import get_config
 from scripts import import_released_weights as script
-from tests.conftest import ROOT, run_script
+from tests.conftest import ROOT, call_script, run_script
 
 torch = pytest.importorskip("torch")
 
@@ -152,13 +153,12 @@ def change(path, **tensors):
 def fails(capsys, source, out) -> str:
     """The one message of an import that must fail and leave nothing behind."""
     before = sorted(out.parent.rglob("*"))
-    with pytest.raises(SystemExit) as exit_info:
-        script.main([str(source), str(out)])
+    with pytest.raises(UserError) as stopped:
+        call_script(script, str(source), str(out))
     printed = capsys.readouterr()
-    assert exit_info.value.code == 2
-    assert printed.out == "" and "Traceback" not in printed.err
+    assert printed.out == printed.err == ""
     assert sorted(out.parent.rglob("*")) == before
-    return printed.err
+    return str(stopped.value)
 
 
 def test_source_is_no_folder(capsys, tmp_path):
@@ -236,7 +236,7 @@ def test_out_in_use_is_refused(capsys, released, tmp_path):
 
 
 def test_empty_out_is_filled(released, tmp_path):
-    script.main([str(released), str(tmp_path)])
+    call_script(script, str(released), str(tmp_path))
     assert (tmp_path / "run.json").exists()
 
 
@@ -267,7 +267,7 @@ def authors_classifier(tmp_path_factory):
     if not REFERENCE.is_dir():
         pytest.skip("the authors' files are not here")
     out = tmp_path_factory.mktemp("authors") / "out"
-    script.main([str(REFERENCE / "released_weights"), str(out)])
+    call_script(script, str(REFERENCE / "released_weights"), str(out))
     return abs_model.load(out, batch_size=50, solver="adam")
 
 

@@ -16,14 +16,6 @@ from abs_model.evaluation.report.sources import Sources, open_sources
 from abs_model.evaluation.tables.results import Results, collect
 
 
-def check_output(output: pathlib.Path) -> None:
-    """Raises a UserError before the work where the page could not be written after it."""
-    if not output.parent.is_dir():
-        raise UserError(f"--output={output}: there is no directory {output.parent}; make it first")
-    if output.is_dir():
-        raise UserError(f"--output={output} must be a file, and is a directory")
-
-
 def write_page(output: pathlib.Path, page: str) -> None:
     """Writes the page, atomically; raises a UserError where that fails."""
     try:

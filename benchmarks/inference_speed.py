@@ -28,12 +28,12 @@ _STEP = 0.1  # L2, of the images that refinement follows
 _REFINED_TOLERATED = 0.05  # nats, of refined energies above searched ones
 _QUANTILES = (0.5, 0.9, 0.99, 0.995, 1.0)
 # Less than the default, for a faster search.
-_FAST = {"num_on_the_way": 1}
+_FAST = {"num_path_starts": 1}
 # Finds more than the default and takes longer: with the others' energies the best known optimum.
 _THOROUGH = {
     "num_starts": 32,
     "num_minima": 16,
-    "num_on_the_way": 16,
+    "num_path_starts": 16,
     "max_evaluations": 60,
     "tolerance": 1e-3,
 }

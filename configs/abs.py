@@ -71,7 +71,7 @@ def _full() -> ml_collections.ConfigDict:
             "calibration": {
                 "num_images": 6000,
                 # Class weights for ABS too; the paper has them for Binary ABS only.
-                "weigh_abs": True,
+                "fit_abs_class_weights": True,
                 "alpha": 440.0,
                 "median_confidence": 0.9,
             },

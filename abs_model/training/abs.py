@@ -60,7 +60,7 @@ _EXPECTED = {
     "validation.abs_every_epochs": positive_int,
     "validation.image_columns": positive_int,
     "calibration.num_images": positive_int,
-    "calibration.weigh_abs": boolean,
+    "calibration.fit_abs_class_weights": boolean,
     "calibration.alpha": positive,
     "calibration.median_confidence": between(0, 1),
     "checkpoint.every_epochs": positive_int,
@@ -161,8 +161,12 @@ def calibrate(
     labels = dataset.train.labels[:count]
     # Binary ABS is ABS on thresholded images, but for what is fitted here.
     return {
-        "abs": _fit("ABS", classifier, images, labels, config, weigh=settings.weigh_abs),
-        "binary_abs": _fit("Binary ABS", classifier, threshold(images), labels, config, weigh=True),
+        "abs": _fit(
+            "ABS", classifier, images, labels, config, fit_weights=settings.fit_abs_class_weights
+        ),
+        "binary_abs": _fit(
+            "Binary ABS", classifier, threshold(images), labels, config, fit_weights=True
+        ),
     }
 
 
@@ -173,12 +177,12 @@ def _fit(
     labels: np.ndarray,
     config: ml_collections.ConfigDict,
     *,
-    weigh: bool,
+    fit_weights: bool,
 ) -> dict[str, Any]:
     """eta and class weights for the images as the decoders get to see them."""
     logits = _logits(classifier, images, f"calibrating {name}")
     weights = np.ones(logits.shape[1], np.float32)
-    if weigh:
+    if fit_weights:
         weights = search_class_weights(-np.prod(classifier.image_shape) * logits, labels)
     return {"eta": _eta(name, weights * logits, config), "class_weights": weights.tolist()}
 

@@ -25,6 +25,13 @@ class ConfigMismatchError(UserError):
     """A workdir holds a run of another configuration than the requested one."""
 
 
+# Section, former name, present name: workdirs with the former ones stay readable.
+_RENAMED_KEYS = (
+    ("calibration", "weigh_abs", "fit_abs_class_weights"),
+    ("inference", "num_on_the_way", "num_path_starts"),
+)
+
+
 def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict) -> pathlib.Path:
     """Creates a workdir for `config`, or opens the one that `config` made before.
 
@@ -96,6 +103,7 @@ def _content(value: Any) -> Any:
 
 
 def _read(workdir: pathlib.Path) -> dict[str, Any]:
+    """The content of a workdir's configuration, with keys by their present names."""
     if not workdir.is_dir():
         raise WorkdirError(f"there is no directory {workdir}; give the workdir of a training run")
     file = workdir / CONFIG_FILE
@@ -109,6 +117,9 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
         raise WorkdirError(f"{file} can't be read: {error}") from error
     if not isinstance(content, dict):
         raise WorkdirError(f"{file} must hold a JSON object, found {type(content).__name__}")
+    for section, old, new in _RENAMED_KEYS:
+        if isinstance(held := content.get(section), dict) and old in held:
+            held[new] = held.pop(old)
     return content
 
 

@@ -83,7 +83,7 @@ def import_released_weights(
     missing = [name for name in _FILES if not (source / name).is_file()]
     if missing:
         raise UserError(f"{source} lacks {', '.join(missing)}; all ten classes' files are needed")
-    config.calibration.weigh_abs = False  # as in _CALIBRATION
+    config.calibration.fit_abs_class_weights = False  # as in _CALIBRATION
     _, structure = vaes_structure(config, _IMAGE_SHAPE, _NUM_CLASSES)
     layout = jax.tree_util.tree_map_with_path(_tensor, structure)
     vaes = [_read_vae(source / name, layout) for name in _FILES]

@@ -106,21 +106,23 @@ def test_class_weights_stay_at_one_where_nothing_can_be_gained():
     np.testing.assert_array_equal(search_class_weights(energies, np.array([0, 1])), [1, 1])
 
 
-@pytest.mark.parametrize("weigh_abs", [True, False])
-def test_calibration_weighs_classes_where_the_configuration_says_so(weigh_abs):
+@pytest.mark.parametrize("fit_abs_class_weights", [True, False])
+def test_calibration_fits_class_weights_where_the_configuration_says_so(fit_abs_class_weights):
     images = np.stack([np.arange(256), np.zeros(256)], axis=1).astype(np.uint8)
     split = Split(images.reshape(-1, 2, 1, 1), LABELS)
     dataset = Dataset("made", 3, split, split, split)
     config = get_config("tiny")
-    config.calibration.update(num_images=256, weigh_abs=weigh_abs, alpha=10.0)
+    config.calibration.update(
+        num_images=256, fit_abs_class_weights=fit_abs_class_weights, alpha=10.0
+    )
     model = TooHighForOnes()
     fitted = calibrate(model, config, dataset)
-    assert (fitted["abs"]["class_weights"][1] < 1) == weigh_abs
+    assert (fitted["abs"]["class_weights"][1] < 1) == fit_abs_class_weights
     gray, thresholded = model.seen
     np.testing.assert_allclose(gray, split.images / 255, rtol=1e-6)
     np.testing.assert_array_equal(thresholded, split.images > 127)
     assert fitted["binary_abs"]["class_weights"][1] < 1
     logits = fitted["abs"]["class_weights"] * model.logits(gray)
-    assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not weigh_abs
+    assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not fit_abs_class_weights
     median = np.median(confidences(logits, 10.0, fitted["abs"]["eta"]).max(axis=1))
     assert median == pytest.approx(config.calibration.median_confidence, abs=1e-3)

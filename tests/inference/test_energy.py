@@ -157,8 +157,8 @@ def test_quasi_newton_needs_a_surrogate(linear):
 def test_faulty_settings_are_refused():
     with pytest.raises(ValueError, match="adam, quasi_newton; got 'newton'"):
         read_settings("newton", {})
-    with pytest.raises(ValueError, match="num_on_the_way must be at least 1, got 0"):
-        QuasiNewtonSettings(num_on_the_way=0)
+    with pytest.raises(ValueError, match="num_path_starts must be at least 1, got 0"):
+        QuasiNewtonSettings(num_path_starts=0)
 
 
 def test_accelerators_form_batches_of_classes_and_lists_as_long_as_the_images(

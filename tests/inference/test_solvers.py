@@ -183,7 +183,9 @@ def test_candidates_are_minima_that_lie_apart_and_points_on_the_way_to_them():
         (jax.random.normal(keys[2], (32, 1)), jnp.zeros((12, 1))),
     )
     surrogate = Surrogate(*network, jnp.zeros((12, 1)), jnp.eye(12))
-    setup = QuasiNewtonSettings(num_prior_samples=400, num_starts=6, num_minima=3, num_on_the_way=2)
+    setup = QuasiNewtonSettings(
+        num_prior_samples=400, num_starts=6, num_minima=3, num_path_starts=2
+    )
     solver = make_quasi_newton(
         setup,
         None,

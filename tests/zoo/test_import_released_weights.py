@@ -124,7 +124,7 @@ def test_encoders_agree_with_pytorch(our_vaes, torch_vaes):
 
 def test_it_is_a_finished_run_of_the_full_configuration(imported, few_samples):
     expected = get_config()
-    expected.calibration.weigh_abs = False  # as in the paper
+    expected.calibration.fit_abs_class_weights = False  # as in the paper
     assert load_config(imported).to_dict() == expected.to_dict()
     plain, binary = (
         abs_model.load(few_samples, solver="adam", binary=binary) for binary in (False, True)

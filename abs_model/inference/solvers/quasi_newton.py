@@ -33,8 +33,8 @@ _SPREAD = 1.6
 _SAME_ON_SURROGATE = 1.0
 # Points on the way are left when nearer to the best minimum than this, in latent units, or when
 # their energy on the surrogate is higher by more than this, in nats.
-_ON_THE_WAY_DISTANCE = 0.5
-_ON_THE_WAY_MARGIN = 4.0
+_ON_PATH_DISTANCE = 0.5
+_ON_PATH_MARGIN = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +46,16 @@ class QuasiNewtonSettings(MultistartSettings):
             the prior samples.
         num_minima: How many of these are followed to their minima on the surrogate and then start
             BFGS on the decoder, at most.
-        num_on_the_way: Maximum number of intermediate points that also start BFGS.
+        num_path_starts: Maximum number of intermediate points that also start BFGS.
     """
 
     num_starts: int = 8
     num_minima: int = 4
-    num_on_the_way: int = 4
+    num_path_starts: int = 4
 
     def thorough(self) -> Self:
         return dataclasses.replace(
-            self, num_starts=32, num_minima=32, num_on_the_way=16, max_evaluations=200,
+            self, num_starts=32, num_minima=32, num_path_starts=16, max_evaluations=200,
             tolerance=1e-4,
         )  # fmt: skip
 
@@ -103,37 +103,37 @@ class QuasiNewton:
         return self.surrogate, self.decoder.fingerprint_arrays
 
     def _candidates(self, pixels: jax.Array) -> bfgs.Iterate:
-        """Where BFGS on the decoder may start: (num_minima + num_on_the_way) * N columns, images
+        """Where BFGS on the decoder may start: (num_minima + num_path_starts) * N columns, images
         fastest, with energies on the surrogate; infinite where an image has fewer."""
         settings = self.settings
         targets = self.surrogate.project(pixels)
         count = targets.shape[1]
         starts = self._best_samples(targets)
         begun = bfgs.initial_iterate(starts.reshape(len(starts), -1))
-        on_the_way = self._descend(begun, targets, _STEPS[0])
-        farther = self._descend(on_the_way, targets, _STEPS[1])
+        on_path = self._descend(begun, targets, _STEPS[0])
+        farther = self._descend(on_path, targets, _STEPS[1])
         apart = _distinct(farther, count, settings.num_minima)
         minima = self._descend(apart, targets, _STEPS[2])
         exists = jnp.isfinite(apart.energies)
         minima = dataclasses.replace(minima, energies=jnp.where(exists, minima.energies, jnp.inf))
         minima = _distinct(minima, count, settings.num_minima)
-        on_the_way = _distinct(on_the_way, count, settings.num_on_the_way)
+        on_path = _distinct(on_path, count, settings.num_path_starts)
         best = jax.tree.map(
             lambda leaf: jnp.tile(
-                leaf[..., :count], (1,) * (leaf.ndim - 1) + (settings.num_on_the_way,)
+                leaf[..., :count], (1,) * (leaf.ndim - 1) + (settings.num_path_starts,)
             ),
             minima,
         )
-        distances = jnp.sqrt(jnp.sum((on_the_way.latents - best.latents) ** 2, axis=0))
-        near_in_energy = on_the_way.energies < best.energies + _ON_THE_WAY_MARGIN
-        useful = (distances > _ON_THE_WAY_DISTANCE) & near_in_energy
+        distances = jnp.sqrt(jnp.sum((on_path.latents - best.latents) ** 2, axis=0))
+        near_in_energy = on_path.energies < best.energies + _ON_PATH_MARGIN
+        useful = (distances > _ON_PATH_DISTANCE) & near_in_energy
         # The minimum's inverse Hessian is better than their own, after three steps.
-        on_the_way = dataclasses.replace(
-            on_the_way,
-            energies=jnp.where(useful, on_the_way.energies, jnp.inf),
+        on_path = dataclasses.replace(
+            on_path,
+            energies=jnp.where(useful, on_path.energies, jnp.inf),
             inverse_hessians=best.inverse_hessians,
         )
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_the_way)
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_path)
 
     def _descend(self, now: bfgs.Iterate, targets: jax.Array, num_steps: int) -> bfgs.Iterate:
         """BFGS on the surrogate; targets (components, N), and any multiple of N columns."""

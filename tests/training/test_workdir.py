@@ -1,6 +1,4 @@
 import json
-import os
-import stat
 
 import ml_collections
 import pytest
@@ -8,7 +6,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from ml_collections import config_dict
 
-from abs_model._runtime.atomic_files import atomic_write_bytes, atomic_write_text
 from abs_model.training.workdir import ConfigMismatchError, WorkdirError, load_config, open_workdir
 
 
@@ -102,23 +99,19 @@ def test_unusable_workdirs_are_named(tmp_path):
         load_config(tmp_path)
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    atomic_write_text(path, "old")
-    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        atomic_write_text(path, "new")
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_written_file_has_the_usual_permissions(tmp_path):
-    atomic_write_bytes(tmp_path / "atomic", b"\x00")
-    (tmp_path / "plain").write_bytes(b"\x00")
-    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("atomic", "plain")]
-    assert modes[0] == modes[1]
-
-
 def test_config_json_is_plain_json(tmp_path):
     path = open_workdir(tmp_path, make_config())
     assert json.loads((path / "config.json").read_text())["train"]["rates"] == [0.1, 0.2]
+
+
+def test_a_workdir_with_the_former_names_of_keys_stays_readable(tmp_path):
+    sections = {"calibration": {"alpha": 440.0}, "inference": {"num_starts": 8}}
+    former = sections | {
+        "calibration": sections["calibration"] | {"weigh_abs": True},
+        "inference": sections["inference"] | {"num_on_the_way": 4},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(former))
+    config = load_config(tmp_path)
+    assert config.calibration.to_dict() == {"alpha": 440.0, "fit_abs_class_weights": True}
+    assert config.inference.to_dict() == {"num_starts": 8, "num_path_starts": 4}
+    assert open_workdir(tmp_path, config) == tmp_path

@@ -22,6 +22,14 @@ class LinearDecoder:
     matrix: jax.Array
     offset: jax.Array
 
+    @property
+    def latent_size(self):
+        return self.matrix.shape[-1]
+
+    @property
+    def fingerprint_arrays(self):
+        return self.matrix, self.offset
+
     def __call__(self, latents):
         return self.matrix @ latents + self.offset[:, None]
 

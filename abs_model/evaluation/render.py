@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.wandb_log import Tracker
 from abs_model.data import Dataset
-from abs_model.evaluation.images import curves
+from abs_model.evaluation.images import curves, style
 from abs_model.evaluation.images.examples import choose_examples, draw_examples
 from abs_model.evaluation.run.ledger import RESUME_HINT
 from abs_model.evaluation.tables.results import Results
@@ -67,7 +67,7 @@ def show(
     pictures[CURVES] = curves.draw_curves(results)
     with _writing(workdir, "the pictures"):
         for name, figure in pictures.items():
-            curves.save(figure, workdir / f"{name}.png")
+            style.save(figure, workdir / f"{name}.png")
     if tracker is not None:
         if rows := rows_of(tables):
             values = [[row[column] for column in COLUMNS] for row in rows]

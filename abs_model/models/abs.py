@@ -1,12 +1,22 @@
 """Analysis by synthesis as a classifier."""
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model.inference.certificates import (
+    DEFAULT_SETTINGS,
+    Certificate,
+    CertificateSettings,
+    Samples,
+    certify,
+    decode_samples,
+)
+from abs_model.inference.changes import REACHES
 from abs_model.inference.energy import Inference, infer, refine
 from abs_model.inference.solvers import Solver
 from abs_model.models.checks import check_images
@@ -136,6 +146,61 @@ class ABSClassifier(Classifier):
                 "what this model's infer returned"
             )
         return self._in_batches(_jitted_refinement, images, start, required)
+
+    def certify(
+        self,
+        images: jax.Array | np.ndarray,
+        *,
+        norm: str,
+        settings: CertificateSettings = DEFAULT_SETTINGS,
+    ) -> Certificate:
+        """Radii below which no change within [0, 1] can change the decision on each image.
+
+        They hold if the search over latents finds the global minimum, as `inference.certificates`
+        derives.
+
+        Args:
+            images: As for `logits`.
+            norm: "l2", "linf" or "l0".
+            settings: How thoroughly to search.
+
+        Raises:
+            ValueError: There is no such norm.
+        """
+        if norm not in REACHES:
+            raise ValueError(f"norm must be one of {', '.join(REACHES)}; got {norm!r}")
+        samples = _jitted_samples(self.solver, settings)
+
+        def certificate(classifier: ABSClassifier, images: jax.Array) -> Certificate:
+            return _jitted_certificate(classifier, images, samples, norm=norm, settings=settings)
+
+        return self._in_batches(certificate, images)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _jitted_samples(solver: Solver, settings: CertificateSettings) -> Samples:
+    return decode_samples(solver, settings)
+
+
+@functools.partial(jax.jit, static_argnames=("norm", "settings"))
+def _jitted_certificate(
+    classifier: ABSClassifier,
+    images: jax.Array,
+    samples: Samples,
+    *,
+    norm: str,
+    settings: CertificateSettings,
+) -> Certificate:
+    return certify(
+        classifier.solver,
+        images,
+        classifier.batch_inference(images),
+        classifier.class_weights,
+        samples,
+        settings,
+        norm=norm,
+        binary=classifier.binary,
+    )
 
 
 @jax.jit

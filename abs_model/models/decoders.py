@@ -60,6 +60,11 @@ class Decoder:
         """No arrays, because `origin` stands for them; see `Classifier.fingerprint_arrays`."""
         return ()
 
+    @property
+    def latent_size(self) -> int:
+        """Number of latent dimensions."""
+        return self.kernels[0].shape[-2]
+
     def __call__(self, latents: jax.Array) -> jax.Array:
         """(latent, batch) -> pixels in (0, 1), (pixels, batch); padding is 0."""
         hidden = latents[:, None, None]

@@ -7,7 +7,7 @@ from PIL import Image
 
 from abs_model._runtime.errors import UserError
 from abs_model.evaluation import Settings, evaluate, show
-from abs_model.evaluation.images import curves, examples
+from abs_model.evaluation.images import curves, examples, style
 from abs_model.evaluation.tables.paper_results import published
 from tests.evaluation.test_evaluation import spec
 from tests.evaluation.test_tables import make_results, planned, records
@@ -33,7 +33,7 @@ def make_examples(model, count, change=0.2):
 
 
 def saved(figure, path):
-    curves.save(figure, path)
+    style.save(figure, path)
     return np.asarray(Image.open(io.BytesIO(path.read_bytes())).convert("RGB"))
 
 

@@ -10,6 +10,7 @@ from abs_model.evaluation.tables.statistics import (
     accuracy_curve,
     median,
     robust,
+    share_interval,
     summarize,
 )
 
@@ -88,3 +89,12 @@ def test_published_rows_are_for_the_shipped_models_whatever_they_are_called():
     assert names["foo"] == "cnn" and names["x"] == "binary_abs"
     assert published_name({}, "abs") == "abs"
     assert published_name({"dataset": {"name": "fashion_mnist"}} | about, "foo") is None
+
+
+def test_intervals_agree_with_published_ones():
+    # Newcombe 1998, table I, method 3.
+    published = {(81, 263): (0.2553, 0.3662), (15, 148): (0.0624, 0.1605), (0, 20): (0, 0.1611)}
+    for (hits, count), bounds in published.items():
+        found = share_interval(hits, count)
+        assert found.value == hits / count
+        np.testing.assert_allclose((found.low, found.high), bounds, atol=5e-5)

@@ -1,32 +1,24 @@
-"""Pictures: what they share, and the curves of accuracy against distance.
-
-Drawn with matplotlib's objects, without pyplot and its global state.
-"""
-
-import io
-import os
-from typing import Any
+"""The curves of accuracy against distance."""
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model.evaluation.images.style import (
+    FAINT,
+    INK,
+    LARGE,
+    MEDIUM,
+    MODEL_COLORS,
+    NORM_SYMBOLS,
+    SMALL,
+    UNITS,
+    new_figure,
+)
 from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, Results
 from abs_model.evaluation.tables.statistics import THRESHOLDS, accuracy_curve
-
-DPI = 150
-SMALL, MEDIUM, LARGE = 7, 8, 12  # points
-INK, FAINT = "#222222", "#767676"
-NORM_SYMBOLS = {"l2": "$L_2$", "linf": r"$L_\infty$", "l0": "$L_0$"}
-UNITS = {"l2": "", "linf": "", "l0": ", pixels"}
-MODEL_COLORS = (
-    "#1f5fa8", "#d98200", "#2e8b57", "#c8401a", "#6a3d9a", "#8c6d46", "#d16ba5", "#5c5c5c",
-    "#17a2b8",
-)  # fmt: skip
 
 
 def draw_curves(results: Results) -> Figure:
@@ -104,49 +96,3 @@ def _finish_curves(axes: Axes, norm: str, end: float) -> None:
     axes.grid(color="#e8e8e8", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def save(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, atomically; its directory must exist."""
-    content = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(content)
-    atomic_write_bytes(path, content.getvalue())
-
-
-class Page:
-    """A figure whose parts are placed in inches from its top left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.figure = new_figure(width, height)
-        self.width, self.height = width, height
-
-    def text(self, left: float, top: float, content: str, **options: Any) -> None:
-        """Text whose top left corner is at the place; `options` may change that."""
-        placed: dict[str, Any] = {"fontsize": MEDIUM, "color": INK, "va": "top", **options}
-        self.figure.text(left / self.width, 1 - top / self.height, content, **placed)
-
-    def panel(self, left: float, top: float, size: float) -> Axes:
-        """A square for an image, without ticks and with a faint frame."""
-        axes = self.figure.add_axes(
-            (
-                left / self.width,
-                1 - (top + size) / self.height,
-                size / self.width,
-                size / self.height,
-            )
-        )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        set_frame(axes, "#cccccc", 0.5)
-        return axes
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, `width` by `height` inches."""
-    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-
-
-def set_frame(axes: Axes, color: str, width: float) -> None:
-    """Sets color and line width, in points, of the frame around `axes`."""
-    for spine in axes.spines.values():
-        spine.set(edgecolor=color, linewidth=width)

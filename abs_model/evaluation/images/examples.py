@@ -5,10 +5,17 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from abs_model.evaluation.images.curves import FAINT, LARGE, SMALL, Page, set_frame
+from abs_model.evaluation.images.style import (
+    FAINT,
+    LARGE,
+    SMALL,
+    Page,
+    set_frame,
+    show_image,
+    strongest_channel,
+)
 from abs_model.evaluation.run.ledger import Record
 from abs_model.evaluation.tables.results import PlannedAttack
 
@@ -127,13 +134,13 @@ def _draw_header(page: Page, title: str, note: str, generative: bool) -> None:
 
 def _draw_triple(page: Page, top: float, example: Example, confidences: np.ndarray) -> None:
     record = example.record
-    perturbation = _strongest_channel(example.adversarial.astype(np.float64) - example.clean)
+    perturbation = strongest_channel(example.adversarial.astype(np.float64) - example.clean)
     scale = float(np.max(np.abs(perturbation)))
     notes = (f"label {record.label}", f"{example.attack.title}, distance {record.distance:.3g}")
     lefts = [_MARGIN + column * _PANEL_PITCH for column in range(3)]
     shown = (example.clean, example.adversarial)
     for which, predicted in enumerate(_predictions(example)):
-        _show_image(page.panel(lefts[which], top + _TEXT, _PANEL), shown[which])
+        show_image(page.panel(lefts[which], top + _TEXT, _PANEL), shown[which])
         text = f"predicts {predicted} ({confidences[which, predicted]:.1%})"
         page.text(lefts[which], top + 0.02, text, color=_color(predicted, record.label))
     limit = scale or 1.0
@@ -171,7 +178,7 @@ def _draw_reconstructions(
     for column, shown in enumerate(np.sort(np.argsort(energies)[:MAX_CLASSES])):
         place = left + _SIDE_LABEL + column * _SMALL_PITCH
         axes = page.panel(place, top + 0.17, _SMALL_PANEL)
-        _show_image(axes, np.clip(images[shown], 0.0, 1.0))
+        show_image(axes, np.clip(images[shown], 0.0, 1.0))
         color = _color(predicted, label) if shown == predicted else FAINT
         if shown == predicted:
             set_frame(axes, color, 2.5)
@@ -179,22 +186,6 @@ def _draw_reconstructions(
         decimals = 1 if abs(energies[shown]) < 1000 else 0
         text = f"{shown}: {energies[shown]:.{decimals}f}"
         page.text(place, top + 0.02, text, fontsize=SMALL - 1, color=color, fontweight=weight)
-
-
-def _show_image(axes: Axes, image: np.ndarray) -> None:
-    if image.shape[-1] == 3:
-        axes.imshow(image, interpolation="nearest")
-    else:
-        axes.imshow(image.mean(-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-
-
-def _strongest_channel(perturbation: np.ndarray) -> np.ndarray:
-    """The signed change of largest size in each pixel: (h, w, c) to (h, w).
-
-    A mean would show a change of hue as none.
-    """
-    strongest = np.argmax(np.abs(perturbation), axis=-1, keepdims=True)
-    return np.take_along_axis(perturbation, strongest, axis=-1)[..., 0]
 
 
 def _color(predicted: int, label: int) -> str:

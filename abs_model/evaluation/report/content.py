@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from abs_model.data import Split
-from abs_model.evaluation.images.curves import MODEL_COLORS
+from abs_model.evaluation.images.style import MODEL_COLORS
 from abs_model.evaluation.report.images import pack, pack_perturbations
 from abs_model.evaluation.report.reconstructions import Reconstructions
 from abs_model.evaluation.run.ledger import Record

@@ -5,6 +5,7 @@ infinity where no attack found anything.
 """
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from abs_model.evaluation.run.verification import ABSOLUTE_ROUNDING, RELATIVE_RO
 THRESHOLDS = {"l2": 1.5, "linf": 0.3, "l0": 12.0}
 NUM_RESAMPLES = 2000
 _SEED = 0
+_NORMAL_QUANTILE = 1.959964  # of a 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,14 @@ def summarize(distances: np.ndarray, threshold: float) -> Summary:
         _estimate(median(distances), median(distances[rows])),
         _estimate(held.mean(), held[rows].mean(axis=1)),
     )
+
+
+def share_interval(hits: int, count: int) -> Estimate:
+    """A share with its 95 % Wilson interval, which has a width for shares of 0 and 1, too."""
+    share, square = hits / count, _NORMAL_QUANTILE**2 / count
+    center = (share + square / 2) / (1 + square)
+    width = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
+    return Estimate(share, max(0.0, center - width), min(1.0, center + width))
 
 
 def robust(distances: np.ndarray, threshold: float) -> np.ndarray:

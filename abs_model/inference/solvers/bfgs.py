@@ -1,18 +1,23 @@
 """Damped BFGS for many small problems at once, with latents in a ball.
 
-N problems min E(z) = ||x - G(z)||^2 + ||z||^2 / 2 side by side: latents (latent, N), one column
-each, and an inverse Hessian for every column (Nocedal & Wright 2006, chapter 6; damping as in
-procedure 18.2). Where the minimum lies on the ball's sphere, gradients and directions are
-tangential, so that BFGS learns the curvature of the energy along the sphere.
+N problems side by side, min E(z) = ||x - G(z)||^2 + ||z||^2 / 2 or another cost of G(z) and z:
+latents (latent, N), one column each, and an inverse Hessian for every column (Nocedal & Wright
+2006, chapter 6; damping as in procedure 18.2). Where the minimum lies on the ball's sphere,
+gradients and directions are tangential, so that BFGS learns the curvature along the sphere.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from abs_model.inference.solvers.norm_ball import constraint_active, project, tangential
+
+PyTree = Any
+# From G(z) (outputs, N), targets with leaves (..., N) and z (latent, N): the costs, (N,).
+Cost = Callable[[jax.Array, PyTree, jax.Array], jax.Array]
 
 _CURVATURE = 10.0  # of the energies, in nats per squared latent unit, before anything is known
 _RADIUS = 1.5  # of the first step's trust region
@@ -25,7 +30,7 @@ class Iterate:
 
     Attributes:
         latents: (latent, N).
-        energies: (N,); infinite where nothing has been evaluated yet.
+        energies: (N,), or other costs; infinite where nothing has been evaluated yet.
         gradients: (latent, N); tangential where `held`.
         held: Whether the point is on the sphere and descent would leave the ball, (N,).
         inverse_hessians: (latent, latent, N).
@@ -56,16 +61,26 @@ def initial_iterate(latents: jax.Array, inverse_hessians: jax.Array | None = Non
     )
 
 
+def energies(outputs: jax.Array, targets: jax.Array, latents: jax.Array) -> jax.Array:
+    """||x - G(z)||^2 + ||z||^2 / 2, in nats, (N,)."""
+    return jnp.sum((outputs - targets) ** 2, axis=0) + 0.5 * jnp.sum(latents**2, axis=0)
+
+
 def step(
-    decode: Callable[[jax.Array], jax.Array], targets: jax.Array, now: Iterate, max_norm: float
+    decode: Callable[[jax.Array], jax.Array],
+    targets: PyTree,
+    now: Iterate,
+    max_norm: float,
+    cost: Cost = energies,
 ) -> tuple[Iterate, jax.Array]:
     """One evaluation of every problem; points move only where that lowers the energy.
 
     Args:
         decode: G, from latents (latent, N) to (outputs, N).
-        targets: x, (outputs, N).
+        targets: What `cost` compares with G: x, (outputs, N), for energies.
         now: The points.
         max_norm: Radius of the ball.
+        cost: What is minimized, on the scale of energies.
 
     Returns:
         The points after the step, and G where it was evaluated, (outputs, N): that of the points
@@ -75,7 +90,7 @@ def step(
     lengths = jnp.sqrt(jnp.sum(direction**2, axis=0))
     scales = jnp.minimum(1, now.radii / jnp.maximum(lengths, 1e-9))
     latents = project(now.latents + scales * direction, max_norm)
-    energies, gradients, outputs = _evaluate(decode, targets, latents)
+    costs, gradients, outputs = _evaluate(decode, targets, latents, cost)
     held = constraint_active(latents, gradients, max_norm)
     gradients = jnp.where(held, tangential(latents, gradients), gradients)
     updated = _update(
@@ -88,13 +103,13 @@ def step(
     inverse_hessians = jnp.where(jnp.isfinite(now.energies), updated, now.inverse_hessians)
     slopes = jnp.sum(now.gradients * direction, axis=0)
     predicted = -scales * (1 - 0.5 * scales) * slopes
-    ratios = (now.energies - energies) / jnp.maximum(predicted, 1e-9)
+    ratios = (now.energies - costs) / jnp.maximum(predicted, 1e-9)
     radii = jnp.where((ratios > 0.75) & (scales < 1), 2 * now.radii, now.radii)
     radii = jnp.where(ratios < 0.1, 0.35 * scales * lengths, radii)
-    better = energies < now.energies
+    better = costs < now.energies
     after = Iterate(
         jnp.where(better, latents, now.latents),
-        jnp.where(better, energies, now.energies),
+        jnp.where(better, costs, now.energies),
         jnp.where(better, gradients, now.gradients),
         jnp.where(better, held, now.held),
         inverse_hessians,
@@ -121,17 +136,17 @@ def _direction(now: Iterate) -> jax.Array:
 
 
 def _evaluate(
-    decode: Callable[[jax.Array], jax.Array], targets: jax.Array, latents: jax.Array
+    decode: Callable[[jax.Array], jax.Array], targets: PyTree, latents: jax.Array, cost: Cost
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Energies, their gradients, and G."""
+    """Costs, their gradients, and G."""
 
     def total(z: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         outputs = decode(z)
-        energies = jnp.sum((outputs - targets) ** 2, axis=0) + 0.5 * jnp.sum(z**2, axis=0)
-        return jnp.sum(energies), (energies, outputs)
+        costs = cost(outputs, targets, z)
+        return jnp.sum(costs), (costs, outputs)
 
-    gradients, (energies, outputs) = jax.grad(total, has_aux=True)(latents)
-    return energies, gradients, outputs
+    gradients, (costs, outputs) = jax.grad(total, has_aux=True)(latents)
+    return costs, gradients, outputs
 
 
 def _update(

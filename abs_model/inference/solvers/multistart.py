@@ -6,6 +6,7 @@ none has far to fall.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +18,7 @@ from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.settings import SearchSettings
 from abs_model.models.decoders import Decoder
 
-# A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
-_SURROGATE_MARGIN = 6.0
+PyTree = Any
 # Candidates that head for points nearer to each other, in latent units, find the same minimum.
 _DUPLICATE_RADIUS = 0.5
 # A candidate is given up once this many times its expected decrease would not make it the best.
@@ -48,12 +48,14 @@ class MultistartResult:
         decoded: The best latents decoded, (pixels, N); NaN where no energy that was
             found is finite.
         inverse_hessians: What BFGS knows of the energies there, (latent, latent, N).
+        iterate: All candidates where BFGS left them.
         evaluations: Of the decoder and its gradient, for each candidate, (columns,).
     """
 
     latents: jax.Array
     decoded: jax.Array
     inverse_hessians: jax.Array
+    iterate: bfgs.Iterate
     evaluations: jax.Array
 
 
@@ -73,22 +75,28 @@ class _Work:
 
 
 def polish(
-    decode: Decoder, pixels: jax.Array, candidates: bfgs.Iterate, settings: MultistartSettings
+    decode: Decoder,
+    targets: PyTree,
+    candidates: bfgs.Iterate,
+    settings: MultistartSettings,
+    cost: bfgs.Cost = bfgs.energies,
+    ceiling: float = jnp.inf,
 ) -> MultistartResult:
     """The best minimum that BFGS finds from each image's candidates.
 
     Args:
         decode: One class's decoder.
-        pixels: (pixels, N).
-        candidates: Any multiple of N columns, images fastest, with energies on the surrogate;
-            those of infinite energy are left alone.
+        targets: For each image what `cost` compares with what is decoded, leaves (..., N): pixels,
+            (pixels, N), for energies.
+        candidates: Any multiple of N columns, images fastest; those of infinite energy are left
+            alone, and other energies don't matter.
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
+        cost: What is minimized, on the scale of energies.
+        ceiling: Only costs below it are of interest.
     """
-    count, columns = pixels.shape[1], len(candidates.energies)
+    count, columns = jax.tree.leaves(targets)[0].shape[-1], len(candidates.energies)
     size = list_size(columns, count)
-    lowest = jnp.tile(candidates.energies.reshape(-1, count).min(axis=0), columns // count)
-    promising = candidates.energies <= lowest + _SURROGATE_MARGIN
-    promising &= jnp.isfinite(candidates.energies)
+    promising = jnp.isfinite(candidates.energies)
 
     def proceed(carry: tuple[_Work, jax.Array]) -> tuple[_Work, jax.Array]:
         work, priorities = carry
@@ -96,7 +104,8 @@ def polish(
         # Near the end of the list some are chosen only to fill up; these stay as they are.
         busy = priorities[chosen] > 0
         old = jax.tree.map(lambda leaf: leaf[..., chosen], work.now)
-        new, outputs = bfgs.step(decode, pixels[:, chosen % count], old, settings.max_norm)
+        theirs = jax.tree.map(lambda leaf: leaf[..., chosen % count], targets)
+        new, outputs = bfgs.step(decode, theirs, old, settings.max_norm, cost)
         new = jax.tree.map(lambda after, before: jnp.where(busy, after, before), new, old)
         rows = jnp.where(new.energies < old.energies, chosen, columns)  # else out of bounds
         decreases, ahead = bfgs.predicted_decrease(new)
@@ -107,28 +116,34 @@ def polish(
             work.evaluations.at[chosen].add(busy),
             work.decoded.at[rows].set(outputs.T, mode="drop"),
         )
-        return work, _priorities(work, promising, count, settings)
+        return work, _priorities(work, promising, count, settings, ceiling)
 
+    num_outputs = len(jax.eval_shape(decode, candidates.latents))
     work = _Work(
         bfgs.initial_iterate(candidates.latents, candidates.inverse_hessians),
         jnp.zeros(columns),
         candidates.latents,
         jnp.zeros(columns, int),
-        jnp.full((columns, len(pixels)), jnp.nan),
+        jnp.full((columns, num_outputs), jnp.nan),
     )
-    carry = work, _priorities(work, promising, count, settings)
+    carry = work, _priorities(work, promising, count, settings, ceiling)
     work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
     best = _leaders(work.now.energies, count)
     return MultistartResult(
         work.now.latents[:, best],
         work.decoded[best].T,
         work.now.inverse_hessians[..., best],
+        work.now,
         work.evaluations,
     )
 
 
 def _priorities(
-    work: _Work, promising: jax.Array, count: int, settings: MultistartSettings
+    work: _Work,
+    promising: jax.Array,
+    count: int,
+    settings: MultistartSettings,
+    ceiling: float,
 ) -> jax.Array:
     """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
     energies, decreases, evaluations = work.now.energies, work.decreases, work.evaluations
@@ -140,8 +155,9 @@ def _priorities(
     unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
-    hopeful = energies - _PROMISING_FACTOR * decreases < lowest
-    priorities = jnp.where(unfinished & (leads | hopeful), decreases, 0)
+    forecast = energies - _PROMISING_FACTOR * decreases
+    hopeful = (leads | (forecast < lowest)) & (forecast < ceiling)
+    priorities = jnp.where(unfinished & hopeful, decreases, 0)
     return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 
 

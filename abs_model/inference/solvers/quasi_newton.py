@@ -31,6 +31,8 @@ _SPREAD = 1.6
 # Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
 # though they have not converged.
 _SAME_ON_SURROGATE = 1.0
+# A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
+_SURROGATE_MARGIN = 6.0
 # Points on the way are left when nearer to the best minimum than this, in latent units, or when
 # their energy on the surrogate is higher by more than this, in nats.
 _ON_PATH_DISTANCE = 0.5
@@ -85,7 +87,12 @@ class QuasiNewton:
 
     def search(self, pixels: jax.Array) -> MultistartResult:
         """The same, with the numbers of evaluations."""
-        return polish(self.decoder, pixels, self._candidates(pixels), self.settings)
+        candidates = self._candidates(pixels)
+        lowest = candidates.energies.reshape(-1, pixels.shape[1]).min(axis=0)
+        highest = jnp.tile(lowest + _SURROGATE_MARGIN, len(candidates.energies) // len(lowest))
+        energies = jnp.where(candidates.energies <= highest, candidates.energies, jnp.inf)
+        candidates = dataclasses.replace(candidates, energies=energies)
+        return polish(self.decoder, pixels, candidates, self.settings)
 
     def refine(
         self, pixels: jax.Array, start: jax.Array, solver_state: jax.Array, searched: jax.Array

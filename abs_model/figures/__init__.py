@@ -7,8 +7,10 @@ from abs_model.figures import (
     certificates,
     corruptions,
     explanations,
+    fooling,
     hardest,
     latent_space,
+    manipulation,
     out_of_distribution,
 )
 from abs_model.figures.make import choose_figures, make_figure, open_evaluation
@@ -24,9 +26,11 @@ __all__ = [
     "choose_figures",
     "corruptions",
     "explanations",
+    "fooling",
     "hardest",
     "latent_space",
     "make_figure",
+    "manipulation",
     "open_evaluation",
     "out_of_distribution",
     "register",

@@ -11,6 +11,7 @@ from abs_model.figures import (
     hardest,
     latent_space,
     manipulation,
+    minimal,
     out_of_distribution,
 )
 from abs_model.figures.make import choose_figures, make_figure, open_evaluation
@@ -31,6 +32,7 @@ __all__ = [
     "latent_space",
     "make_figure",
     "manipulation",
+    "minimal",
     "open_evaluation",
     "out_of_distribution",
     "register",

@@ -14,6 +14,7 @@ import jax
 import matplotlib.figure
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from abs_model.attacks import NORMS
 from abs_model.evaluation.images.style import (
@@ -35,7 +36,7 @@ from abs_model.models.abs import ABSClassifier
 
 _LONGEST = {"l2": 3.5, "linf": 0.6, "l0": 40.0}  # distances shown
 _CONDITION = "Certificates hold if the search over latents has found the global minimum"
-_PANEL, _PITCH, _LEFT, _TOP = 2.9, 3.5, 0.7, 1.05  # inches
+_PANEL, _PITCH, _LEFT, _TOP = 2.9, 3.5, 0.7, 1.2  # inches
 
 
 def compute(work: Work) -> Data:
@@ -125,7 +126,7 @@ def _bracket(certified: np.ndarray, attacked: np.ndarray, norm: str) -> dict[str
 
 
 def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
-    """A row of panels for each model, a panel for each norm."""
+    """A row of panels for each model, a panel for each norm, of the images that have all curves."""
     models = [name for name in data.numbers if name != "condition"]
     width = _LEFT + _PITCH * len(NORMS)
     height = _TOP + _PITCH * len(models)
@@ -147,8 +148,10 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
                 for key, values in data.arrays.items()
                 if key.startswith(prefix)
             }
-            _draw_panel(axes, norm, curves)
-            axes.set_title(f"{model}, {NORM_SYMBOLS[norm]}", fontsize=MEDIUM, color=INK, loc="left")
+            count = min(map(len, curves.values()))
+            _draw_panel(axes, norm, {form: each[:count] for form, each in curves.items()})
+            title = f"{model}, {NORM_SYMBOLS[norm]}, {count:,} images"
+            axes.set_title(title, fontsize=MEDIUM, color=INK, loc="left")
     figure.text(
         _LEFT / width, 1 - 0.15 / height, "Certified accuracy", va="top",
         fontsize=LARGE, fontweight="bold", color=INK,
@@ -156,6 +159,16 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     figure.text(
         _LEFT / width, 1 - 0.42 / height, f"{_CONDITION}. Dotted: threshold.", va="top",
         fontsize=MEDIUM, color=FAINT,
+    )  # fmt: skip
+    shown = {key.rpartition("/")[2] for key in data.arrays}
+    handles = [
+        Line2D([], [], color=color, ls=dashes, lw=1.4, label=label)
+        for form, (label, color, dashes) in _LINES.items()
+        if form in shown
+    ]
+    figure.legend(
+        handles=handles, loc="upper left", bbox_to_anchor=(_LEFT / width, 1 - 0.6 / height),
+        fontsize=SMALL, frameon=False, borderaxespad=0, labelcolor=INK, ncols=len(handles),
     )  # fmt: skip
     return {"certificates": figure}
 
@@ -174,9 +187,8 @@ def _draw_panel(axes: Axes, norm: str, curves: Mapping[str, np.ndarray]) -> None
     if "attacked" in left:
         axes.fill_between(at, left["certified"], left["attacked"], color="#eeeeee", lw=0)
     for form, accuracies in left.items():
-        label, color, dashes = _LINES[form]
-        label = f"{label} ({len(curves[form]):,} images)"
-        axes.step(at, accuracies, where="post", color=color, ls=dashes, lw=1.4, label=label)
+        _, color, dashes = _LINES[form]
+        axes.step(at, accuracies, where="post", color=color, ls=dashes, lw=1.4)
     axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
     axes.set_xlim(0, _LONGEST[norm])
     axes.set_ylim(0, 1.02)
@@ -187,7 +199,6 @@ def _draw_panel(axes: Axes, norm: str, curves: Mapping[str, np.ndarray]) -> None
     axes.grid(color="#e8e8e8", linewidth=0.7)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="upper right", fontsize=SMALL, frameon=False, labelcolor=INK)
 
 
 register(
@@ -197,6 +208,6 @@ register(
         compute,
         draw,
         models=("abs", "binary_abs"),
-        num_images=1000,
+        num_images=300,
     )
 )

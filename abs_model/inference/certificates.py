@@ -245,10 +245,10 @@ def certify(
         def search(
             decode: Decoder, weight: jax.Array, now: bfgs.Iterate
         ) -> tuple[bfgs.Iterate, jax.Array, jax.Array, jax.Array]:
-            # What could not win at a larger radius can't at this one.
+            # What was far from winning at a larger radius is farther at this one.
             begun = dataclasses.replace(
                 bfgs.initial_iterate(now.latents, now.inverse_hessians),
-                energies=jnp.where(now.energies < 0, 0, jnp.inf),
+                energies=jnp.where(now.energies < _CEILING, 0, jnp.inf),
             )
             cost = functools.partial(_cost, norm, weight)
             found = polish(decode, tested, begun, search_settings, cost, ceiling=_CEILING)

@@ -80,7 +80,7 @@ def polish(
     candidates: bfgs.Iterate,
     settings: MultistartSettings,
     cost: bfgs.Cost = bfgs.energies,
-    ceiling: float = jnp.inf,
+    ceiling: float | None = None,
 ) -> MultistartResult:
     """The best minimum that BFGS finds from each image's candidates.
 
@@ -92,7 +92,7 @@ def polish(
             alone, and other energies don't matter.
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
         cost: What is minimized, on the scale of energies.
-        ceiling: Only costs below it are of interest.
+        ceiling: Where given, all costs below it are of interest, not only each image's lowest.
     """
     count, columns = jax.tree.leaves(targets)[0].shape[-1], len(candidates.energies)
     size = list_size(columns, count)
@@ -143,7 +143,7 @@ def _priorities(
     promising: jax.Array,
     count: int,
     settings: MultistartSettings,
-    ceiling: float,
+    ceiling: float | None,
 ) -> jax.Array:
     """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
     energies, decreases, evaluations = work.now.energies, work.decreases, work.evaluations
@@ -155,8 +155,8 @@ def _priorities(
     unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
-    forecast = energies - _PROMISING_FACTOR * decreases
-    hopeful = (leads | (forecast < lowest)) & (forecast < ceiling)
+    hoped_for = energies - _PROMISING_FACTOR * decreases
+    hopeful = leads | (hoped_for < lowest) if ceiling is None else hoped_for < ceiling
     priorities = jnp.where(unfinished & hopeful, decreases, 0)
     return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 

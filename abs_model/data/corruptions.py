@@ -1,7 +1,7 @@
 """The fifteen corruptions of MNIST-C, which leave the label of a digit as it is.
 
 MNIST-C is Mu and Gilmer (2019), arXiv 1906.02337; these are its definitions with the severities of
-its published files, written anew in numpy and scipy. From 1 to 5:
+its published files, reimplemented in numpy and scipy. From 1 to 5:
 
     shot noise 5       3 photons for a white pixel
     impulse noise 4    17 % of the pixels, black or white

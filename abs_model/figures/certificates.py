@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
 from abs_model.attacks import NORMS
+from abs_model.evaluation.images.curves import finish_curves
 from abs_model.evaluation.images.style import (
     FAINT,
     INK,
@@ -25,7 +26,6 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     NORM_SYMBOLS,
     SMALL,
-    UNITS,
     new_figure,
 )
 from abs_model.evaluation.tables.results import GROUPS, Results
@@ -189,16 +189,7 @@ def _draw_panel(axes: Axes, norm: str, curves: Mapping[str, np.ndarray]) -> None
     for form, accuracies in left.items():
         _, color, dashes = _LINES[form]
         axes.step(at, accuracies, where="post", color=color, ls=dashes, lw=1.4)
-    axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
-    axes.set_xlim(0, _LONGEST[norm])
-    axes.set_ylim(0, 1.02)
-    ticks = np.linspace(0, 1, 6)
-    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
-    axes.set_xlabel(f"{NORM_SYMBOLS[norm]} distance{UNITS[norm]}", fontsize=MEDIUM, color=INK)
-    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
-    axes.grid(color="#e8e8e8", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    finish_curves(axes, norm, _LONGEST[norm])
 
 
 register(

@@ -40,7 +40,7 @@ def draw_curves(results: Results) -> Figure:
             _draw_curve(axes, results, norm, model, MODEL_COLORS[number % len(MODEL_COLORS)])
             for number, model in enumerate(models)
         ]
-        _finish_curves(axes, norm, max([each for each in shown if each], default=1.0))
+        finish_curves(axes, norm, max([each for each in shown if each], default=1.0))
     figure.text(
         0.65 / width, 1 - 0.15 / height, "Accuracy left within a distance", va="top",
         fontsize=LARGE, fontweight="bold", color=INK,
@@ -85,7 +85,8 @@ def _draw_curve(axes: Axes, results: Results, norm: str, model: str, color: str)
     return float(max(ends)) if ends else None
 
 
-def _finish_curves(axes: Axes, norm: str, end: float) -> None:
+def finish_curves(axes: Axes, norm: str, end: float) -> None:
+    """Labels a panel of accuracy curves up to a distance, and marks the threshold."""
     axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
     axes.set_xlim(0, max(end, 1.1 * THRESHOLDS[norm]))
     axes.set_ylim(0, 1.02)

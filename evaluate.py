@@ -7,7 +7,7 @@ import rich.console
 from absl import flags, logging
 
 from abs_model._runtime.command_line import define_config, define_path, run_main
-from abs_model._runtime.configuration import check_all, positive_int, section, seed
+from abs_model._runtime.configuration import boolean, check_all, positive_int, section, seed
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.wandb_log import MODES, open_tracker
 from abs_model.evaluation import (
@@ -73,6 +73,7 @@ def main(argv: list[str]) -> None:
             "num_clean": positive_int,
             "num_images": positive_int,
             "batch_size": positive_int,
+            "certify": boolean,
             "attacks": section,
         },
     )
@@ -89,7 +90,9 @@ def main(argv: list[str]) -> None:
         names = {spec.name for spec in suite}
         print("\n".join(export_evaluation(workdir, collect(workdir), models, dataset, names)))
         return
-    settings = Settings(config.num_clean, config.num_images, config.batch_size, config.seed)
+    settings = Settings(
+        config.num_clean, config.num_images, config.batch_size, config.seed, config.certify
+    )
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},
         "models_from": [dataclasses.asdict(spec) for spec in specs],

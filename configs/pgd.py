@@ -18,6 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.num_clean = 1000
     config.num_images = 20
     config.batch_size = 20
+    config.certify = False
     config.attacks = {
         f"pgd_{norm}": {
             "attack": "pgd",

@@ -96,6 +96,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.num_clean = num_clean
     config.num_images = num_images
     config.batch_size = batch_size
+    config.certify = variant != "tiny"
     quick = variant in ("smoke", "tiny")
     attacks = _paper(full=variant == "full") | _stronger()
     if variant == "cpu":

@@ -20,7 +20,14 @@ from abs_model.evaluation.tables.cells import Cell, PublishedCell
 from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.tables.statistics import THRESHOLDS, Estimate
-from abs_model.evaluation.tables.table import NORM_NAMES, UNITS, Block, Row, make_tables
+from abs_model.evaluation.tables.table import (
+    CERTIFICATES,
+    NORM_NAMES,
+    UNITS,
+    Block,
+    Row,
+    make_tables,
+)
 from abs_model.evaluation.tables.table_formats import EXPLANATION, warning_lines
 
 Json = dict[str, Any]
@@ -110,6 +117,7 @@ def _block(results: Results, block: Block) -> Json:
                 "title": row.title,
                 "attack": names.index(row.attack.name) if row.attack else None,
                 "budget": row.budget,
+                "certified": row.title == CERTIFICATES,
                 "cells": [_cell(row, model) for model in results.plan.models],
             }
             for row in block.rows

@@ -25,7 +25,7 @@ function triedTo(norm, cell) {
 /* The minimum over all attacks, and what was published; null without. */
 function lastRow(norm, published) {
   const { rows } = content.blocks[norm];
-  const isIt = (row) => row.attack === null && isPublished(row) === published;
+  const isIt = (row) => row.attack === null && !row.certified && isPublished(row) === published;
   return rows.filter(isIt).pop() ?? null;
 }
 
@@ -147,7 +147,8 @@ function normTable(block, id) {
     ])),
   ];
   const rows = block.rows.map((row) => {
-    const kind = row.attack !== null ? "attack" : isPublished(row) ? "paper" : "minimum";
+    const kind = row.attack !== null ? "attack" : isPublished(row) ? "paper"
+      : row.certified ? "certified" : "minimum";
     return element("tr", { class: kind },
       element("th", { scope: "row", class: "name" }, row.title,
         row.budget ? element("small", {}, row.budget) : null),

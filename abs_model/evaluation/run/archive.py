@@ -51,6 +51,9 @@ def pack(workdir: pathlib.Path, results: Results) -> bytes:
                 for record in results.found[model, attack.name].values()
             ]
             files |= _ledger(workdir, folder, records)
+    for norm, ledgers in plan.certificates.items():
+        for model, folder in ledgers.items():
+            files |= _ledger(workdir, folder, list(results.certified[model, norm].values()))
     return _archive(files)
 
 

@@ -21,6 +21,7 @@ from abs_model.evaluation.run.progress import Progress
 from abs_model.evaluation.run.runner import Runner, Settings, Task
 from abs_model.evaluation.run.suite import AttackSpec
 from abs_model.evaluation.run.workdir import (
+    CERTIFIED,
     CLEAN,
     UNSHARDED,
     Shard,
@@ -30,6 +31,7 @@ from abs_model.evaluation.run.workdir import (
     model_identity,
 )
 from abs_model.evaluation.tables.results import Plan, PlannedAttack, Results, collect
+from abs_model.inference.certificates import DEFAULT_SETTINGS
 from abs_model.models.classifier import Classifier
 
 
@@ -129,6 +131,13 @@ def _tasks(
                 folder = ledger_folder(workdir, name, spec.name, attack_identity)
                 batches = _batches(settings.num_images, settings.batch_size)
                 tasks.append(Task(model, spec, folder, attack_identity, batches))
+        if settings.certify and hasattr(model, "certify"):
+            for norm in dict.fromkeys(spec.norm for spec in suite):
+                search = {"norm": norm, **dataclasses.asdict(DEFAULT_SETTINGS)}
+                certified_identity = identity | {"certificates": search}
+                folder = ledger_folder(workdir, name, CERTIFIED[norm], certified_identity)
+                batches = _batches(settings.num_images, settings.batch_size)
+                tasks.append(Task(model, None, folder, certified_identity, batches, norm))
     return tasks
 
 
@@ -150,8 +159,7 @@ def _plan(
 ) -> Plan:
     """What the tasks amount to, for those who read the results."""
     folders = {
-        (task.attack_name, task.model.name): task.folder.relative_to(workdir).as_posix()
-        for task in tasks
+        (task.name, task.model.name): task.folder.relative_to(workdir).as_posix() for task in tasks
     }
     attacks = [
         PlannedAttack(
@@ -182,6 +190,11 @@ def _plan(
         num_clean=settings.num_clean,
         num_images=settings.num_images,
         clean_ledgers={name: folders[CLEAN, name] for name in models},
+        certificates={
+            norm: ledgers
+            for norm, certified in CERTIFIED.items()
+            if (ledgers := {m: folders[certified, m] for m in models if (certified, m) in folders})
+        },
         about={
             **about,
             "seed": settings.seed,

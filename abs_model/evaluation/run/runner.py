@@ -36,7 +36,7 @@ from abs_model.evaluation.run.verification import (
     uncertain_margins,
     verify,
 )
-from abs_model.evaluation.run.workdir import CLEAN, Shard
+from abs_model.evaluation.run.workdir import CERTIFIED, CLEAN, Shard
 from abs_model.evaluation.tables.statistics import THRESHOLDS, median, robust
 from abs_model.models.classifier import Classifier
 from abs_model.models.decisions import decide
@@ -55,30 +55,52 @@ class Settings:
         batch_size: Images at a time; a kill costs at most one batch. No result depends on it, but
             for float rounding.
         seed: Of all that is random.
+        certify: Whether decisions on the attacked images are certified, too, by models that can.
     """
 
     num_clean: int
     num_images: int
     batch_size: int
     seed: int
+    certify: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """An attack, or none, on a model, with the batches of images still to do."""
+    """An attack on a model, certificates in a norm, or neither, for clean images.
+
+    Attributes:
+        model: The model.
+        spec: The attack.
+        folder: Of the ledger.
+        identity: What decides over the results.
+        batches: The images still to do.
+        certified_norm: Of the certificates.
+    """
 
     model: Classifier
     spec: AttackSpec | None
     folder: pathlib.Path
     identity: Mapping[str, Any]
     batches: Sequence[Sequence[int]]
+    certified_norm: str | None = None
 
     @property
-    def attack_name(self) -> str:
+    def name(self) -> str:
+        """As the ledger calls it."""
+        if self.certified_norm is not None:
+            return CERTIFIED[self.certified_norm]
         return CLEAN if self.spec is None else self.spec.name
 
     @property
+    def is_clean(self) -> bool:
+        """Whether it only classifies clean images."""
+        return self.name == CLEAN
+
+    @property
     def description(self) -> str:
+        if self.certified_norm is not None:
+            return f"{self.model.name}: certificates {self.certified_norm}"
         if self.spec is None:
             return f"{self.model.name}: clean images"
         return f"{self.model.name}: {self.spec.display_title} {self.spec.norm}"
@@ -108,7 +130,7 @@ class Runner:
 
     def run(self, task: Task, progress: Progress) -> None:
         """Runs a task's batches; each is in the ledger before the next one starts."""
-        if task.spec is None:
+        if task.is_clean:
             # Read again, because other shards may have added to it.
             self._clean[task.model.name] = read_records(task.folder)
             self._probe(task, progress)
@@ -127,7 +149,7 @@ class Runner:
                 found += records
                 self._note(task, batch, time.perf_counter() - start)
                 progress.advance(len(batch))
-        if task.spec is None:
+        if task.is_clean:
             self._clean[task.model.name] = read_records(task.folder)
         progress.finish(_outcome(task, found))
 
@@ -151,6 +173,8 @@ class Runner:
         rows = np.array([*batch, *[batch[-1]] * (size - len(batch))])
         images = self._dataset.test.images[rows].astype(np.float32) / 255
         labels = self._dataset.test.labels[rows]
+        if task.certified_norm is not None:
+            return _certified_records(task.model, task.certified_norm, batch, images, labels)
         if task.spec is None:
             logits = cold_logits(task.model, images)
             return _clean_records(batch, labels, _decided(task.model, logits, labels))
@@ -212,7 +236,7 @@ class Runner:
             self._workdir,
             {
                 "model": task.model.name,
-                "attack": task.attack_name,
+                "attack": task.name,
                 "fingerprint": task.folder.name,
                 "first": batch[0],
                 "num_images": len(batch),
@@ -228,10 +252,13 @@ class Runner:
 
 def _outcome(task: Task, records: Sequence[Record]) -> str:
     """In a few words, what was found about the images just done."""
+    distances = np.array([record.distance for record in records if record.counts])
+    if task.certified_norm is not None:
+        at = THRESHOLDS[task.certified_norm]
+        return f"{len(records):,} images, {robust(distances, at).mean():.0%} certified at {at:g}"
     if task.spec is None:
         errors = sum(record.clean_error for record in records)
         return f"{len(records):,} images, {errors} misclassified"
-    distances = np.array([record.distance for record in records if record.counts])
     if not len(distances):
         return "all images are of the target's class"
     limit = task.spec.limit(task.model)
@@ -281,6 +308,31 @@ def _clean_records(batch: Sequence[int], labels: Array, predictions: Array) -> l
             image=None,
         )
         for index, label, prediction in zip(batch, labels, predictions, strict=False)
+    ]
+
+
+def _certified_records(
+    model: Any, norm: str, batch: Sequence[int], images: Array, labels: Array
+) -> list[Record]:
+    """The radii as distances, 0 where the model misclassifies the image, and who comes closest."""
+    certificate = model.certify(images, norm=norm)
+    radii, predictions, rivals = map(
+        np.asarray, (certificate.radii, certificate.predictions, certificate.rivals)
+    )
+    return [
+        Record(
+            index=index,
+            label=int(labels[row]),
+            clean_prediction=int(predictions[row]),
+            claimed=False,
+            reasons=(),
+            prediction=int(rivals[row]),
+            distance=float(radii[row]) if predictions[row] == labels[row] else 0.0,
+            num_queries=None,
+            num_gradients=None,
+            image=None,
+        )
+        for row, index in enumerate(batch)
     ]
 
 

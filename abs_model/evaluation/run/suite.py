@@ -40,7 +40,7 @@ from abs_model.attacks._core.checks import NORMS
 from abs_model.attacks.registry import ATTACKS, Access, AttackInfo, limit_of
 from abs_model.evaluation.run.plugins import import_function
 from abs_model.evaluation.run.targets import RULES, Targets, is_targets, title_of
-from abs_model.evaluation.run.workdir import CLEAN, source_identity
+from abs_model.evaluation.run.workdir import CERTIFIED, CLEAN, source_identity
 from abs_model.evaluation.tables.results import GROUPS
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.classifier import Classifier
@@ -109,10 +109,11 @@ class AttackSpec:
 
     def __post_init__(self) -> None:
         """Raises a SuiteError if the name is reserved."""
-        if self.name == CLEAN:
+        reserved = {CLEAN: "the clean images"} | dict.fromkeys(CERTIFIED.values(), "certificates")
+        if self.name in reserved:
             raise SuiteError(
-                f"no attack can be called {CLEAN!r}: in an evaluation's files that stands for the"
-                " clean images; give it another name"
+                f"no attack can be called {self.name!r}: in an evaluation's files that stands for"
+                f" {reserved[self.name]}; give it another name"
             )
 
     @property

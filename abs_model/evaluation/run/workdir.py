@@ -28,10 +28,12 @@ import jax
 from abs_model._runtime import atomic_files
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.pytrees import array_identity
+from abs_model.attacks._core.checks import NORMS
 from abs_model.models.classifier import Classifier
 from abs_model.models.function import FunctionClassifier
 
 CLEAN = "clean"
+CERTIFIED = {norm: f"certified_{norm}" for norm in NORMS}
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
 _OPAQUE = re.compile("callback|custom_[jv][jv]p")  # what a traced function does not show
 
@@ -80,7 +82,7 @@ def ledger_folder(
     Args:
         workdir: Of the evaluation.
         model_name: The model's name in the evaluation.
-        attack_name: That of the attack, or `CLEAN`.
+        attack_name: That of the attack, `CLEAN`, or of `CERTIFIED`.
         identity: What decides over the results.
     """
     text = json.dumps(identity, sort_keys=True)

@@ -1,6 +1,7 @@
 """The figures of the tables: of an attack, or of the minimum over several, on a model."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -129,6 +130,15 @@ def minimum_cell(results: Results, model: str, norm: str, groups: Sequence[str])
         num_by_search=_num_by_search(closest),
         eight_bit=_outcomes(closest),
     )
+
+
+def certified_cell(results: Results, model: str, norm: str) -> Cell | None:
+    """Those of the certified radii in a norm; None without an image."""
+    radii = results.certified_radii(model, norm)
+    if not len(radii):
+        return None
+    summary = summarize(radii, THRESHOLDS[norm])
+    return Cell(summary, results.plan.num_images, limit=math.inf, reached=True)
 
 
 def _outcomes(records: Sequence[Record]) -> dict[str, int]:

@@ -16,7 +16,7 @@ from abs_model.attacks.registry import limit_of, minimizes
 from abs_model.evaluation.run.batch_log import Origin, read_origins
 from abs_model.evaluation.run.ledger import RESUME_HINT, SETTINGS_FILE, Record, read_records
 from abs_model.evaluation.run.probe import Probe, read_probe
-from abs_model.evaluation.run.workdir import CLEAN
+from abs_model.evaluation.run.workdir import CERTIFIED, CLEAN
 
 PLAN_FILE = "evaluation.json"
 GROUPS = ("paper", "stronger")
@@ -75,6 +75,7 @@ class Plan:
         num_images: Test images attacked.
         clean_ledgers: By model, as in `PlannedAttack.ledgers`.
         about: Seed, data set, packages and the like.
+        certificates: By norm and model, likewise, for models whose decisions are certified.
     """
 
     models: Sequence[str]
@@ -83,6 +84,7 @@ class Plan:
     num_images: int
     clean_ledgers: Mapping[str, str]
     about: Mapping[str, Any]
+    certificates: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
     def write(self, workdir: pathlib.Path) -> None:
         """Writes evaluation.json, atomically.
@@ -133,9 +135,10 @@ class Results:
         plan: What was to be done.
         clean: By model, the records of the clean images.
         found: By model and attack's name, those of the attacked ones.
-        origins: By model and attack's name, or `CLEAN`, how these records came about, as far as it
-            is known.
+        origins: By model and attack's name, `CLEAN` or of `CERTIFIED`, how these records came
+            about, as far as it is known.
         probes: By model that has been probed, what that found (`abs_model.evaluation.run.probe`).
+        certified: By model and norm, the records whose distances are certified radii.
     """
 
     plan: Plan
@@ -143,6 +146,9 @@ class Results:
     found: Mapping[tuple[str, str], Mapping[int, Record]]
     origins: Mapping[tuple[str, str], Origin] = dataclasses.field(default_factory=dict)
     probes: Mapping[str, Probe] = dataclasses.field(default_factory=dict)
+    certified: Mapping[tuple[str, str], Mapping[int, Record]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -181,6 +187,7 @@ class Results:
     def num_without_provenance(self) -> int:
         """How many records there are of which it isn't known how they came about."""
         everything = {(model, CLEAN): records for model, records in self.clean.items()}
+        everything |= {(m, CERTIFIED[norm]): found for (m, norm), found in self.certified.items()}
         return sum(
             len(records.keys() - (self.origins[key].images if key in self.origins else ()))
             for key, records in {**everything, **self.found}.items()
@@ -192,7 +199,9 @@ class Results:
         missing_clean = any(len(records) < self.plan.num_clean for records in self.clean.values())
         attacked = range(self.plan.num_images)
         return not missing_clean and all(
-            index in records for records in self.found.values() for index in attacked
+            index in records
+            for records in (*self.found.values(), *self.certified.values())
+            for index in attacked
         )
 
     @property
@@ -244,6 +253,15 @@ class Results:
             and attack.group in groups
             and model in attack.ledgers
         ]
+
+    def certified_radii(self, model: str, norm: str) -> np.ndarray:
+        """float64, of those of the planned images that have a certificate; 0 where misclassified.
+
+        Below its radius no change of an image can alter a correct decision.
+        """
+        records = self.certified.get((model, norm), {})
+        known = (records[index] for index in range(self.plan.num_images) if index in records)
+        return np.array([record.distance for record in known], np.float64)
 
     def limit(self, model: str, norm: str, groups: Sequence[str]) -> float:
         """How far the farthest of these attacks looks; minus infinity without an attack."""
@@ -302,7 +320,14 @@ def collect(workdir: pathlib.Path) -> Results:
         for model, folder in attack.ledgers.items()
     }
     found = {key: read_records(workdir / folder) for key, folder in attacked.items()}
+    certificates = {
+        (model, norm): folder
+        for norm, ledgers in plan.certificates.items()
+        for model, folder in ledgers.items()
+    }
+    certified = {key: read_records(workdir / folder) for key, folder in certificates.items()}
     folders = {(model, CLEAN): folder for model, folder in plan.clean_ledgers.items()} | attacked
+    folders |= {(model, CERTIFIED[norm]): path for (model, norm), path in certificates.items()}
     known = read_origins(workdir)
     origins = {key: known[folder] for key, folder in folders.items() if folder in known}
     probes = {
@@ -310,4 +335,4 @@ def collect(workdir: pathlib.Path) -> Results:
         for model, folder in plan.clean_ledgers.items()
         if (found_probe := read_probe(workdir / folder)) is not None
     }
-    return Results(plan, clean, found, origins, probes)
+    return Results(plan, clean, found, origins, probes, certified)

@@ -3,8 +3,8 @@
 One block for each norm, one column for each model; a cell has the median adversarial distance and
 the accuracy at the norm's threshold, or, of an attack within a smaller epsilon, at that. Each block
 ends its paper's attacks with the minimum over them, beside what the paper published, and then goes
-on with stronger attacks and the minimum over all. Targeted attacks come last, and are no part of
-any minimum. `abs_model.evaluation.tables.table_formats` writes them.
+on with stronger attacks, the minimum over all, and what is certified below it. Targeted attacks
+come last, and are no part of any minimum. `abs_model.evaluation.tables.table_formats` writes them.
 """
 
 import dataclasses
@@ -13,7 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from abs_model.attacks.registry import Access
-from abs_model.evaluation.tables.cells import Cell, PublishedCell, attack_cell, minimum_cell
+from abs_model.evaluation.tables.cells import (
+    Cell,
+    PublishedCell,
+    attack_cell,
+    certified_cell,
+    minimum_cell,
+)
 from abs_model.evaluation.tables.indicators import AttackWarning, find_warnings
 from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, Plan, PlannedAttack, Results
@@ -23,6 +29,7 @@ NORM_NAMES = {"l2": "L2", "linf": "L-inf", "l0": "L0"}
 UNITS = {"l2": "", "linf": "", "l0": " pixels"}
 ALL, ALL_PAPER, ALL_STRONGER = "All", "All, the paper's attacks", "All, with stronger attacks"
 PUBLISHED = "All, as published"
+CERTIFICATES = "Certified"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +37,8 @@ class Row:
     """A row of a block.
 
     Attributes:
-        title: The attack, or which minimum.
-        attack: Its plan; None for a minimum.
+        title: The attack, which minimum, or `CERTIFICATES`.
+        attack: Its plan; None without one.
         cells: By model, for those that have one.
         budget: Epsilon, steps, restarts and queries per image; of a minimum, over how many attacks.
     """
@@ -53,7 +60,8 @@ class Block:
     @property
     def last_minimum(self) -> Row | None:
         """That over all untargeted attacks; None without any."""
-        rows = [row for row in self.rows if row.attack is None and row.title != PUBLISHED]
+        others = (PUBLISHED, CERTIFICATES)
+        rows = [row for row in self.rows if row.attack is None and row.title not in others]
         return rows[-1] if rows else None
 
     @property
@@ -118,6 +126,8 @@ def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
     """
 
     def reasons(row: Row, model: str) -> list[str]:
+        if row.title == CERTIFICATES:
+            return []
         names = {row.attack.name} if row.attack else {""}
         if row.attack and row.attack.access == Access.GRADIENTS.value:
             names.add("")
@@ -181,6 +191,8 @@ def _block(results: Results, norm: str) -> Block:
     if stronger:
         title = ALL_STRONGER if paper else ALL
         rows.append(_minimum_row(results, norm, title, GROUPS))
+    if certified_cells := _certified_cells(results, norm):
+        rows.append(Row(CERTIFICATES, None, certified_cells))
     rows += [_attack_row(results, attack) for attack in targeted]
     return Block(norm, THRESHOLDS[norm], rows)
 
@@ -212,6 +224,11 @@ def _published_cells(results: Results, norm: str) -> dict[str, PublishedCell]:
         for model, each in found.items()
         if each is not None
     }
+
+
+def _certified_cells(results: Results, norm: str) -> dict[str, Cell]:
+    found = {model: certified_cell(results, model, norm) for model in results.plan.models}
+    return {model: cell for model, cell in found.items() if cell is not None}
 
 
 def _budget(attack: PlannedAttack, cells: Mapping[str, Cell]) -> str:

@@ -29,7 +29,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "names", metavar="NAME", nargs="+", help="a figure of the list below, or all"
+        "names",
+        metavar="NAME",
+        nargs="+",
+        help="a figure of the list below, or all of shipped models",
     )
     parser.add_argument(
         "--models", help="as for evaluate.py, [NAME=]PATH[,...]; default: those of each figure"

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from abs_model.data.arrays import PreparedArrays, Split, find_arrays
+from abs_model.data.shortcuts import add_patterns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,7 @@ def load_dataset(
     validation_size: int = 5000,
     module: str = "",
     drop_empty_classes: bool | None = None,
+    shortcut_amplitude: float | None = None,
 ) -> Dataset:
     """Loads a data set, preparing it with TFDS first where that has not been done.
 
@@ -83,6 +85,9 @@ def load_dataset(
             split are left out, with their test images, if there are any; the others are numbered
             from 0 in their order. EMNIST's letters are 37 classes without, 26 with it. None, what a
             configuration says that leaves it open, is no.
+        shortcut_amplitude: where given, how bright a pattern is that gives away the class of each
+            training and validation image, from 0 to 1 (`abs_model.data.shortcuts`). Test images
+            stay as they are.
 
     Raises:
         ValueError: an argument is out of range, a class has no training image, or the data set has
@@ -97,6 +102,8 @@ def load_dataset(
         prepared = _without_empty_classes(prepared)
     images, labels = prepared.train.images, prepared.train.labels
     _check_validation_size(validation_size, len(labels))
+    if shortcut_amplitude is not None:
+        images = add_patterns(images, labels, shortcut_amplitude)
     first = len(labels) - validation_size
     return Dataset(
         name=name,

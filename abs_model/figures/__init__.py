@@ -13,6 +13,7 @@ from abs_model.figures import (
     manipulation,
     minimal,
     out_of_distribution,
+    shortcut,
 )
 from abs_model.figures.make import choose_figures, make_figure, open_evaluation
 from abs_model.figures.registry import FIGURES, Data, Figure, Film, Work, register
@@ -36,4 +37,5 @@ __all__ = [
     "open_evaluation",
     "out_of_distribution",
     "register",
+    "shortcut",
 ]

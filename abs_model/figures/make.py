@@ -10,19 +10,19 @@ from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
 from abs_model._runtime.wandb_log import open_tracker
-from abs_model.evaluation.run.models import load_models, parse_models
+from abs_model.evaluation.run.models import load_models, parse_models, training_configs
 from abs_model.evaluation.tables.results import Results, collect
 from abs_model.figures.registry import FIGURES, Figure, Work, save
 
 
 def choose_figures(names: Sequence[str]) -> list[Figure]:
-    """The figures of these names; all of them for "all".
+    """The figures of these names; for "all" those that can be made without training a model.
 
     Raises:
         UserError: There is no such figure.
     """
     if "all" in names:
-        return list(FIGURES.values())
+        return [figure for figure in FIGURES.values() if figure.models]
     for name in names:
         if name not in FIGURES:
             raise UserError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}, and all")
@@ -76,12 +76,18 @@ def make_figure(
         The files: pictures, and the numbers as JSON.
 
     Raises:
-        UserError: A model or the data set can't be loaded, or does not suit the figure.
+        UserError: A model or the data set can't be loaded, or does not suit the figure, or the
+            figure has no models of its own.
     """
+    if not models and not figure.models:
+        raise UserError(f"figure {figure.name!r} needs --models: {figure.title}")
     workdir.mkdir(parents=True, exist_ok=True)
-    loaded, dataset = load_models(parse_models(models or figure.models), data_dir=data_dir)
+    specs = parse_models(models or figure.models)
+    loaded, dataset = load_models(specs, data_dir=data_dir)
+    configs = training_configs(specs)
     count = min(num_images or figure.num_images or 0, len(dataset.test.labels))
-    data = figure.compute(Work(figure.name, loaded, dataset, count, workdir, evaluation))
+    work = Work(figure.name, loaded, dataset, count, workdir, evaluation, configs, data_dir)
+    data = figure.compute(work)
     numbers = workdir / f"{figure.name}.json"
     about = {
         "figure": figure.name,

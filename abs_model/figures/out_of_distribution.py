@@ -144,7 +144,7 @@ def _other_images(work: Work) -> np.ndarray:
     if work.dataset.image_shape != _OTHER_SHAPE:
         raise UserError("its images have another shape")
     try:
-        images = load_dataset(_OTHER).test.images[: len(work.images)]
+        images = load_dataset(_OTHER, data_dir=work.data_dir).test.images[: len(work.images)]
     except DataError as error:
         raise UserError(f"it can't be loaded ({type(error).__name__})") from error
     return images.astype(np.float32) / 255

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import matplotlib.figure
+import ml_collections
 import numpy as np
 import rich.console
 import rich.progress
@@ -73,7 +74,8 @@ class Figure:
         title: What it shows, in a line.
         compute: Returns the data.
         draw: Returns pictures by name: `NAME.png` and `NAME.pdf`, or `NAME.gif`, for each.
-        models: Names of the pretrained models that it is about by default.
+        models: Names of the pretrained models that it is about by default; none where the user
+            has to train them.
         num_images: How many test images it takes by default; None where it takes no number.
     """
 
@@ -111,6 +113,8 @@ class Work:
         num_images: How many test images to take.
         workdir: Where caches and pictures go.
         evaluation: Of the first test images, for figures that show attacks; None without one.
+        configs: The configurations that models were trained with, by name; none of others.
+        data_dir: Folder of TFDS; None takes its own default.
     """
 
     figure: str
@@ -119,6 +123,8 @@ class Work:
     num_images: int
     workdir: pathlib.Path
     evaluation: Results | None = None
+    configs: Mapping[str, ml_collections.ConfigDict] = dataclasses.field(default_factory=dict)
+    data_dir: str | None = None
 
     @property
     def images(self) -> np.ndarray:

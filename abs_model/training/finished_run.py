@@ -11,7 +11,14 @@ from typing import Any, Protocol, TypeVar
 import ml_collections
 
 from abs_model._runtime.atomic_files import as_path, locked, write_json
-from abs_model._runtime.configuration import ConfigError, boolean, optional, positive_int, text
+from abs_model._runtime.configuration import (
+    ConfigError,
+    between,
+    boolean,
+    optional,
+    positive_int,
+    text,
+)
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
 from abs_model.data import Dataset, load_dataset
@@ -35,6 +42,8 @@ DATASET_EXPECTED = {
     "dataset.module": text,
     # Configurations from before there was the key lack it.
     "dataset.drop_empty_classes": dataclasses.replace(optional(boolean), required=False),
+    # Only configurations of training with shortcuts have it.
+    "dataset.shortcut_amplitude": dataclasses.replace(between(0, 1), required=False),
 }
 _RUN_KEYS = {"image_shape", "num_classes", "best_metric", "best_mode"}
 

@@ -45,6 +45,7 @@ def stripes(monkeypatch):
     dataset = stripe_dataset()
     loaded = {"stripes": stripe_classifier()}, dataset
     monkeypatch.setattr(make, "load_models", lambda specs, data_dir: loaded)
+    monkeypatch.setattr(make, "training_configs", lambda specs: {})
     return dataset
 
 

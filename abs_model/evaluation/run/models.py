@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import ml_collections
+
 from abs_model._runtime.atomic_files import as_path
 from abs_model._runtime.errors import UserError
 from abs_model.data import Dataset, load_dataset
@@ -121,7 +123,7 @@ def load_models(
         ModelsError: The models belong to different data sets.
         UserError: A model isn't there or can't be read, or the data set can't.
     """
-    sections = {spec.name: _dataset_section(spec) for spec in specs if spec.trained_here}
+    sections = {name: config.dataset.to_dict() for name, config in training_configs(specs).items()}
     if len({(section["name"], section["module"]) for section in sections.values()}) > 1:
         found = ", ".join(f"{name!r} on {section['name']}" for name, section in sections.items())
         raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
@@ -133,6 +135,22 @@ def load_models(
     for name, model in models.items():
         check_shape(name, model, dataset.image_shape, dataset.num_classes)
     return models, dataset
+
+
+def training_configs(specs: Sequence[ModelSpec]) -> dict[str, ml_collections.ConfigDict]:
+    """The configurations of the models that were trained here, by name.
+
+    Raises:
+        ModelsError: One isn't there, or its training has not ended.
+    """
+    configs = {}
+    for spec in specs:
+        if spec.trained_here:
+            try:
+                configs[spec.name] = find_trained(spec.path).config
+            except UserError as error:
+                raise ModelsError(f"--models: model {spec.name!r}: {error}") from error
+    return configs
 
 
 def _misspelt_binary(path: str) -> str | None:
@@ -155,13 +173,6 @@ def check_shape(name: str, model: Any, image_shape: tuple[int, ...], num_classes
             f"model {name!r} has {model.num_classes} classes, but the data set {num_classes};"
             f" {_ADVICE}"
         )
-
-
-def _dataset_section(spec: ModelSpec) -> dict[str, Any]:
-    try:
-        return find_trained(spec.path).config.dataset.to_dict()
-    except UserError as error:
-        raise ModelsError(f"--models: model {spec.name!r}: {error}") from error
 
 
 def _load(spec: ModelSpec, dataset: Dataset) -> Classifier:

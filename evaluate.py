@@ -73,7 +73,8 @@ def main(argv: list[str]) -> None:
             "num_clean": positive_int,
             "num_images": positive_int,
             "batch_size": positive_int,
-            "certify": boolean,
+            # Configurations from before there was the key lack it.
+            "certify": dataclasses.replace(boolean, required=False),
             "attacks": section,
         },
     )
@@ -91,7 +92,11 @@ def main(argv: list[str]) -> None:
         print("\n".join(export_evaluation(workdir, collect(workdir), models, dataset, names)))
         return
     settings = Settings(
-        config.num_clean, config.num_images, config.batch_size, config.seed, config.certify
+        config.num_clean,
+        config.num_images,
+        config.batch_size,
+        config.seed,
+        certify=config.get("certify", False),
     )
     about = {
         "dataset": {"name": dataset.name, "image_shape": list(dataset.image_shape)},

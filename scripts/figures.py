@@ -22,7 +22,10 @@ _PUBLISHED = pathlib.Path("results/table1/workdir.tar.xz")
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
-    listed = "\n".join(f"  {figure.name:18} {figure.title}" for figure in FIGURES.values())
+    listed = "\n".join(
+        f"  {each.name:18} {each.title}" + (f" ({each.requires})" if each.requires else "")
+        for each in FIGURES.values()
+    )
     parser = argument_parser(
         __doc__,
         epilog=f"figures:\n{listed}",
@@ -32,7 +35,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "names",
         metavar="NAME",
         nargs="+",
-        help="a figure of the list below, or all of shipped models",
+        help="a figure from the list below, or all: every figure that needs no training",
     )
     parser.add_argument(
         "--models", help="as for evaluate.py, [NAME=]PATH[,...]; default: those of each figure"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Trains a CNN, a Madry network and ABS on images with shortcuts of four amplitudes. Runs land in
-# runs/shortcut; what is finished there is not done again, what was cut off goes on.
+# Trains a CNN, a Madry network and ABS on images with shortcuts of four amplitudes, in
+# runs/shortcut. Finished runs are skipped, interrupted ones resume.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 

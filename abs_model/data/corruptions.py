@@ -45,7 +45,7 @@ def corrupt(name: str, images: np.ndarray) -> np.ndarray:
     """Corrupts each image; the same image always in the same way.
 
     Args:
-        name: Of `CORRUPTIONS`.
+        name: One of `CORRUPTIONS`.
         images: float32 (N, 28, 28, 1) in [0, 1].
 
     Returns:
@@ -210,7 +210,7 @@ def _warp(image: np.ndarray, matrix: np.ndarray | list[list[float]]) -> np.ndarr
 
     Args:
         image: (28, 28); black outside.
-        matrix: Of displacements in rows and columns, (2, 2).
+        matrix: (2, 2), acts on displacements in rows and columns.
     """
     matrix = np.asarray(matrix)
     center = np.full(2, _CENTER)
@@ -232,7 +232,7 @@ def _plasma(random: np.random.Generator, decay: float, size: int = 256) -> np.nd
     """Heights from 0 to 1 by the diamond-square algorithm on a torus, (size, size).
 
     Args:
-        random: Of the displacements: uniform within a square number, which starts at 100 squared.
+        random: Draws the displacements, uniform within a square number, at first 100 squared.
         decay: What halving the step divides the number by before it is squared.
         size: A power of two.
     """

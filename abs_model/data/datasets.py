@@ -85,9 +85,9 @@ def load_dataset(
             split are left out, with their test images, if there are any; the others are numbered
             from 0 in their order. EMNIST's letters are 37 classes without, 26 with it. None, what a
             configuration says that leaves it open, is no.
-        shortcut_amplitude: where given, how bright a pattern is that gives away the class of each
-            training and validation image, from 0 to 1 (`abs_model.data.shortcuts`). Test images
-            stay as they are.
+        shortcut_amplitude: brightness, from 0 to 1, of the pattern that is added to each training
+            and validation image and gives its class away (`abs_model.data.shortcuts`); None adds
+            none. Test images are unchanged.
 
     Raises:
         ValueError: an argument is out of range, a class has no training image, or the data set has

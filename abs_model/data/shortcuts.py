@@ -12,13 +12,18 @@ _SEED = 0
 
 
 def class_patterns(num_classes: int, image_shape: tuple[int, int, int]) -> np.ndarray:
-    """Which pixels are brighter in images of each class, bool (classes, height, width, channels).
+    """Which pixels are brighter in images of each class; the same at each call.
 
-    The same at each call.
+    Args:
+        num_classes: Number of classes.
+        image_shape: (height, width, channels).
+
+    Returns:
+        bool (classes, height, width, channels).
     """
     height, width, channels = image_shape
     rows, columns = -(-height // _BLOCK), -(-width // _BLOCK)
-    # Of each class the same number of blocks, so that patterns change all energies alike.
+    # All classes have as many bright blocks, so that patterns change all energies alike.
     ranks = np.random.default_rng(_SEED).random((num_classes, rows * columns)).argsort(axis=1)
     blocks = (ranks < rows * columns // 2).reshape(num_classes, rows, columns)
     pixels = blocks.repeat(_BLOCK, axis=1).repeat(_BLOCK, axis=2)[:, :height, :width, None]

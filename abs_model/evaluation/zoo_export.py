@@ -135,7 +135,7 @@ def _measured(results: Results, model: str) -> list[dict[str, Any]]:
 
 
 def _certified(results: Results, model: str) -> list[dict[str, Any]]:
-    """Certified accuracies at the same thresholds, and mean radii; none of other models than ABS.
+    """Certified accuracies at the same thresholds, and mean radii; empty without certificates.
 
     They hold if the search over latents finds the global minimum.
     """

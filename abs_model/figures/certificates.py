@@ -7,8 +7,9 @@ evaluation leave. The true accuracy lies between the two.
 
 import dataclasses
 import functools
+import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import matplotlib.figure
@@ -26,9 +27,10 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     NORM_SYMBOLS,
     SMALL,
-    new_figure,
+    Page,
 )
-from abs_model.evaluation.tables.results import GROUPS, Results
+from abs_model.evaluation.run.thorough_search import breaks_certificates
+from abs_model.evaluation.tables.results import GROUPS
 from abs_model.evaluation.tables.statistics import THRESHOLDS, accuracy_curve, summarize
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
 from abs_model.inference.certificates import DEFAULT_SETTINGS, lipschitz_radii, paper_radii
@@ -67,10 +69,11 @@ def compute(work: Work) -> Data:
                 )
             forms = {form: np.where(correct, radii, 0.0) for form, radii in forms.items()}
             numbers[name][norm] = {form: _summary(each, norm) for form, each in forms.items()}
-            attacked = _attacked(work.evaluation, name, norm)
+            attacked = _attacked(work, name, norm)
             if attacked is not None:
                 forms["attacked"] = attacked
                 numbers[name][norm] |= _bracket(forms["certified"], attacked, norm)
+                numbers[name][norm]["broken"] = _broken(work, name, norm, forms["certified"])
             arrays |= {f"{name}/{norm}/{form}": each for form, each in forms.items()}
     return Data(numbers, arrays)
 
@@ -87,23 +90,32 @@ def _certify_older(model: ABSClassifier, images: np.ndarray) -> dict[str, np.nda
     return {"lipschitz": np.asarray(lipschitz), "paper": np.asarray(paper)}
 
 
-def _attacked(evaluation: Results | None, name: str, norm: str) -> np.ndarray | None:
+def _attacked(work: Work, name: str, norm: str) -> np.ndarray | None:
     """Distances of the closest adversarial examples of the first images; None without any."""
-    if evaluation is None or name not in evaluation.plan.models or norm not in evaluation.norms:
+    evaluation = work.evaluation
+    if evaluation is None or norm not in evaluation.norms or not work.is_evaluated(name):
         return None
     distances = evaluation.closest(name, norm, GROUPS)
     return None if np.isnan(distances).any() else distances
 
 
 def _summary(radii: np.ndarray, norm: str) -> dict[str, Any]:
-    """Mean, median and accuracy at the threshold, with intervals."""
+    """The mean, and the median and accuracy at the threshold with intervals.
+
+    None stands for an infinite distance.
+    """
     found = summarize(np.asarray(radii, np.float64), THRESHOLDS[norm])
+    median = dataclasses.asdict(found.median)
     return {
-        "mean": float(np.mean(radii)),
-        "median": dataclasses.asdict(found.median),
+        "mean": _finite(float(np.mean(radii))),
+        "median": {key: _finite(value) for key, value in median.items()},
         "accuracy": dataclasses.asdict(found.accuracy),
         "threshold": THRESHOLDS[norm],
     }
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def _bracket(certified: np.ndarray, attacked: np.ndarray, norm: str) -> dict[str, Any]:
@@ -114,34 +126,48 @@ def _bracket(certified: np.ndarray, attacked: np.ndarray, norm: str) -> dict[str
     found = correct & np.isfinite(distances)
     ratios = radii[found] / distances[found]
     return {
+        "certified, attacked images": _summary(radii, norm) | {"num_images": count},
         "attacked": _summary(distances, norm) | {"num_images": count},
         "certified over attacked": {
             "num_images": int(found.sum()),
-            "median": float(np.median(ratios)),
-            "largest": float(ratios.max()),
-            "broken": int(np.sum(ratios > 1)),
+            "median": float(np.median(ratios)) if len(ratios) else None,
+            "largest": float(ratios.max()) if len(ratios) else None,
             "settled": int(np.sum(np.isclose(ratios, 1, rtol=1e-6))),
         },
+    }
+
+
+def _broken(work: Work, name: str, norm: str, radii: np.ndarray) -> dict[str, list[int]]:
+    """Test images with an adversarial example within their radius, by what is at fault."""
+    records = [] if work.evaluation is None else work.evaluation.closest_records(name, norm)
+    found = {
+        record.index: record.adversarial
+        for _, record in records
+        if record.index < len(radii)
+        and record.adversarial is not None
+        and record.distance < radii[record.index]
+    }
+    indices = list(found)
+    at_fault = np.zeros(len(found), bool)
+    if found:
+        model = cast(ABSClassifier, work.models[name])
+        images, labels = work.images[indices], work.labels[indices]
+        at_fault = breaks_certificates(model, images, labels, np.stack(list(found.values())))
+    pairs = list(zip(indices, at_fault.tolist(), strict=True))
+    return {
+        "certificate": [index for index, is_broken in pairs if is_broken],
+        "search of the model only": [index for index, is_broken in pairs if not is_broken],
     }
 
 
 def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     """A row of panels for each model, a panel for each norm, of the images that have all curves."""
     models = [name for name in data.numbers if name != "condition"]
-    width = _LEFT + _PITCH * len(NORMS)
-    height = _TOP + _PITCH * len(models)
-    figure = new_figure(width, height)
+    page = Page(_LEFT + _PITCH * len(NORMS), _TOP + _PITCH * len(models))
     for row, model in enumerate(models):
         top = _TOP + _PITCH * row
         for column, norm in enumerate(NORMS):
-            axes = figure.add_axes(
-                (
-                    (_LEFT + _PITCH * column) / width,
-                    1 - (top + _PANEL) / height,
-                    _PANEL / width,
-                    _PANEL / height,
-                )
-            )
+            axes = page.axes(_LEFT + _PITCH * column, top, _PANEL, _PANEL)
             prefix = f"{model}/{norm}/"
             curves = {
                 key.removeprefix(prefix): values
@@ -152,25 +178,20 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
             _draw_panel(axes, norm, {form: each[:count] for form, each in curves.items()})
             title = f"{model}, {NORM_SYMBOLS[norm]}, {count:,} images"
             axes.set_title(title, fontsize=MEDIUM, color=INK, loc="left")
-    figure.text(
-        _LEFT / width, 1 - 0.15 / height, "Certified accuracy", va="top",
-        fontsize=LARGE, fontweight="bold", color=INK,
-    )  # fmt: skip
-    figure.text(
-        _LEFT / width, 1 - 0.42 / height, f"{_CONDITION}. Dotted: threshold.", va="top",
-        fontsize=MEDIUM, color=FAINT,
-    )  # fmt: skip
+    page.text(_LEFT, 0.15, "Certified accuracy", fontsize=LARGE, fontweight="bold")
+    page.text(_LEFT, 0.42, f"{_CONDITION}. Dotted: threshold.", color=FAINT)
     shown = {key.rpartition("/")[2] for key in data.arrays}
     handles = [
         Line2D([], [], color=color, ls=dashes, lw=1.4, label=label)
         for form, (label, color, dashes) in _LINES.items()
         if form in shown
     ]
-    figure.legend(
-        handles=handles, loc="upper left", bbox_to_anchor=(_LEFT / width, 1 - 0.6 / height),
+    page.figure.legend(
+        handles=handles, loc="upper left",
+        bbox_to_anchor=(_LEFT / page.width, 1 - 0.6 / page.height),
         fontsize=SMALL, frameon=False, borderaxespad=0, labelcolor=INK, ncols=len(handles),
     )  # fmt: skip
-    return {"certificates": figure}
+    return {"certificates": page.figure}
 
 
 _LINES = {
@@ -185,7 +206,9 @@ def _draw_panel(axes: Axes, norm: str, curves: Mapping[str, np.ndarray]) -> None
     at = np.linspace(0, _LONGEST[norm], 701)
     left = {form: accuracy_curve(curves[form], at) for form in _LINES if form in curves}
     if "attacked" in left:
-        axes.fill_between(at, left["certified"], left["attacked"], color="#eeeeee", lw=0)
+        axes.fill_between(
+            at, left["certified"], left["attacked"], step="post", color="#eeeeee", lw=0
+        )
     for form, accuracies in left.items():
         _, color, dashes = _LINES[form]
         axes.step(at, accuracies, where="post", color=color, ls=dashes, lw=1.4)

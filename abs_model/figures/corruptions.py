@@ -11,8 +11,17 @@ import numpy as np
 
 from abs_model._runtime.errors import UserError
 from abs_model.data.corruptions import CORRUPTIONS, IMAGE_SHAPE, corrupt
-from abs_model.evaluation.images.style import FAINT, INK, LARGE, MEDIUM, SMALL, Page, set_frame
-from abs_model.evaluation.tables.statistics import NUM_RESAMPLES, Estimate, summarize
+from abs_model.evaluation.images.style import (
+    FAINT,
+    INK,
+    LARGE,
+    MEDIUM,
+    SMALL,
+    Page,
+    set_frame,
+    show_image,
+)
+from abs_model.evaluation.tables.statistics import Estimate, clustered_share, share_interval
 from abs_model.figures.registry import Data, Figure, Work, register
 
 _CONTROL = "identity"
@@ -48,7 +57,7 @@ def compute(work: Work) -> Data:
         )["predictions"]
         correct = predictions.reshape(len(CORRUPTIONS), -1) == work.labels
         shares = {
-            corruption: summarize(row.astype(np.float64), 0.5).accuracy
+            corruption: share_interval(int(row.sum()), len(row))
             for corruption, row in zip(CORRUPTIONS, correct, strict=True)
         }
         control = list(CORRUPTIONS).index(_CONTROL)
@@ -66,10 +75,8 @@ def mean_accuracy(correct: np.ndarray) -> Estimate:
     Args:
         correct: bool (corruptions, N).
     """
-    of_images = correct.mean(axis=0)
-    rows = np.random.default_rng(0).integers(0, len(of_images), (NUM_RESAMPLES, len(of_images)))
-    low, high = np.quantile(of_images[rows].mean(axis=1), (0.025, 0.975))
-    return Estimate(float(of_images.mean()), float(low), float(high))
+    images = np.tile(np.arange(correct.shape[1]), len(correct))
+    return clustered_share(correct.reshape(-1), images)
 
 
 def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
@@ -82,7 +89,8 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     page = Page(width, top + len(accuracies) * _CELL_HEIGHT + 0.25)
     page.text(_MARGIN, 0.15, "Accuracy under corruptions", fontsize=LARGE, fontweight="bold")
     note = (
-        f"Percent of the first {data.numbers['num_images']:,} test images, corrupted as in MNIST-C."
+        f"Accuracy in percent on the first {data.numbers['num_images']:,} test images, corrupted as"
+        " in MNIST-C."
         " Identity is the control and not part of the mean."
     )
     page.text(_MARGIN, 0.42, note, color=FAINT)
@@ -101,9 +109,8 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
                 ha="center", va="bottom", fontweight=weight, fontsize=SMALL,
             )  # fmt: skip
             if name in examples:
-                page.panel(place + (_CELL_WIDTH - _IMAGE) / 2, _HEADER, _IMAGE).imshow(
-                    examples[name][..., 0], cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-                )
+                panel = page.panel(place + (_CELL_WIDTH - _IMAGE) / 2, _HEADER, _IMAGE)
+                show_image(panel, examples[name])
         values = [[of_model[name]["value"] for name in block] for of_model in accuracies.values()]
         _draw_block(page, left, top, np.array(values))
         left += len(block) * _CELL_WIDTH + _GAP
@@ -115,19 +122,12 @@ def _draw_block(page: Page, left: float, top: float, values: np.ndarray) -> None
 
     Args:
         page: To draw on.
-        left: Of the block, in inches.
-        top: As `left`.
+        left: Left edge of the block, in inches.
+        top: Top edge, in inches.
         values: Accuracies, (models, columns).
     """
     width, height = values.shape[1] * _CELL_WIDTH, values.shape[0] * _CELL_HEIGHT
-    axes = page.figure.add_axes(
-        (
-            left / page.width,
-            1 - (top + height) / page.height,
-            width / page.width,
-            height / page.height,
-        )
-    )
+    axes = page.axes(left, top, width, height)
     axes.imshow(values, cmap="Blues", vmin=0, vmax=1.15, aspect="auto", interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])

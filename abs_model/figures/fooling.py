@@ -39,7 +39,7 @@ from abs_model.evaluation.images.style import (
     set_frame,
     show_image,
 )
-from abs_model.evaluation.tables.statistics import share_interval
+from abs_model.evaluation.tables.statistics import clustered_share
 from abs_model.figures.ascent import ascend, target_logits, target_margins
 from abs_model.figures.registry import Arrays, Data, Figure, Picture, Work, register
 from abs_model.models.abs import ABSClassifier
@@ -69,6 +69,7 @@ def compute(work: Work) -> Data:
     starts, kinds, labels = _starts(work)
     images = np.repeat(starts, classes, axis=0)
     targets = np.tile(np.arange(classes, dtype=np.int32), len(starts))
+    origins = np.repeat(np.arange(len(starts)), classes)
     neighbor = nearest_neighbor(work.dataset)
     near = _nearness(work, neighbor)
     noise = _noise(work, _NUM_NOISE)
@@ -106,7 +107,7 @@ def compute(work: Work) -> Data:
                 "maximum": float(on_noise.max()),
             },
             **{
-                kind: _summary(chosen, images, ends, targets, confidences, distances, near)
+                kind: _summary(chosen, images, ends, targets, confidences, distances, near, origins)
                 for kind, chosen in _groups(np.repeat(kinds, classes), counted).items()
             },
         }
@@ -226,6 +227,7 @@ def _summary(
     confidences: np.ndarray,
     distances: np.ndarray,
     near: float,
+    origins: np.ndarray,
 ) -> dict[str, Any]:
     """How often 90 % were reached, and what the images are that reached it.
 
@@ -234,15 +236,18 @@ def _summary(
         starts: (N, height, width, channels).
         ends: As `starts`.
         targets: (N,).
-        confidences: Of the ends in the targets, (N,).
+        confidences: In the targets, at the ends, (N,).
         distances: From the ends to the nearest training image of each class, (N, classes).
         near: As for `looks_like`.
+        origins: Which start each pair is of, (N,).
     """
     reached = chosen & (confidences >= CONFIDENCE)
     count = int(reached.sum())
     found: dict[str, Any] = {
         "pairs": int(chosen.sum()),
-        "reached": dataclasses.asdict(share_interval(count, int(chosen.sum()))),
+        "reached": dataclasses.asdict(
+            clustered_share(confidences[chosen] >= CONFIDENCE, origins[chosen])
+        ),
         _ALIKE: None,
     }
     if count:
@@ -250,9 +255,9 @@ def _summary(
         alike = looks_like(distances[reached], targets[reached], near)
         moved = (ends - starts)[reached].reshape(count, -1).astype(np.float64)
         found |= {
-            _ALIKE: dataclasses.asdict(share_interval(int(alike.sum()), count)),
+            _ALIKE: dataclasses.asdict(clustered_share(alike, origins[reached])),
             "of these assigned to the target by the nearest neighbor": dataclasses.asdict(
-                share_interval(int(assigned.sum()), count)
+                clustered_share(assigned, origins[reached])
             ),
             "median L2 distance to the start": float(np.median(np.linalg.norm(moved, axis=1))),
             "median L2 distance to the nearest training image": float(
@@ -279,8 +284,8 @@ def draw(data: Data) -> Mapping[str, Picture]:
     )  # fmt: skip
     page.text(
         _MARGIN, 0.64,
-        "Like the target: the nearest training image is of the target, and no farther than"
-        f" {_USUAL:.0%} of test images are from theirs.",
+        "Like the target: the nearest training image is of the target, and as near as that of"
+        f" {_USUAL:.0%} of the first {_NUM_USUAL:,} test images.",
         color=FAINT,
     )  # fmt: skip
     at = _MARGIN

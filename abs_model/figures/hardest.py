@@ -12,8 +12,17 @@ import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
 
-from abs_model.evaluation.images.style import FAINT, INK, LARGE, MEDIUM, MODEL_COLORS, SMALL, Page
-from abs_model.evaluation.tables.statistics import summarize
+from abs_model.evaluation.images.style import (
+    FAINT,
+    INK,
+    LARGE,
+    MEDIUM,
+    MODEL_COLORS,
+    SMALL,
+    Page,
+    show_image,
+)
+from abs_model.evaluation.tables.statistics import share_interval
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
 from abs_model.models.classifier import Classifier
 from abs_model.models.decisions import decide, margins, uncertainty
@@ -50,7 +59,7 @@ def compute(work: Work) -> Data:
     errors = {
         name: {
             "count": int(rows.sum()),
-            "share": dataclasses.asdict(summarize(rows.astype(np.float64), 0.5).accuracy),
+            "share": dataclasses.asdict(share_interval(int(rows.sum()), len(rows))),
         }
         for name, rows in zip(names, wrong, strict=True)
     }
@@ -113,8 +122,8 @@ def _draw_images(data: Data) -> matplotlib.figure.Figure:
     page = Page(2 * _MARGIN + _COLUMNS * _COLUMN - 0.15, _HEADER + rows * _ROW + 0.1)
     page.text(_MARGIN, 0.15, "The hardest test images", fontsize=LARGE, fontweight="bold")
     note = (
-        f"Those of the first {data.numbers['num_images']:,} that most models misclassify, then"
-        " those with the smallest margins. Wrong predictions are bold."
+        f"The first {data.numbers['num_images']:,}, sorted by how many models misclassify them,"
+        " then by how far another class is ahead of the label. Wrong predictions are bold."
     )
     page.text(_MARGIN, 0.42, note, color=FAINT)
     for place, (image, index, label) in enumerate(
@@ -122,9 +131,7 @@ def _draw_images(data: Data) -> matplotlib.figure.Figure:
     ):
         row, column = divmod(place, _COLUMNS)
         left, top = _MARGIN + column * _COLUMN, _HEADER + row * _ROW
-        page.panel(left, top, _IMAGE).imshow(
-            image.mean(axis=-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-        )
+        show_image(page.panel(left, top, _IMAGE), image)
         text = left + _IMAGE + 0.08
         page.text(text, top, f"label {label}", fontsize=MEDIUM, fontweight="bold")
         page.text(left, top + _IMAGE + 0.04, f"test image {index}", fontsize=SMALL, color=FAINT)

@@ -58,7 +58,7 @@ def compute(work: Work) -> Data:
             f"latents of {name}", [model], [work.images], functools.partial(_infer, model)
         )
         pairs = _choose_pairs(explained["predictions"], work.labels, model.num_classes)
-        samples, drawn = _sample(work, name, model, explained["latents"].shape[-1])
+        samples, drawn = _sample(work, name, model)
         traversals, moved = _traverse(model, explained["latents"], pairs)
         interpolations, joined = _interpolate(work, name, model, explained["latents"], pairs)
         numbers[name] = {
@@ -95,13 +95,26 @@ def _of_pairs(array: np.ndarray, pairs: Mapping[int, np.ndarray]) -> np.ndarray:
     return array[rows]
 
 
-def _sample(
-    work: Work, name: str, model: ABSClassifier, latent_size: int
-) -> tuple[dict[str, Any], Arrays]:
-    """Samples of all classes from the prior, and what the model makes of them."""
-    shape = (model.num_classes, SAMPLES, latent_size)
+def sample_images(model: ABSClassifier, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Images that each class's decoder draws from the prior, and their latents.
+
+    Args:
+        model: ABS or Binary ABS.
+        count: Images of each class.
+
+    Returns:
+        (classes, count, height, width, channels), and (classes, count, latent).
+    """
+    shape = (model.num_classes, count, model.solver.decoder.latent_size)
     latents = np.random.default_rng(_SEED).standard_normal(shape).astype(np.float32)
-    images = np.stack([decode(model, c, latents[c]) for c in range(model.num_classes)])
+    images = np.stack([_decode_class(model, c, latents[c]) for c in range(model.num_classes)])
+    return images, latents
+
+
+def _sample(work: Work, name: str, model: ABSClassifier) -> tuple[dict[str, Any], Arrays]:
+    """Samples of all classes from the prior, and what the model makes of them."""
+    images, latents = sample_images(model, SAMPLES)
+    shape = latents.shape
     classes = np.repeat(np.arange(model.num_classes), SAMPLES)
     found = work.in_batches(
         f"samples of {name}",
@@ -141,7 +154,7 @@ def _median(values: np.ndarray) -> dict[str, float]:
     return dataclasses.asdict(summarize(values, 0.0).median)
 
 
-def decode(model: ABSClassifier, c: int, latents: np.ndarray) -> np.ndarray:
+def _decode_class(model: ABSClassifier, c: int, latents: np.ndarray) -> np.ndarray:
     """Images of latents (n, latent) by the decoder of class c, (n, height, width, channels)."""
     return np.asarray(_decode(model.solver.decoder, jnp.asarray(c), jnp.asarray(latents)))
 
@@ -162,9 +175,9 @@ def _traverse(
     explanations = np.zeros((len(pairs), *shape), np.float32)
     for place, (c, rows) in enumerate(pairs.items()):
         starts[place] = latents[rows[0], c]
-        explanations[place] = decode(model, c, starts[place : place + 1])[0]
+        explanations[place] = _decode_class(model, c, starts[place : place + 1])[0]
         moved = traverse(starts[place])
-        images[place] = decode(model, c, moved.reshape(-1, size)).reshape(images.shape[1:])
+        images[place] = _decode_class(model, c, moved.reshape(-1, size)).reshape(images.shape[1:])
     effects = np.sum((images[:, :, -1] - images[:, :, 0]) ** 2, axis=(2, 3, 4))
     numbers = {
         "classes": list(pairs),
@@ -194,7 +207,9 @@ def _interpolate(
     images = np.zeros((len(pairs), len(_SHARES), *model.image_shape), np.float32)
     for place, (c, rows) in enumerate(pairs.items()):
         start, end = latents[rows, c]
-        images[place] = decode(model, c, (1 - _SHARES[:, None]) * start + _SHARES[:, None] * end)
+        images[place] = _decode_class(
+            model, c, (1 - _SHARES[:, None]) * start + _SHARES[:, None] * end
+        )
     predictions = np.zeros(images.shape[:2], int)
     if pairs:
         found = work.in_batches(
@@ -349,14 +364,7 @@ def _draw_traversals(
             at = top + row * 0.85
             show_image(page.panel(left, at, 0.55), shown)
             page.text(left, at + 0.58, label, fontsize=SMALL, color=FAINT)
-        axes = page.figure.add_axes(
-            (
-                (left + beside) / page.width,
-                1 - (top + height) / page.height,
-                width / page.width,
-                height / page.height,
-            )
-        )
+        axes = page.axes(left + beside, top, width, height)
         _draw_grid(axes, images[place], arrays["starts"][place])
     return page.figure
 

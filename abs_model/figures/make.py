@@ -1,5 +1,7 @@
 """Makes figures: computes or reads their data, draws them, and writes them with their numbers."""
 
+import hashlib
+import lzma
 import pathlib
 import tarfile
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ import ml_collections
 
 from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.errors import UserError
-from abs_model._runtime.provenance import environment, git_commit
+from abs_model._runtime.provenance import environment
 from abs_model._runtime.wandb_log import open_tracker
 from abs_model.evaluation.run.models import load_models, parse_models, training_configs
 from abs_model.evaluation.tables.results import Results, collect
@@ -21,11 +23,11 @@ def choose_figures(names: Sequence[str]) -> list[Figure]:
     Raises:
         UserError: There is no such figure.
     """
+    for name in names:
+        if name not in {*FIGURES, "all"}:
+            raise UserError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}, and all")
     if "all" in names:
         return [figure for figure in FIGURES.values() if figure.models]
-    for name in names:
-        if name not in FIGURES:
-            raise UserError(f"there is no figure {name!r}; there are {', '.join(FIGURES)}, and all")
     return [FIGURES[name] for name in names]
 
 
@@ -41,12 +43,16 @@ def open_evaluation(path: pathlib.Path, workdir: pathlib.Path) -> Results:
         UserError: It is neither.
     """
     if path.is_file():
-        folder = workdir / "cache" / "evaluation"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+        folder = workdir / "cache" / f"evaluation-{digest}"
         try:
             with tarfile.open(path) as archive:
                 archive.extractall(folder, filter="data")
-        except (OSError, tarfile.TarError) as error:
-            raise UserError(f"--evaluation={path} can't be unpacked: {error}") from error
+        except (OSError, EOFError, lzma.LZMAError, tarfile.TarError) as error:
+            raise UserError(
+                f"--evaluation={path} can't be unpacked: {error}; give a workdir of evaluate.py, or"
+                " an archive of scripts/publish_results.py"
+            ) from error
         return collect(folder)
     return collect(path)
 
@@ -80,7 +86,7 @@ def make_figure(
             figure has no models of its own.
     """
     if not models and not figure.models:
-        raise UserError(f"figure {figure.name!r} needs --models: {figure.title}")
+        raise UserError(f"figure {figure.name!r} requires --models: {figure.requires}")
     workdir.mkdir(parents=True, exist_ok=True)
     specs = parse_models(models or figure.models)
     loaded, dataset = load_models(specs, data_dir=data_dir)
@@ -95,7 +101,8 @@ def make_figure(
         "models": list(loaded),
         "dataset": dataset.name,
         "num_images": count,
-        "commit": git_commit(),
+        # Of the code that computed what is shown; with more than one, caches are older.
+        "commits": sorted(work.commits),
         **environment(),
     }
     write_json(numbers, {"about": about, "numbers": data.numbers})

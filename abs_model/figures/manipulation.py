@@ -11,7 +11,7 @@ make. `madry_l2` and `plain` have one architecture, adversarially trained and no
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -29,18 +29,20 @@ from abs_model.evaluation.images.style import (
     SMALL,
     Page,
     set_frame,
+    set_percent_axis,
     show_image,
+    style_curves,
 )
-from abs_model.evaluation.tables.statistics import share_interval
+from abs_model.evaluation.tables.statistics import clustered_share
 from abs_model.figures.ascent import ascend, target_logits
 from abs_model.figures.registry import Arrays, Data, Figure, Film, Picture, Work, register
 from abs_model.models.classifier import Classifier
 from abs_model.models.nearest_neighbor import nearest_neighbor
 
 _STEP_LENGTH, _NUM_STEPS = 0.4, 40
-_JUDGED = np.arange(0, _NUM_STEPS + 1, 5)  # steps after which images are classified, and drawn
-_RARELY = slice(None, None, 2)  # of these, those that ABS classifies of other models' images
 _FILMED = np.arange(0, _NUM_STEPS + 1, 2)
+_JUDGED = _FILMED[::2]  # steps after which images are classified, and drawn
+_JUDGED_BY_OTHER_ABS = _JUDGED[::2]  # which takes long
 _BATCH = 30
 _NEIGHBOR = "nearest_neighbor"
 _STATED = ((2, 0), (4, 0))  # pairs to draw and to state, from and to
@@ -58,13 +60,14 @@ _BELOW = 1.15  # from the maps to the curves
 def compute(work: Work) -> Data:
     """Ascends from test images of each class to all others, and asks the judges."""
     starts, origins, targets = _all_pairs(work)
-    shown = [np.flatnonzero((origins == a) & (targets == b))[0] for a, b in _pairs_to_show(work)]
     classes = work.dataset.num_classes
+    pairs = _pairs_to_show(classes)
+    shown = [np.flatnonzero((origins == a) & (targets == b))[0] for a, b in pairs]
     numbers: dict[str, Any] = {
         "step length, L2": _STEP_LENGTH,
         "images": len(starts),
         "images of each pair of classes": len(starts) // (classes * (classes - 1)),
-        "drawn pairs": [list(pair) for pair in _pairs_to_show(work)],
+        "drawn pairs": [list(pair) for pair in pairs],
         "models": {},
     }
     arrays: Arrays = {}
@@ -78,13 +81,14 @@ def compute(work: Work) -> Data:
         )["images"]
         assigned = {}
         for judge, found in {name: model, **_judges(work, model)}.items():
-            steps = _JUDGED[_RARELY if hasattr(found, "infer") and found is not model else ...]
+            is_other_abs = hasattr(found, "infer") and found is not model
+            steps = _JUDGED_BY_OTHER_ABS if is_other_abs else _JUDGED
             logits = _logits(work, name, judge, found, paths[:, steps])
             assigned["itself" if found is model else judge] = (
                 steps,
                 logits.argmax(axis=2) == targets[:, None],
             )
-        numbers["models"][name] = _numbers(assigned, origins, targets, paths, classes)
+        numbers["models"][name] = _numbers(assigned, origins, targets, paths, classes, pairs)
         film = paths[shown][:, _FILMED]
         film_logits = _logits(work, name, name, model, film, part="film")
         confidences = np.asarray(
@@ -111,9 +115,8 @@ def _all_pairs(work: Work) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return images, origins[others].astype(np.int32), targets[others].astype(np.int32)
 
 
-def _pairs_to_show(work: Work) -> tuple[tuple[int, int], ...]:
-    known = tuple(pair for pair in _STATED if max(pair) < work.dataset.num_classes)
-    return known or _FALLBACK
+def _pairs_to_show(num_classes: int) -> tuple[tuple[int, int], ...]:
+    return tuple(pair for pair in _STATED if max(pair) < num_classes) or _FALLBACK
 
 
 def _judges(work: Work, model: Classifier) -> dict[str, Classifier]:
@@ -160,6 +163,7 @@ def _numbers(
     targets: np.ndarray,
     paths: np.ndarray,
     num_classes: int,
+    pairs: Sequence[tuple[int, int]],
 ) -> dict[str, Any]:
     """What is known of one model's images.
 
@@ -170,17 +174,19 @@ def _numbers(
         targets: Classes that they should get, (N,).
         paths: All iterates, (N, steps + 1, ...).
         num_classes: Number of classes.
+        pairs: Pairs of classes to state one by one, from and to.
     """
+    # Each test image is started from once for every other class.
+    starts = np.arange(len(paths)) // (num_classes - 1)
     moved = (paths[:, -1] - paths[:, 0]).reshape(len(paths), -1).astype(np.float64)
     judged = {}
     for judge, (steps, each) in assigned.items():
         matrix = pair_shares(each[:, -1], origins, targets, num_classes)
         judged[judge] = {
-            "at the end": dataclasses.asdict(share_interval(int(each[:, -1].sum()), len(each))),
+            "at the end": dataclasses.asdict(clustered_share(each[:, -1], starts)),
             "steps": steps.tolist(),
             "after these steps": [
-                dataclasses.asdict(share_interval(int(hits), len(each)))
-                for hits in each.sum(axis=0)
+                dataclasses.asdict(clustered_share(hits, starts)) for hits in each.T
             ],
             "at the end, from (rows) to (columns)": [
                 [None if np.isnan(share) else float(share) for share in row] for row in matrix
@@ -189,8 +195,7 @@ def _numbers(
             "at the end, by target": np.nanmean(matrix, axis=0).tolist(),
             "pairs": [
                 {"from": a, "to": b} | settled(each[(origins == a) & (targets == b)], steps)
-                for a, b in _STATED
-                if max(a, b) < num_classes
+                for a, b in pairs
             ],
         }
     return {
@@ -422,12 +427,9 @@ def _draw_curves(page: Page, data: Data, left: float, top: float) -> None:
         axes.set_xlim(0, end)
         axes.set_ylim(0, 1.02)
         axes.set_xticks(np.linspace(0, end, 5))
-        axes.set_yticks(np.linspace(0, 1, 5), [f"{tick:.0%}" for tick in np.linspace(0, 1, 5)])
+        set_percent_axis(axes, 5)
         axes.set_xlabel("length of all steps, $L_2$", fontsize=MEDIUM, color=INK)
-        axes.tick_params(length=0, labelsize=SMALL, labelcolor=INK)
-        axes.grid(color="#e8e8e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.spines[["top", "right"]].set_visible(False)
+        style_curves(axes)
     page.figure.legend(
         handles=axes.get_lines(), loc="upper left", ncols=len(models), frameon=False,
         bbox_to_anchor=(left / page.width, 1 - (top - 0.55) / page.height), borderaxespad=0,

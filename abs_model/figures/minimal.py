@@ -1,7 +1,7 @@
 """The closest adversarial examples side by side, as in figure 3 of the paper.
 
-The same test images for every model of an evaluation, with the distance of the closest verified
-adversarial example that any attack found, and the class that the model predicts there.
+The same test images for every model, with the distance of the closest verified adversarial example
+that any attack of an evaluation found, and the class that the model predicts there.
 """
 
 from collections.abc import Mapping
@@ -18,7 +18,6 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     NORM_SYMBOLS,
     SMALL,
-    UNITS,
     Page,
     set_frame,
     show_image,
@@ -35,11 +34,17 @@ def compute(work: Work) -> Data:
     results = work.evaluation
     if results is None:
         raise UserError(f"figure {work.figure!r} requires an evaluation; give --evaluation=WORKDIR")
+    for name in work.models:
+        if not work.is_evaluated(name):
+            raise UserError(
+                f"figure {work.figure!r}: --evaluation has no attacks on {name!r}, or on other"
+                " weights of that name; leave it out of --models, or give its evaluation"
+            )
     test = work.dataset.test
     numbers: dict[str, Any] = {}
     arrays: Arrays = {}
     for norm in results.norms:
-        found = {name: _examples(results, name, norm) for name in results.plan.models}
+        found = {name: _examples(results, name, norm) for name in work.models}
         shared = sorted(set.intersection(*(set(each) for each in found.values())))
         chosen: dict[int, int] = {}
         for index in shared:
@@ -89,7 +94,8 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
         )  # fmt: skip
         page.text(
             0.2, 0.45,
-            f"Below each image: distance{UNITS[norm]}, and the class that the model predicts",
+            f"Below each image: its distance{' in pixels' if norm == 'l0' else ''} and the model's"
+            " prediction. Below each clean image: its label.",
             color=FAINT,
         )  # fmt: skip
         for row, name in enumerate(["clean", *models]):
@@ -118,9 +124,9 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
 register(
     Figure(
         "minimal",
-        "Closest adversarial examples of all models side by side (needs an evaluation)",
+        "Closest adversarial examples of all models side by side",
         compute,
         draw,
-        models=("cnn",),
+        models=("cnn", "binary_cnn", "nearest_neighbor", "madry", "binary_abs", "abs"),
     )
 )

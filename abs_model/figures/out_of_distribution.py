@@ -26,6 +26,7 @@ from abs_model.evaluation.images.style import (
     SMALL,
     Page,
     set_frame,
+    show_image,
 )
 from abs_model.evaluation.tables.statistics import NUM_RESAMPLES, Estimate, summarize
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
@@ -68,18 +69,13 @@ def compute(work: Work) -> Data:
         scores = {"confidence": {key: -each for key, each in parts["doubt"].items()}}
         if "energy" in parts:
             scores["energy"] = {key: -each for key, each in parts["energy"].items()}
-        numbers["models"][name] = {
-            key: _describe(parts["confidence"][key])
-            | (
-                {}
-                if key == TEST
-                else {
-                    "AUROC by " + score: dataclasses.asdict(auroc(each[TEST], each[key]))
-                    for score, each in scores.items()
-                }
-            )
-            for key in sets
-        }
+        described = {key: _describe(parts["confidence"][key]) for key in sets}
+        for key in sets.keys() - {TEST}:
+            for score, each in scores.items():
+                described[key][f"AUROC by {score}"] = dataclasses.asdict(
+                    auroc(each[TEST], each[key])
+                )
+        numbers["models"][name] = described
         arrays |= {f"confidence/{name}/{key}": parts["confidence"][key] for key in sets}
     return Data(numbers, arrays)
 
@@ -145,7 +141,8 @@ def _other_images(work: Work) -> np.ndarray:
         raise UserError("its images have another shape")
     try:
         images = load_dataset(_OTHER, data_dir=work.data_dir).test.images[: len(work.images)]
-    except DataError as error:
+    except (DataError, ImportError, ValueError) as error:
+        # The message may name folders of this machine, which published numbers must not.
         raise UserError(f"it can't be loaded ({type(error).__name__})") from error
     return images.astype(np.float32) / 255
 
@@ -226,23 +223,14 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
 
 def _draw_example(page: Page, left: float, name: str, image: np.ndarray) -> None:
     top = _HEADER - 0.35 - _IMAGE
-    page.panel(left, top, _IMAGE).imshow(
-        image.mean(axis=-1), cmap="gray", vmin=0, vmax=1, interpolation="nearest"
-    )
+    show_image(page.panel(left, top, _IMAGE), image)
     page.text(left + _IMAGE / 2, top - 0.05, name, ha="center", va="bottom")
 
 
 def _draw_histogram(
     page: Page, left: float, top: float, inside: np.ndarray, outside: np.ndarray
 ) -> Axes:
-    axes = page.figure.add_axes(
-        (
-            left / page.width,
-            1 - (top + _HEIGHT) / page.height,
-            _WIDTH / page.width,
-            _HEIGHT / page.height,
-        )
-    )
+    axes = page.axes(left, top, _WIDTH, _HEIGHT)
     bins = np.linspace(0, 1, _BINS + 1)
     shares = [np.histogram(each, bins)[0] / len(each) for each in (outside, inside)]
     axes.stairs(shares[0], bins, fill=True, color=MODEL_COLORS[1], alpha=0.75)

@@ -8,6 +8,7 @@ At its end the file registers the two::
 """
 
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -26,6 +27,7 @@ from PIL import Image
 
 from abs_model._runtime.atomic_files import atomic_write_bytes
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.provenance import git_commit
 from abs_model._runtime.pytrees import array_identity
 from abs_model._runtime.registries import is_redefinition
 from abs_model.data import Dataset
@@ -34,6 +36,8 @@ from abs_model.evaluation.tables.results import Results
 from abs_model.models.classifier import Classifier
 
 Arrays = dict[str, np.ndarray]
+_ROOMS = ("attacks", "data", "inference", "models")
+_COMMIT = "_commit"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,13 +74,14 @@ class Figure:
     """A figure, as it declares itself.
 
     Attributes:
-        name: On the command line, and of its files.
+        name: On the command line, and of the file of numbers.
         title: What it shows, in a line.
         compute: Returns the data.
         draw: Returns pictures by name: `NAME.png` and `NAME.pdf`, or `NAME.gif`, for each.
         models: Names of the pretrained models that it is about by default; none where the user
             has to train them.
         num_images: How many test images it takes by default; None where it takes no number.
+        requires: What the user has to give, if anything.
     """
 
     name: str
@@ -85,6 +90,7 @@ class Figure:
     draw: Callable[[Data], Mapping[str, Picture]]
     models: tuple[str, ...]
     num_images: int | None = None
+    requires: str = ""
 
 
 FIGURES: dict[str, Figure] = {}
@@ -112,9 +118,11 @@ class Work:
         dataset: That they were trained on.
         num_images: How many test images to take.
         workdir: Where caches and pictures go.
-        evaluation: Of the first test images, for figures that show attacks; None without one.
+        evaluation: An evaluation of the first test images, for figures that show attacks; None
+            without one.
         configs: The configurations that models were trained with, by name; none of others.
         data_dir: Folder of TFDS; None takes its own default.
+        commits: Of the code that computed what has been read from the cache; filled on the way.
     """
 
     figure: str
@@ -125,6 +133,7 @@ class Work:
     evaluation: Results | None = None
     configs: Mapping[str, ml_collections.ConfigDict] = dataclasses.field(default_factory=dict)
     data_dir: str | None = None
+    commits: set[str] = dataclasses.field(default_factory=set)
 
     @property
     def images(self) -> np.ndarray:
@@ -136,6 +145,12 @@ class Work:
         """Their labels, int (N,)."""
         return self.dataset.test.labels[: self.num_images]
 
+    def is_evaluated(self, name: str) -> bool:
+        """Whether `evaluation` is of this model, with the same weights, not only the same name."""
+        if self.evaluation is None:
+            return False
+        return self.evaluation.identities.get(name) == model_identity(self.models[name])
+
     def models_with(self, method: str) -> dict[str, Any]:
         """The models that have a method, such as "certify", by name.
 
@@ -145,8 +160,8 @@ class Work:
         found = {name: model for name, model in self.models.items() if hasattr(model, method)}
         if not found:
             raise UserError(
-                f"figure {self.figure!r} requires an ABS model; got --models="
-                f"{','.join(self.models)}"
+                f"figure {self.figure!r} requires an ABS model, got --models="
+                f"{','.join(self.models)}; add one, such as --models=abs"
             )
         return found
 
@@ -156,21 +171,21 @@ class Work:
         """What `function` returns, from the cache if it was computed before.
 
         Args:
-            part: Of the figure; also shown as progress.
-            inputs: What the result depends on besides the code: classifiers, arrays, and values
-                that JSON holds.
+            part: A name for this part of the figure; also shown as progress.
+            inputs: What the result depends on besides the code of the library, which is added:
+                classifiers, arrays, and values that JSON holds.
             function: Returns arrays by name.
         """
         path = self._cache(part, inputs)
         if not path.exists():
             begun = time.monotonic()
             rich.console.Console(stderr=True).print(f"{self.figure}: {part}", markup=False)
-            _write_arrays(path, function())
+            self._write(path, function())
             seconds = time.monotonic() - begun
             if seconds > 5:
                 console = rich.console.Console(stderr=True)
                 console.print(f"{self.figure}: {part} took {seconds:.0f} s", markup=False)
-        return _read_arrays(path)
+        return self._read(path)
 
     def in_batches(
         self,
@@ -184,14 +199,15 @@ class Work:
         """`function` of all rows of some arrays, in batches that are cached one by one.
 
         Args:
-            part: Of the figure; also shown as progress.
+            part: A name for this part of the figure; also shown as progress.
             inputs: As for `cached`; the rows are added.
-            arrays: Of one length.
+            arrays: Arrays of equal length.
             function: From rows of the arrays to arrays with as many rows, by name.
-            size: Of the batches.
+            size: How many rows a batch has.
         """
         console = rich.console.Console(stderr=True)
         results = []
+        inputs = [_identity(each) for each in inputs]
         bar = rich.progress.Progress(
             rich.progress.TextColumn("{task.description}", markup=False),
             rich.progress.BarColumn(),
@@ -205,15 +221,29 @@ class Work:
                 rows = [array[first : first + size] for array in arrays]
                 path = self._cache(part, [*inputs, *rows])
                 if not path.exists():
-                    _write_arrays(path, function(*rows))
-                results.append(_read_arrays(path))
+                    self._write(path, function(*rows))
+                results.append(self._read(path))
                 bar.advance(task, len(rows[0]))
         return {name: np.concatenate([each[name] for each in results]) for name in results[0]}
 
     def _cache(self, part: str, inputs: Sequence[Any]) -> pathlib.Path:
-        described = json.dumps([_identity(each) for each in inputs])
+        described = json.dumps([_code_identity(), *map(_identity, inputs)])
         digest = hashlib.sha256(described.encode()).hexdigest()[:12]
         return self.workdir / "cache" / self.figure / f"{part.replace(' ', '_')}-{digest}.npz"
+
+    def _write(self, path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
+        content = io.BytesIO()
+        named = {key: np.asarray(array) for key, array in arrays.items()}
+        named[_COMMIT] = np.asarray(git_commit() or "not known")
+        np.savez_compressed(content, allow_pickle=False, **named)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_bytes(path, content.getvalue())
+
+    def _read(self, path: pathlib.Path) -> Arrays:
+        with np.load(path) as file:
+            arrays = dict(file)
+        self.commits.add(str(arrays.pop(_COMMIT)))
+        return arrays
 
 
 def save(picture: Picture, workdir: pathlib.Path, name: str) -> list[pathlib.Path]:
@@ -259,15 +289,12 @@ def _identity(value: Any) -> Any:
     return value
 
 
-def _write_arrays(path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
-    content = io.BytesIO()
-    np.savez_compressed(
-        content, allow_pickle=False, **{k: np.asarray(v) for k, v in arrays.items()}
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    atomic_write_bytes(path, content.getvalue())
-
-
-def _read_arrays(path: pathlib.Path) -> Arrays:
-    with np.load(path) as file:
-        return dict(file)
+@functools.cache
+def _code_identity() -> str:
+    """A digest of the code that figures compute with, but for their own."""
+    package = pathlib.Path(__file__).parents[1]
+    paths = sorted(path for room in _ROOMS for path in (package / room).rglob("*.py"))
+    digest = hashlib.sha256()
+    for path in paths:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

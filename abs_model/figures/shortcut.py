@@ -28,10 +28,12 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     SMALL,
     Page,
+    set_percent_axis,
     show_image,
+    style_curves,
 )
 from abs_model.evaluation.tables.statistics import share_interval
-from abs_model.figures.latent_space import decode
+from abs_model.figures.latent_space import sample_images
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
 from abs_model.models.abs import ABSClassifier
 
@@ -54,11 +56,16 @@ def compute(work: Work) -> Data:
     """Accuracies of each model on each version, and what ABS draws.
 
     Raises:
-        UserError: A model was trained without patterns.
+        UserError: A model was trained without patterns, or a class has no test image.
     """
-    numbers: dict[str, Any] = {"num_images": work.num_images}
+    numbers: dict[str, Any] = {"num_images": work.num_images, "models": {}}
     arrays: Arrays = {}
     plain, labels = work.dataset.test.images[: work.num_images], work.labels
+    firsts = [np.flatnonzero(labels == c)[:1] for c in range(work.dataset.num_classes)]
+    if not all(map(len, firsts)):
+        raise UserError(
+            f"figure {work.figure!r} needs a test image of every class; raise --num_images"
+        )
     others = (labels + 1) % work.dataset.num_classes
     for name, model in work.models.items():
         amplitude = _amplitude(work, name)
@@ -78,29 +85,28 @@ def compute(work: Work) -> Data:
         accuracies = {
             version: _share(each == labels) for version, each in zip(_VERSIONS, found, strict=True)
         }
-        numbers[name] = {
+        numbers["models"][name] = {
             "kind": work.configs[name].model.name,
             "amplitude": amplitude,
             "accuracy": accuracies,
             "classified as the pattern, swapped": _share(found[-1] == others),
         }
         if isinstance(model, ABSClassifier):
-            samples = _sample(model)
+            samples, _ = sample_images(model, _NUM_SAMPLES)
             drawn = drawn_amplitudes(samples)
-            numbers[name]["amplitude in samples"] = {
+            numbers["models"][name]["amplitude in samples"] = {
                 "mean": float(drawn.mean()), "of each class": drawn.tolist(),
             }  # fmt: skip
             arrays[f"{name}/samples"] = samples[:, 0]
             arrays[f"{name}/mean sample"] = samples.mean(axis=1)
-            firsts = [int(np.argmax(labels == c)) for c in range(work.dataset.num_classes)]
-            arrays[f"{name}/images"] = stacked[0][firsts]
+            arrays[f"{name}/images"] = stacked[0][np.concatenate(firsts)]
     return Data(numbers, arrays)
 
 
 def _amplitude(work: Work, name: str) -> float:
     config = work.configs.get(name)
     amplitude = None if config is None else config.dataset.get("shortcut_amplitude")
-    if amplitude is None:
+    if not amplitude:
         raise UserError(
             f"figure {work.figure!r} requires models trained with configs/shortcut.py; {name!r} was"
             " not"
@@ -110,13 +116,6 @@ def _amplitude(work: Work, name: str) -> float:
 
 def _share(hits: np.ndarray) -> dict[str, float]:
     return dataclasses.asdict(share_interval(int(hits.sum()), len(hits)))
-
-
-def _sample(model: ABSClassifier) -> np.ndarray:
-    """Samples of each class from the prior, (classes, samples, height, width, channels)."""
-    shape = (model.num_classes, _NUM_SAMPLES, model.solver.decoder.latent_size)
-    latents = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-    return np.stack([decode(model, c, latents[c]) for c in range(model.num_classes)])
 
 
 def drawn_amplitudes(samples: np.ndarray) -> np.ndarray:
@@ -139,11 +138,12 @@ def drawn_amplitudes(samples: np.ndarray) -> np.ndarray:
 
 def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     """Accuracies against the amplitude, and below them what ABS has seen and draws."""
-    models = {name: each for name, each in data.numbers.items() if name != "num_images"}
+    models = data.numbers["models"]
     generative = [name for name in models if f"{name}/samples" in data.arrays]
     generative.sort(key=lambda name: models[name]["amplitude"])
     images_top = _TOP + _PANEL + 1.25
-    width = _MARGIN + _SIDE + max(10 * _PITCH, 3 * _PANEL_PITCH - 0.3)
+    num_classes = max((len(data.arrays[f"{name}/samples"]) for name in generative), default=0)
+    width = _MARGIN + _SIDE + max(num_classes * _PITCH, 3 * _PANEL_PITCH - 0.3)
     page = Page(width, images_top + len(generative) * (3 * _PITCH + _GAP) + 0.2)
     page.text(_MARGIN, 0.15, "Training with a shortcut", fontsize=LARGE, fontweight="bold")
     note = (
@@ -158,8 +158,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     if generative:
         text = (
             "For each class and amplitude, top down: a digit with its pattern, a sample of ABS, and"
-            " the mean of 200 samples,"
-            "\nwhite at twice the amplitude."
+            f" the mean of {_NUM_SAMPLES}\nsamples, white at twice the amplitude."
         )
         page.text(_MARGIN, images_top - 0.45, text, color=FAINT)
     for row, name in enumerate(generative):
@@ -173,14 +172,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
 def _draw_panel(
     page: Page, left: float, version: str, kinds: list[str], models: Mapping[str, Any]
 ) -> None:
-    axes = page.figure.add_axes(
-        (
-            left / page.width,
-            1 - (_TOP + _PANEL) / page.height,
-            _PANEL / page.width,
-            _PANEL / page.height,
-        )
-    )
+    axes = page.axes(left, _TOP, _PANEL, _PANEL)
     shown = {"accuracy": lambda each: each["accuracy"][version]}
     if version == "swapped":
         shown["pattern"] = lambda each: each["classified as the pattern, swapped"]
@@ -206,12 +198,9 @@ def _draw_panel(
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.minorticks_off()
     axes.set_ylim(0, 1.03)
-    axes.set_yticks(np.linspace(0, 1, 6), [f"{tick:.0%}" for tick in np.linspace(0, 1, 6)])
+    set_percent_axis(axes, 6)
     axes.set_xlabel("amplitude of the pattern", fontsize=MEDIUM, color=INK)
-    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
-    axes.grid(color="#e8e8e8", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_curves(axes)
 
 
 def _draw_legend(page: Page, kinds: list[str]) -> None:
@@ -249,11 +238,11 @@ def _draw_images(
 register(
     Figure(
         "shortcut",
-        "What models learn from a pattern that gives the class away (--models: runs of"
-        " configs/shortcut.py)",
+        "What models learn from a faint pattern that gives the class away",
         compute,
         draw,
         models=(),
         num_images=1000,
+        requires="runs of scripts/train_shortcuts.sh, --models=runs/shortcut/abs_0.1,...",
     )
 )

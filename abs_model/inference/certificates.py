@@ -7,14 +7,15 @@ y there. Class c can win only if one of its explanations z costs less. The diffe
     gap + 2 v . d + a ||d||^2,   gap = w_c (||x - G_c(z)||^2 + ||z||^2 / 2) - (the same of y),
                                  v = w_c (x - G_c(z)) - w_y (x - G_y),   a = w_c - w_y,
 
-is linear in d but for the class weights. Its fall is at most the reach of ||d||
-(`inference.changes`), which also knows that images lie in [0, 1] and, for Binary ABS, what it costs
-to flip a pixel. So y wins within
+is linear in d but for the class weights. It falls by at most the reach of ||d||
+(`inference.changes`), which takes into account that images lie in [0, 1] and, for Binary ABS, how
+far a pixel must move to flip. So y wins within
 
     radius = min over c != y and z of the smallest r with reach(r; c, z) = gap(c, z).
 
-For equal weights and without the range [0, 1] that is gap / (2 ||G_c(z) - G_y||) in the dual norm,
-the distance to the nearest half-space that bisects the explanation of y and one of another class.
+For class weights of 1 and without the range [0, 1] that is gap / (2 ||G_c(z) - G_y||) in the dual
+norm, the distance to the nearest half-space that bisects the explanation of y and one of another
+class.
 
 The minimum over z is searched, not proven: a certificate holds if the search has found the global
 minimum over the ball of latents. At a common radius of all classes, BFGS minimizes gap - reach
@@ -30,9 +31,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 
+from abs_model._runtime.checks import check_count
 from abs_model._runtime.vectorize import map_chunks, map_classes
 from abs_model.inference.changes import REACHES, Range, allowed_range, find_radius
 from abs_model.inference.energy import Inference
@@ -43,12 +44,12 @@ from abs_model.models.decoders import Decoder
 
 PyTree = Any
 
-# Of the samples of a start, the best ones of as many equal parts in L2 are compared in the norm.
+# Each start has 500 samples in 5 parts. The best ones of each part in L2 are compared in the norm.
 _SAMPLES_PER_START, _PARTS_PER_START = 500, 5
 _SPREAD = 1.6  # explanations by other classes lie farther out than most prior samples
 _DECODE_BATCH = 250
 _TOLERANCE = 1e-4  # of the search at a radius, in nats
-# Searches that are expected to end above this are given up, in nats: expectations are rough.
+# A search is given up once it is expected to end above this, in nats: expectations are rough.
 _CEILING = 1.0
 # Searches are made at a radius smaller than the one that the best explanation has, relatively.
 _DECREASE = 1e-4
@@ -61,13 +62,21 @@ class CertificateSettings:
     Attributes:
         num_starts: Searches for each image and other class: from the class's best explanation, and
             from prior samples.
-        num_rounds: How often the radius is lowered, at most.
-        max_evaluations: Of the decoder and its gradient, for each search and round.
+        num_rounds: How often the radius may be lowered. An image that needs more gets radius 0.
+        max_evaluations: Evaluations of the decoder and its gradient, at most, for each search and
+            round.
+
+    Raises:
+        ValueError: A setting is below 1.
     """
 
     num_starts: int = 10
     num_rounds: int = 50
     max_evaluations: int = 25
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            check_count(field.name, getattr(self, field.name))
 
 
 DEFAULT_SETTINGS = CertificateSettings()
@@ -79,9 +88,9 @@ class Certificate:
     """Radii within which the decision on N images cannot change.
 
     Attributes:
-        radii: Of the norm, in units of the pixel range or, for L0, in pixels, (N,): no image at a
-            smaller distance is decided otherwise, provided that the search over latents has found
-            the global minimum.
+        radii: (N,), in units of the pixel range or, for L0, in pixels. No image at a smaller
+            distance is decided otherwise, provided that the search over latents has found the
+            global minimum.
         predictions: The decided classes, int32 (N,).
         rivals: The class that comes closest to winning, int32 (N,).
         rival_latents: Its explanation z that does, (N, latent).
@@ -154,7 +163,7 @@ def decode_samples(solver: Solver, settings: CertificateSettings) -> Samples:
     """Draws the samples, farther out than the prior, and decodes them by every class; pure.
 
     Args:
-        solver: Of all classes.
+        solver: The solver of all classes.
         settings: How many starts.
     """
     count = (settings.num_starts - 1) * _SAMPLES_PER_START
@@ -184,7 +193,7 @@ def certify(
     """Certifies the decisions on images; pure.
 
     Args:
-        solver: Of all classes.
+        solver: The solver of all classes.
         images: As the model gets them, float32 (N, height, width, channels) in [0, 1].
         inference: What was found for them.
         class_weights: Factors of the energies, (C,).
@@ -200,7 +209,7 @@ def certify(
     inside = decoder.to_pixels(jnp.ones_like(images[:1]))
     decision = _Decision(
         decoder.to_pixels(inference.images),
-        allowed_range(decoder.to_pixels(images), inside, binary=binary),
+        allowed_range(decoder.to_pixels(images), inside, channels=images.shape[-1], binary=binary),
         decoder.to_pixels(inference.reconstructions[rows, predictions]),
         weighted[rows, predictions],
         class_weights[predictions],
@@ -216,7 +225,7 @@ def certify(
 
     nearest = jnp.where(others, jax.vmap(ratios)(class_weights, decoded, latents), jnp.inf)
     best = _choose(jnp.argmin(nearest, axis=0), latents, decoded)
-    largest = jnp.full(len(images), _largest_radius(norm, images.shape[1:]))
+    largest = jnp.full(len(images), _largest_radius(norm, *images.shape[1:]))
     radii = _radii_of(norm, decision, class_weights, best, largest)
 
     def start(
@@ -239,7 +248,7 @@ def certify(
     )
 
     def lower(carry: PyTree) -> PyTree:
-        count, radii, best, iterates, _ = carry
+        count, radii, best, iterates, falling = carry
         tested = dataclasses.replace(decision, radii=_smaller(norm, radii))
 
         def search(
@@ -248,7 +257,9 @@ def certify(
             # What was far from winning at a larger radius is farther at this one.
             begun = dataclasses.replace(
                 bfgs.initial_iterate(now.latents, now.inverse_hessians),
-                energies=jnp.where(now.energies < _CEILING, 0, jnp.inf),
+                energies=jnp.where(
+                    (now.energies < _CEILING) & jnp.tile(falling, settings.num_starts), 0, jnp.inf
+                ),
             )
             cost = functools.partial(_cost, norm, weight)
             found = polish(decode, tested, begun, search_settings, cost, ceiling=_CEILING)
@@ -266,7 +277,8 @@ def certify(
         return (carry[0] < settings.num_rounds) & jnp.any(carry[-1])
 
     carry = (0, radii, best, iterates, jnp.ones(len(images), bool))
-    _, radii, best, _, _ = lax.while_loop(unfinished, lower, carry)
+    _, radii, best, _, falling = lax.while_loop(unfinished, lower, carry)
+    radii = jnp.where(falling, 0, radii)  # not searched at
     return Certificate(
         radii if norm == "l0" else _smaller(norm, radii),
         predictions.astype(jnp.int32),
@@ -304,10 +316,9 @@ def _smaller(norm: str, radii: jax.Array) -> jax.Array:
     return jnp.maximum(radii - 1, 0) if norm == "l0" else radii * (1 - _DECREASE)
 
 
-def _largest_radius(norm: str, image_shape: tuple[int, ...]) -> float:
-    """Of any two images."""
-    size = float(np.prod(image_shape))
-    return {"l2": size**0.5, "linf": 1.0, "l0": size}[norm]
+def _largest_radius(norm: str, height: int, width: int, channels: int) -> float:
+    """The distance of a black and a white image."""
+    return {"l2": (height * width * channels) ** 0.5, "linf": 1.0, "l0": height * width}[norm]
 
 
 def _choose(classes: jax.Array, latents: jax.Array, decoded: jax.Array) -> _Explanations:
@@ -327,11 +338,11 @@ def _best_samples(
     weights; of these the one with the lowest cost in the norm is taken.
 
     Args:
-        norm: Of the certificate.
+        norm: The certificate's norm.
         samples: (latent, samples).
         decoded: By one class, (pixels, samples).
-        weight: Of the class.
-        decision: On N images.
+        weight: The class's weight.
+        decision: The decisions on N images.
     """
     pixels, own_weights = decision.pixels, decision.own_weights
     squares = jnp.sum(decoded**2, axis=0)
@@ -374,7 +385,7 @@ def paper_radii(inference: Inference, class_weights: jax.Array, solver: Solver) 
     Args:
         inference: What was found for N images.
         class_weights: Factors of the energies, (C,).
-        solver: Of all classes.
+        solver: The solver of all classes.
     """
     pixels = solver.decoder.to_pixels(inference.images)
     settings = MultistartSettings(max_norm=solver.settings.max_norm, tolerance=_TOLERANCE)

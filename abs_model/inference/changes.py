@@ -4,8 +4,8 @@ The cost of explaining an image x by G with a class weight w is w ||x - G||^2, u
 Moving the image by d changes the difference of two such costs, w_c ||x + d - G_c||^2 -
 w_y ||x + d - G_y||^2, by 2 v . d + a ||d||^2, where v = w_c (x - G_c) - w_y (x - G_y) and a = w_c -
 w_y. The *reach* of a radius is the most that this can fall within it and within [0, 1]. Each
-function below bounds it from above, exactly up to rounding, as dual functions do for any value of
-their multiplier; so an inexact multiplier makes a certificate weaker, never wrong.
+function below bounds the reach from above, up to rounding. It evaluates a dual function, which is a
+bound for any multiplier: an inexact multiplier makes a certificate weaker, never wrong.
 
 All arrays are (pixels, N), one column for each image, or (N,).
 """
@@ -20,6 +20,7 @@ from jax import lax
 _DOUBLINGS = 10  # of the multiplier of L2, from where it would be without the range [0, 1]
 _NUM_BISECTIONS = 18
 _NUM_BISECTIONS_OF_GAINS = 22
+_NUM_BISECTIONS_OF_RADII = 26
 
 
 @jax.tree_util.register_dataclass
@@ -50,26 +51,30 @@ class Range:
         low: The least change of each pixel, at most 0.
         high: The largest, at least 0.
         flips: For models that threshold the image; None for others.
+        channels: Values of each pixel, which counts once in L0.
     """
 
     low: jax.Array
     high: jax.Array
     flips: Flips | None = None
+    channels: int = dataclasses.field(default=1, metadata={"static": True})
 
 
-def allowed_range(pixels: jax.Array, inside: jax.Array, *, binary: bool) -> Range:
+def allowed_range(pixels: jax.Array, inside: jax.Array, *, channels: int, binary: bool) -> Range:
     """The changes that keep images within [0, 1].
 
     Args:
         pixels: The images.
         inside: 1 where there is a pixel, 0 in the padding, (pixels, 1).
+        channels: Values of each pixel.
         binary: Whether the model thresholds images at 0.5.
     """
     low, high = -pixels * inside, (1 - pixels) * inside
     if not binary:
-        return Range(low, high)
+        return Range(low, high, channels=channels)
     signs = jnp.where(pixels > 0.5, -1.0, 1.0)
-    return Range(low, high, Flips(signs, jnp.where(inside > 0, jnp.abs(pixels - 0.5), jnp.inf)))
+    prices = jnp.where(inside > 0, jnp.abs(pixels - 0.5), jnp.inf)
+    return Range(low, high, Flips(signs, prices), channels)
 
 
 # From the allowed range, v, a and radii (N,) to the reach, (N,); differentiable in v.
@@ -110,12 +115,15 @@ def linf_reach(allowed: Range, v: jax.Array, a: jax.Array, radii: jax.Array) -> 
 
 
 def l0_reach(allowed: Range, v: jax.Array, a: jax.Array, radii: jax.Array) -> jax.Array:
-    """The reach of a number of pixels: those that gain the most, a fraction of the last."""
+    """The reach of a number of pixels: those that gain the most, a fraction of the last.
+
+    With several channels it is bounded by that of as many values as the pixels have.
+    """
     if allowed.flips is not None:
         gains = allowed.flips.gains(v, a)
     else:
         gains = _largest_gains(allowed.low, allowed.high, v, a)
-    return _knapsack(gains, jnp.ones_like(gains), radii)
+    return _knapsack(gains, jnp.ones_like(gains), radii * allowed.channels)
 
 
 REACHES: dict[str, Reach] = {"l2": l2_reach, "linf": linf_reach, "l0": l0_reach}
@@ -129,8 +137,8 @@ def find_radius(
     Args:
         norm: "l2", "linf" or "l0".
         allowed: The range of changes.
-        v: See above.
-        a: See above.
+        v: (pixels, N), as in the module's docstring.
+        a: (N,), likewise.
         gaps: By how much the one cost is above the other, (N,).
         largest: (N,).
     """
@@ -138,7 +146,8 @@ def find_radius(
     def too_small(radii: jax.Array) -> jax.Array:
         return REACHES[norm](allowed, v, a, radii) < gaps
 
-    return _bisect(too_small, jnp.zeros_like(largest), largest, 26)[0]
+    low = jnp.zeros_like(largest)
+    return _bisect(too_small, low, largest, _NUM_BISECTIONS_OF_RADII)[0]
 
 
 def _largest_gains(low: jax.Array, high: jax.Array, v: jax.Array, a: jax.Array) -> jax.Array:

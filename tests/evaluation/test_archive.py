@@ -10,10 +10,12 @@ import tarfile
 import numpy as np
 import pytest
 
+import abs_model
 from abs_model.evaluation import collect, evaluate, make_tables, pack, show
 from abs_model.evaluation.comparison import compare
 from abs_model.evaluation.run.archive import lost_images
 from abs_model.evaluation.run.batch_log import TIMES_FILE
+from abs_model.evaluation.run.workdir import model_identity
 from tests.conftest import ROOT, run_script
 from tests.evaluation.test_evaluation import SETTINGS, spec
 from tests.evaluation.test_tables import make_results, planned, records
@@ -80,6 +82,17 @@ def test_a_closest_image_that_was_not_kept_is_told(published):
         if attack.name == "near" and record.is_verified
     ]
     assert line == f"m l2, far: images {', '.join(map(str, expected))}"
+
+
+def test_the_published_table_is_of_the_shipped_models():
+    """A change of `model_identity` would have all of it done again, here and by users."""
+    with tarfile.open(ROOT / "results" / "table1" / "workdir.tar.xz") as archive:
+        plan = json.load(archive.extractfile("evaluation.json"))
+        for name in {*plan["models"]} - {"nearest_neighbor"}:  # which needs the data set
+            ledger = f"{plan['clean_ledgers'][name]}/settings.json"
+            assert json.load(archive.extractfile(ledger))["model"] == model_identity(
+                abs_model.load(name)
+            )
 
 
 def test_an_attack_is_compared_with_the_others(published):

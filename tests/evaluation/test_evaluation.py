@@ -1,6 +1,7 @@
 import collections
 import dataclasses
 import fcntl
+import functools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 import abs_model
 from abs_model._runtime.errors import UserError
@@ -33,7 +35,7 @@ from abs_model.evaluation import (
 from abs_model.evaluation.run.batch_log import note_batch
 from abs_model.evaluation.run.progress import Progress
 from abs_model.evaluation.run.runner import derive_keys
-from abs_model.evaluation.run.workdir import UNSHARDED, locked, model_identity
+from abs_model.evaluation.run.workdir import UNSHARDED, _settings, locked, model_identity
 from abs_model.evaluation.tables.table_formats import to_json
 from tests.conftest import ROOT, run_script
 from tests.evaluation_fakes import (
@@ -380,6 +382,22 @@ def test_a_models_identity_is_that_of_its_arrays_and_settings():
     assert model_identity(model) == model_identity(same)
     others = [stripe_classifier(scale=0.3), stripe_classifier(cls=GenerativeClassifier)]
     assert len({model_identity(each) for each in (model, *others)}) == 3
+
+
+def test_a_networks_identity_is_that_of_its_layers_settings():
+    def network(stride, slope=0.1):
+        class Net(nnx.Module):
+            def __init__(self):
+                self.inner = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+                self._stride = stride
+                self.activation = functools.partial(nnx.leaky_relu, negative_slope=slope)
+
+        graphdef, state = nnx.split(Net())
+        return _settings((graphdef, state))
+
+    assert network(1) == network(1)
+    assert len({network(1), network(2), network(1, slope=0.2)}) == 3
+    assert "hijax" not in network(1) and "stride" not in network(1)
 
 
 def test_a_class_of_ones_own_is_known_by_its_file(monkeypatch, tmp_path):

@@ -32,7 +32,7 @@ def test_decode_is_the_decoder_of_the_class():
     matrices, offsets = problem()
     latents = np.random.default_rng(1).normal(size=(5, 2)).astype(np.float32)
     for c in range(CLASSES):
-        decoded = latent_space.decode(linear_abs(matrices, offsets), c, latents)
+        decoded = latent_space._decode_class(linear_abs(matrices, offsets), c, latents)
         expected = latents @ matrices[c].T + offsets[c]
         np.testing.assert_allclose(decoded, expected.reshape(5, *IMAGE), atol=1e-6)
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.provenance import git_commit
 from abs_model.evaluation.images.style import new_figure
 from abs_model.figures import make, registry
 from abs_model.figures.registry import FIGURES, Data, Figure, Film, Work, register
@@ -58,6 +59,7 @@ def test_a_figure_leaves_pictures_and_numbers(stripes, tmp_path):
     images = stripes.test.images[:10].astype(np.float32) / 255
     assert content["numbers"] == {"total": pytest.approx(images.sum(), rel=1e-5), "images": 10}
     assert content["about"]["models"] == ["stripes"] and content["about"]["num_images"] == 10
+    assert content["about"]["commits"] == [git_commit() or "not known"]
     with Image.open(tmp_path / "toy_film.gif") as film:
         assert film.n_frames == 3 and film.info["duration"] == 200
     assert (tmp_path / "toy.pdf").read_bytes().startswith(b"%PDF")
@@ -69,19 +71,19 @@ def test_what_was_computed_is_not_computed_again(stripes, tmp_path, monkeypatch)
     # Killed in the second batch of another size: the first one is kept.
     make.make_figure(TOY, tmp_path)
     assert CALLS == [4, 4, 2]
-    written, write = [], registry._write_arrays
+    written, write = [], Work._write
 
-    def die(path, arrays):
+    def die(work, path, arrays):
         if len(written) == 1:
             raise KeyboardInterrupt
         written.append(path)
-        write(path, arrays)
+        write(work, path, arrays)
 
     other = tmp_path / "other"
-    monkeypatch.setattr(registry, "_write_arrays", die)
+    monkeypatch.setattr(Work, "_write", die)
     with pytest.raises(KeyboardInterrupt):
         make.make_figure(TOY, other)
-    monkeypatch.setattr(registry, "_write_arrays", write)
+    monkeypatch.setattr(Work, "_write", write)
     CALLS.clear()
     make.make_figure(TOY, other)
     assert CALLS == [4, 2]
@@ -98,7 +100,9 @@ def test_other_inputs_are_computed(stripes, tmp_path):
 
 def test_a_figure_of_abs_models_says_so(stripes, tmp_path):
     work = Work("toy", {"stripes": stripe_classifier()}, stripes, 4, tmp_path)
-    with pytest.raises(UserError, match="'toy' requires an ABS model; got --models=stripes"):
+    with pytest.raises(
+        UserError, match="'toy' requires an ABS model, got --models=stripes; add one"
+    ):
         work.models_with("certify")
 
 

@@ -20,7 +20,7 @@ def make_work(workdir, shape=SHAPE):
     return Work("out_of_distribution", models, stripe_dataset(shape=shape), 12, workdir)
 
 
-def unavailable(name):
+def unavailable(name, data_dir):
     raise DataUnavailableError(f"{name} cannot be downloaded")
 
 
@@ -108,7 +108,7 @@ def test_numbers_are_those_of_the_models(tmp_path, monkeypatch):
 def test_another_data_set_is_taken_where_there_is_one(tmp_path, monkeypatch):
     part = Split((255 * images(20)).astype(np.uint8), np.arange(20, dtype=np.int32) % 10)
     other = Dataset("fashion_mnist", 10, part, part, part)
-    monkeypatch.setattr(out_of_distribution, "load_dataset", lambda name: other)
+    monkeypatch.setattr(out_of_distribution, "load_dataset", lambda name, data_dir: other)
     data = FIGURES["out_of_distribution"].compute(make_work(tmp_path))
     assert not data.numbers["left out"]
     assert data.arrays["confidence/plain/fashion_mnist"].shape == (12,)

@@ -41,18 +41,22 @@ def test_accuracies_are_those_of_the_three_versions(tmp_path):
     work = make_work(tmp_path, **configs)
     data = FIGURES["shortcut"].compute(work)
     plain, labels = work.dataset.test.images[:30], work.labels
+    found = data.numbers["models"]
     for name, model in work.models.items():
         for version, classes in (("kept", labels), ("swapped", (labels + 1) % 3)):
             changed = add_patterns(plain, classes, AMPLITUDE).astype(np.float32) / 255
             expected = np.mean(model.predict(changed) == labels)
-            assert data.numbers[name]["accuracy"][version]["value"] == pytest.approx(expected)
+            assert found[name]["accuracy"][version]["value"] == pytest.approx(expected)
         expected = np.mean(model.predict(work.images) == labels)
-        assert data.numbers[name]["accuracy"]["removed"]["value"] == pytest.approx(expected)
+        assert found[name]["accuracy"]["removed"]["value"] == pytest.approx(expected)
         changed = add_patterns(plain, (labels + 1) % 3, AMPLITUDE).astype(np.float32) / 255
         by_pattern = np.mean(model.predict(changed) == (labels + 1) % 3)
-        found = data.numbers[name]["classified as the pattern, swapped"]
-        assert found["value"] == pytest.approx(by_pattern)
-    assert data.numbers["digits"]["accuracy"] != data.numbers["pattern"]["accuracy"]
+        swapped = found[name]["classified as the pattern, swapped"]
+        assert swapped["value"] == pytest.approx(by_pattern)
+    assert (
+        data.numbers["models"]["digits"]["accuracy"]
+        != data.numbers["models"]["pattern"]["accuracy"]
+    )
     assert set(FIGURES["shortcut"].draw(data)) == {"shortcut"}
 
 
@@ -69,6 +73,6 @@ def test_models_trained_without_patterns_are_refused(tmp_path):
     work = make_work(tmp_path, digits=config(), pattern=config())
     with pytest.raises(UserError, match=r"requires models trained with .*'digits' was not"):
         FIGURES["shortcut"].compute(work)
-    with pytest.raises(UserError, match="'shortcut' needs --models"):
+    with pytest.raises(UserError, match="'shortcut' requires --models: runs of"):
         make.make_figure(FIGURES["shortcut"], tmp_path)
     assert FIGURES["shortcut"] not in make.choose_figures(["all"])

@@ -19,7 +19,7 @@ def problem(seed, *, binary=False, low=0.0, high=1.0):
     random = np.random.default_rng(seed)
     pixels = random.uniform(low, high, (SIZE, 1)).astype(np.float32)
     v = random.normal(size=(SIZE, 1)).astype(np.float32)
-    allowed = allowed_range(jnp.asarray(pixels), jnp.ones((SIZE, 1)), binary=binary)
+    allowed = allowed_range(jnp.asarray(pixels), jnp.ones((SIZE, 1)), channels=1, binary=binary)
     return pixels[:, 0].astype(np.float64), v[:, 0].astype(np.float64), allowed
 
 
@@ -118,3 +118,16 @@ def test_gradients_are_those_of_the_reach(norm, radius, binary):
         # A fraction of the last pixel is left out where the budget ends within it.
         loose = norm == "l2" and binary
         assert gradients[pixel] == pytest.approx(difference / 2e-2, abs=2.0 if loose else 0.05)
+
+
+@pytest.mark.parametrize("binary", [False, True])
+def test_a_pixel_of_several_channels_counts_once(binary):
+    random = np.random.default_rng(0)
+    pixels, v = random.random((SIZE, 4)), random.normal(size=(SIZE, 4))
+    a, inside = jnp.zeros(4), jnp.ones((SIZE, 1))
+
+    def reach(channels, count):
+        allowed = allowed_range(jnp.asarray(pixels), inside, channels=channels, binary=binary)
+        return REACHES["l0"](allowed, jnp.asarray(v), a, jnp.full(4, float(count)))
+
+    np.testing.assert_allclose(reach(3, 2), reach(1, 6), rtol=1e-5)

@@ -15,6 +15,8 @@ from abs_model.evaluation.images.style import (
     SMALL,
     UNITS,
     new_figure,
+    set_percent_axis,
+    style_curves,
 )
 from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, Results
@@ -90,10 +92,6 @@ def finish_curves(axes: Axes, norm: str, end: float) -> None:
     axes.axvline(THRESHOLDS[norm], color=FAINT, lw=0.8, ls=":")
     axes.set_xlim(0, max(end, 1.1 * THRESHOLDS[norm]))
     axes.set_ylim(0, 1.02)
-    ticks = np.linspace(0, 1, 6)
-    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+    set_percent_axis(axes, 6)
     axes.set_xlabel(f"{NORM_SYMBOLS[norm]} distance{UNITS[norm]}", fontsize=MEDIUM, color=INK)
-    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
-    axes.grid(color="#e8e8e8", linewidth=0.7)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
+    style_curves(axes)

@@ -1,7 +1,7 @@
 """The style of all pictures: sizes, colors, and the parts that they share.
 
-Drawn with matplotlib's objects, without pyplot and its global state. Models have colors that differ
-in brightness, too, and dashes where lines cross: to be told apart in gray and by the color-blind.
+Drawn with matplotlib's objects, without pyplot and its global state. Colors of models differ in
+brightness, so that they can be told apart in gray and by the color-blind.
 """
 
 import io
@@ -45,16 +45,20 @@ class Page:
         placed: dict[str, Any] = {"fontsize": MEDIUM, "color": INK, "va": "top", **options}
         self.figure.text(left / self.width, 1 - top / self.height, content, **placed)
 
-    def panel(self, left: float, top: float, size: float) -> Axes:
-        """A square for an image, without ticks and with a faint frame."""
-        axes = self.figure.add_axes(
+    def axes(self, left: float, top: float, width: float, height: float) -> Axes:
+        """Axes whose top left corner is at the place."""
+        return self.figure.add_axes(
             (
                 left / self.width,
-                1 - (top + size) / self.height,
-                size / self.width,
-                size / self.height,
+                1 - (top + height) / self.height,
+                width / self.width,
+                height / self.height,
             )
         )
+
+    def panel(self, left: float, top: float, size: float) -> Axes:
+        """A square for an image, without ticks and with a faint frame."""
+        axes = self.axes(left, top, size, size)
         axes.set_xticks([])
         axes.set_yticks([])
         set_frame(axes, "#cccccc", 0.5)
@@ -64,6 +68,20 @@ class Page:
 def new_figure(width: float, height: float) -> Figure:
     """An empty figure, `width` by `height` inches."""
     return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+
+
+def style_curves(axes: Axes) -> None:
+    """Gives axes with curves their grid, small ticks, and two spines."""
+    axes.tick_params(axis="both", length=0, labelsize=SMALL, labelcolor=INK)
+    axes.grid(color="#e8e8e8", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def set_percent_axis(axes: Axes, count: int) -> None:
+    """Ticks of shares, from 0% to 100%, so many, on the vertical axis."""
+    ticks = np.linspace(0, 1, count)
+    axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
 
 
 def set_frame(axes: Axes, color: str, width: float) -> None:

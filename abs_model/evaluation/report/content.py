@@ -21,7 +21,6 @@ from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.tables.statistics import THRESHOLDS, Estimate
 from abs_model.evaluation.tables.table import (
-    CERTIFICATES,
     NORM_NAMES,
     UNITS,
     Block,
@@ -117,7 +116,7 @@ def _block(results: Results, block: Block) -> Json:
                 "title": row.title,
                 "attack": names.index(row.attack.name) if row.attack else None,
                 "budget": row.budget,
-                "certified": row.title == CERTIFICATES,
+                "certified": row.certified,
                 "cells": [_cell(row, model) for model in results.plan.models],
             }
             for row in block.rows

@@ -51,6 +51,8 @@ def evaluate(
 ) -> Results:
     """Runs every attack on every model that it is applicable to, and keeps what they find.
 
+    Certifies decisions, too, where `settings.certify` says so.
+
     Args:
         models: Classifiers by name; the names become part of paths.
         dataset: Its test images are attacked.

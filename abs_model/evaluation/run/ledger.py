@@ -42,10 +42,11 @@ class Record:
             that beyond doubt (`abs_model.models.decisions`); `NO_DECISION` where a logit is NaN.
         claimed: Whether the attack reported an adversarial image.
         reasons: Why verification rejected it, of `verification.REASONS`; empty if it did not.
-        prediction: What the model calls the attack's image, by a cold query.
+        prediction: What the model calls the attack's image, by a cold query. In a ledger of
+            certificates, the class that comes closest to winning.
         distance: From the clean image, in the attack's norm, measured again; infinite where there
             is no verified adversarial image, 0 for an image that is misclassified when clean, or,
-            under a targeted attack, of the target.
+            under a targeted attack, of the target. In a ledger of certificates, the radius.
         num_queries: Queries of the model, with or without gradient, until the last image of its
             batch was done, which may be later than this one; None where the attack does not count.
         num_gradients: Those with gradient.

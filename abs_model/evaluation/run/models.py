@@ -107,7 +107,7 @@ def parse_models(entries: Sequence[str]) -> list[ModelSpec]:
 def load_models(
     specs: Sequence[ModelSpec], *, data_dir: str | None = None
 ) -> tuple[dict[str, Any], Dataset]:
-    """Loads the models, and the data set that all of them were trained on.
+    """Loads the models, and the data set that all of them were trained on, without shortcuts.
 
     The nearest neighbor is made of the data set of the other models; by itself, of MNIST. MNIST is
     the data set, too, where all models are user-defined.
@@ -127,7 +127,12 @@ def load_models(
     if len({(section["name"], section["module"]) for section in sections.values()}) > 1:
         found = ", ".join(f"{name!r} on {section['name']}" for name, section in sections.items())
         raise ModelsError(f"the models were trained on different data sets ({found}); {_ADVICE}")
-    section = next(iter(sections.values()), _DEFAULT_DATASET)
+    # Patterns that give classes away are for training only.
+    section = {
+        key: value
+        for key, value in next(iter(sections.values()), _DEFAULT_DATASET).items()
+        if key != "shortcut_amplitude"
+    }
     folders = (data_dir, *(section["data_dir"] for section in sections.values()))
     folder = next((folder for folder in folders if folder), None)
     dataset = load_dataset(**section | {"data_dir": folder})

@@ -55,7 +55,8 @@ class Settings:
         batch_size: Images at a time; a kill costs at most one batch. No result depends on it, but
             for float rounding.
         seed: Of all that is random.
-        certify: Whether decisions on the attacked images are certified, too, by models that can.
+        certify: Whether models that have `certify` also certify their decisions on the attacked
+            images.
     """
 
     num_clean: int
@@ -72,10 +73,10 @@ class Task:
     Attributes:
         model: The model.
         spec: The attack.
-        folder: Of the ledger.
-        identity: What decides over the results.
+        folder: The ledger's folder.
+        identity: What determines the results.
         batches: The images still to do.
-        certified_norm: Of the certificates.
+        certified_norm: The norm of the certificates; None for other tasks.
     """
 
     model: Classifier

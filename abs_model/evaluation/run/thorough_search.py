@@ -72,6 +72,26 @@ def found_right(model: ABSClassifier, images: np.ndarray, labels: np.ndarray) ->
     return weights * _label_energies(model, seen, labels) <= energies.min(axis=1)
 
 
+def breaks_certificates(
+    model: ABSClassifier, images: np.ndarray, labels: np.ndarray, adversarial: np.ndarray
+) -> np.ndarray:
+    """Which adversarial images stay so with the clean images' explanations among the starts, (N,).
+
+    Certificates keep the explanation of the decided class. An adversarial image within a radius
+    breaks the certificate only if that explanation, as a start of the search, does not win.
+
+    Args:
+        model: ABS or Binary ABS.
+        images: The clean ones, float32 (N, height, width, channels) in [0, 1].
+        labels: Integers (N,).
+        adversarial: As `images`.
+    """
+    cold = model.infer(adversarial)
+    warm = model.infer(adversarial, start=model.infer(images))
+    energies = np.minimum(model.weighted_energies(cold), model.weighted_energies(warm))
+    return energies.argmin(axis=1) != labels
+
+
 def _label_energies(model: ABSClassifier, images: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The energies in nats of the labels' classes by a thorough search, float64 (N,)."""
     solver = more_thorough(model).solver

@@ -24,6 +24,8 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from flax import nnx
 
 from abs_model._runtime import atomic_files
 from abs_model._runtime.errors import UserError
@@ -35,6 +37,7 @@ from abs_model.models.function import FunctionClassifier
 CLEAN = "clean"
 CERTIFIED = {norm: f"certified_{norm}" for norm in NORMS}
 _ADDRESS = re.compile(r"0x[0-9a-f]+")
+_OF_FLAX = "_pytree"  # how the attributes begin that Flax adds to every module
 _OPAQUE = re.compile("callback|custom_[jv][jv]p")  # what a traced function does not show
 
 
@@ -92,8 +95,8 @@ def ledger_folder(
 
 def model_identity(model: Classifier) -> str:
     """A hash of a classifier's arrays and settings, whatever its name, batch size and machine."""
-    model = dataclasses.replace(model, name="", batch_size=1)
     if isinstance(model, FunctionClassifier):
+        model = dataclasses.replace(model, name="", batch_size=1)
         return _digest("\n".join(_function_identity(model)).encode())
     texts = []
     if type(model).__module__.partition(".")[0] != __package__.partition(".")[0]:
@@ -102,9 +105,45 @@ def model_identity(model: Classifier) -> str:
     for inner in jax.tree.leaves(model, is_leaf=_is_function):
         if _is_function(inner):
             texts += _function_identity(inner)
-    structure = _ADDRESS.sub("", repr(jax.tree.structure(model)))
-    texts += [structure, *map(array_identity, jax.tree.leaves(model.fingerprint_arrays))]
+    texts += [_settings(model), *map(array_identity, jax.tree.leaves(model.fingerprint_arrays))]
     return _digest("\n".join(texts).encode())
+
+
+def _settings(value: Any) -> str:
+    """What a model is made of besides arrays: names of classes, and values of settings.
+
+    Without names of fields and modules, and without what a library notes for itself, so that a
+    renamed field or another version of Flax does not change it.
+    """
+    if isinstance(value, nnx.GraphDef):
+        types = [getattr(node, "type", None) for node in value.nodes]
+        modules = [
+            each.__name__
+            for each in types
+            if isinstance(each, type) and issubclass(each, nnx.Module)
+        ]
+        static = [
+            each.value
+            for key, each in value.attributes
+            if hasattr(each, "value") and not str(key).startswith(_OF_FLAX)
+        ]
+        return f"Graph({', '.join(modules)}; {', '.join(map(_settings, static))})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        left_out = {"name", "batch_size"} if isinstance(value, Classifier) else set()
+        fields = [each.name for each in dataclasses.fields(value) if each.name not in left_out]
+        return f"{type(value).__name__}({', '.join(_settings(getattr(value, f)) for f in fields)})"
+    if isinstance(value, jax.Array | np.ndarray):
+        return "*"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(_settings, value))})"
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{key}={_settings(each)}' for key, each in value.items())})"
+    if isinstance(value, functools.partial):
+        return f"partial{_settings((value.func, value.args, value.keywords))}"
+    if callable(value):
+        name = getattr(value, "__qualname__", None)
+        return name or f"{type(value).__name__}{_settings(getattr(value, '__dict__', {}))}"
+    return _ADDRESS.sub("", repr(value))
 
 
 def _is_function(model: Any) -> bool:

@@ -139,6 +139,7 @@ class Results:
             about, as far as it is known.
         probes: By model that has been probed, what that found (`abs_model.evaluation.run.probe`).
         certified: By model and norm, the records whose distances are certified radii.
+        identities: The evaluated models' `workdir.model_identity` by name, where it was noted.
     """
 
     plan: Plan
@@ -149,6 +150,7 @@ class Results:
     certified: Mapping[tuple[str, str], Mapping[int, Record]] = dataclasses.field(
         default_factory=dict
     )
+    identities: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -335,4 +337,6 @@ def collect(workdir: pathlib.Path) -> Results:
         for model, folder in plan.clean_ledgers.items()
         if (found_probe := read_probe(workdir / folder)) is not None
     }
-    return Results(plan, clean, found, origins, probes, certified)
+    evaluated = {model: plan.evaluated(workdir, model) for model in plan.models}
+    identities = {model: each["model"] for model, each in evaluated.items() if "model" in each}
+    return Results(plan, clean, found, origins, probes, certified, identities)

@@ -20,7 +20,7 @@ _NORMAL_QUANTILE = 1.959964  # of a 95 % interval
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A figure with its 95 % interval (percentile bootstrap over images)."""
+    """A figure with its 95 % interval."""
 
     value: float
     low: float
@@ -60,11 +60,32 @@ def summarize(distances: np.ndarray, threshold: float) -> Summary:
 
 
 def share_interval(hits: int, count: int) -> Estimate:
-    """A share with its 95 % Wilson interval, which has a width for shares of 0 and 1, too."""
+    """A share with its 95 % Wilson interval, which has a width for shares of 0 and 1, too.
+
+    Raises:
+        ValueError: The count is below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count must be at least 1, got {count}")
     share, square = hits / count, _NORMAL_QUANTILE**2 / count
     center = (share + square / 2) / (1 + square)
     width = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
     return Estimate(share, max(0.0, center - width), min(1.0, center + width))
+
+
+def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
+    """A share with a bootstrap interval over clusters, whose members succeed or fail together.
+
+    Args:
+        hits: bool (N,).
+        clusters: Which cluster each belongs to, any numbers (N,).
+    """
+    _, places = np.unique(clusters, return_inverse=True)
+    counts, sums = np.bincount(places), np.bincount(places, weights=hits)
+    generator = np.random.default_rng(_SEED)
+    rows = generator.integers(0, len(counts), (NUM_RESAMPLES, len(counts)))
+    low, high = np.quantile(sums[rows].sum(axis=1) / counts[rows].sum(axis=1), (0.025, 0.975))
+    return Estimate(float(np.mean(hits)), float(low), float(high))
 
 
 def robust(distances: np.ndarray, threshold: float) -> np.ndarray:

@@ -37,16 +37,18 @@ class Row:
     """A row of a block.
 
     Attributes:
-        title: The attack, which minimum, or `CERTIFICATES`.
+        title: What the row is of.
         attack: Its plan; None without one.
         cells: By model, for those that have one.
         budget: Epsilon, steps, restarts and queries per image; of a minimum, over how many attacks.
+        certified: Whether the distances are certified radii.
     """
 
     title: str
     attack: PlannedAttack | None
     cells: Mapping[str, Cell | PublishedCell]
     budget: str = ""
+    certified: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,11 @@ class Block:
     @property
     def last_minimum(self) -> Row | None:
         """That over all untargeted attacks; None without any."""
-        others = (PUBLISHED, CERTIFICATES)
-        rows = [row for row in self.rows if row.attack is None and row.title not in others]
+        rows = [
+            row
+            for row in self.rows
+            if row.attack is None and row.title != PUBLISHED and not row.certified
+        ]
         return rows[-1] if rows else None
 
     @property
@@ -126,7 +131,7 @@ def _warned(block: Block, warnings: Sequence[AttackWarning]) -> Block:
     """
 
     def reasons(row: Row, model: str) -> list[str]:
-        if row.title == CERTIFICATES:
+        if row.certified:
             return []
         names = {row.attack.name} if row.attack else {""}
         if row.attack and row.attack.access == Access.GRADIENTS.value:
@@ -192,7 +197,7 @@ def _block(results: Results, norm: str) -> Block:
         title = ALL_STRONGER if paper else ALL
         rows.append(_minimum_row(results, norm, title, GROUPS))
     if certified_cells := _certified_cells(results, norm):
-        rows.append(Row(CERTIFICATES, None, certified_cells))
+        rows.append(Row(CERTIFICATES, None, certified_cells, certified=True))
     rows += [_attack_row(results, attack) for attack in targeted]
     return Block(norm, THRESHOLDS[norm], rows)
 

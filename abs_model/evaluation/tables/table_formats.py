@@ -27,9 +27,10 @@ EXPLANATION = (
     " classified and measured again; reported examples that are not verified are counted as"
     " rejected. A minimum is taken for each image. A targeted attack succeeds where it reaches its"
     " target: images of that class are left out, and accuracy is the share that did not reach it."
-    " Certified are, below the radius that is given in the place of the distance, all decisions,"
-    " provided that the search over latents finds the global minimum; the true accuracy lies"
-    " between that row and the minimum over all attacks."
+    ' In the row "Certified" the distance is the median radius within which no change can alter a'
+    " correct decision, and the accuracy is the share of images whose radius exceeds the threshold;"
+    " both hold if the search over latents finds the global minimum. The true accuracy then lies"
+    " between this row and the minimum over all attacks."
     " Attacks bound robustness from above only, and those with a small budget less well; where"
     " budgets differ, the models with the least and the most are named. Queries are evaluations of"
     " the model for each image, until the last image of its batch was done. In 8 bits: the shares"

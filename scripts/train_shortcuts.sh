@@ -4,7 +4,7 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
-for amplitude in 0.02 0.05 0.1 0.3; do
+for amplitude in 0.02 0.1 0.3 0.05; do
     for model in cnn madry abs; do
         run=runs/shortcut/${model}_$amplitude
         .venv/bin/python train.py --config=configs/shortcut.py:$model --workdir="$run" \

@@ -12,7 +12,7 @@ from abs_model.evaluation import ModelSpec, load_models, parse_models
 from abs_model.training.workdir import open_workdir
 from abs_model.zoo.load import find_trained
 from tests.conftest import load_tiny
-from tests.evaluation_fakes import stripe_classifier
+from tests.evaluation_fakes import stripe_classifier, stripe_dataset
 
 
 def test_parsing_models(tmp_path):
@@ -102,6 +102,21 @@ def make_stripes():
 
 def make_nothing():
     return None
+
+
+def test_shortcuts_are_for_training_only(monkeypatch):
+    section = {"name": "mnist", "module": "", "data_dir": None, "shortcut_amplitude": 0.3}
+    config = ml_collections.ConfigDict({"dataset": section})
+    monkeypatch.setattr(evaluation_models, "training_configs", lambda specs: {"m": config})
+    monkeypatch.setattr(evaluation_models, "load", lambda *_, **__: stripe_classifier())
+    given = {}
+    monkeypatch.setattr(
+        evaluation_models,
+        "load_dataset",
+        lambda **options: given.update(options) or stripe_dataset(),
+    )
+    load_models([ModelSpec("m", "runs/m")])
+    assert given == {"name": "mnist", "module": "", "data_dir": None}
 
 
 def test_a_model_of_ones_own_is_made_by_its_function(data_dir, monkeypatch):

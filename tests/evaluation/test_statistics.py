@@ -8,6 +8,7 @@ from abs_model.evaluation.tables.paper_results import published, published_name
 from abs_model.evaluation.tables.statistics import (
     THRESHOLDS,
     accuracy_curve,
+    clustered_share,
     median,
     robust,
     share_interval,
@@ -98,3 +99,16 @@ def test_intervals_agree_with_published_ones():
         found = share_interval(hits, count)
         assert found.value == hits / count
         np.testing.assert_allclose((found.low, found.high), bounds, atol=5e-5)
+
+
+def test_shares_of_clusters_are_as_uncertain_as_the_clusters():
+    random = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(40), 9)
+    together = random.integers(0, 2, 40).astype(bool).repeat(9)
+    found, single = clustered_share(together, clusters), clustered_share(together, np.arange(360))
+    assert found.value == single.value == together.mean()
+    assert (found.high - found.low) / (single.high - single.low) == pytest.approx(3, rel=0.15)
+    always = clustered_share(np.ones(360, bool), clusters)
+    assert always == share_interval(40, 40) and always.low < 0.95
+    one = clustered_share(np.arange(10) < 9, np.zeros(10))
+    assert one.value == 0.9 and one.high - one.low > 0.5

@@ -67,7 +67,11 @@ def share_interval(hits: int, count: int) -> Estimate:
     """
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
-    share, square = hits / count, _NORMAL_QUANTILE**2 / count
+    return _wilson(hits / count, count)
+
+
+def _wilson(share: float, count: int) -> Estimate:
+    square = _NORMAL_QUANTILE**2 / count
     center = (share + square / 2) / (1 + square)
     width = math.sqrt(square * (share * (1 - share) + square / 4)) / (1 + square)
     return Estimate(share, max(0.0, center - width), min(1.0, center + width))
@@ -75,6 +79,8 @@ def share_interval(hits: int, count: int) -> Estimate:
 
 def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
     """A share with a bootstrap interval over clusters, whose members succeed or fail together.
+
+    Where the bootstrap sees no variation, the interval is Wilson's of as many trials as clusters.
 
     Args:
         hits: bool (N,).
@@ -85,7 +91,8 @@ def clustered_share(hits: np.ndarray, clusters: np.ndarray) -> Estimate:
     generator = np.random.default_rng(_SEED)
     rows = generator.integers(0, len(counts), (NUM_RESAMPLES, len(counts)))
     low, high = np.quantile(sums[rows].sum(axis=1) / counts[rows].sum(axis=1), (0.025, 0.975))
-    return Estimate(float(np.mean(hits)), float(low), float(high))
+    share = float(np.mean(hits))
+    return Estimate(share, float(low), float(high)) if low < high else _wilson(share, len(counts))
 
 
 def robust(distances: np.ndarray, threshold: float) -> np.ndarray:

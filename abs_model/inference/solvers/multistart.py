@@ -92,7 +92,9 @@ def polish(
             alone, and other energies don't matter.
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
         cost: What is minimized, on the scale of energies.
-        ceiling: Where given, all costs below it are of interest, not only each image's lowest.
+        ceiling: Where given, all costs below it are of interest, not only each image's lowest, and
+            candidates that head for one point are not taken to find the same minimum, because
+            other costs than energies have kinks.
     """
     count, columns = jax.tree.leaves(targets)[0].shape[-1], len(candidates.energies)
     size = list_size(columns, count)
@@ -152,7 +154,8 @@ def _priorities(
     leads = jnp.arange(columns) == leaders
     apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _DUPLICATE_RADIUS**2
     unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
-    unfinished &= leads | apart
+    if ceiling is None:
+        unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
     hoped_for = energies - _PROMISING_FACTOR * decreases

@@ -247,6 +247,9 @@ def certify(
         max_evaluations=settings.max_evaluations,
     )
 
+    # The reach of a knapsack has a kink wherever the order of its gains changes.
+    is_smooth = norm != "l0" and not binary
+
     def lower(carry: PyTree) -> PyTree:
         count, radii, best, iterates, falling = carry
         tested = dataclasses.replace(decision, radii=_smaller(norm, radii))
@@ -262,7 +265,10 @@ def certify(
                 ),
             )
             cost = functools.partial(_cost, norm, weight)
-            found = polish(decode, tested, begun, search_settings, cost, ceiling=_CEILING)
+            found = polish(
+                decode, tested, begun, search_settings, cost,
+                ceiling=_CEILING, skip_duplicates=is_smooth,
+            )  # fmt: skip
             lowest = found.iterate.energies.reshape(-1, len(radii)).min(axis=0)
             return found.iterate, lowest, found.latents, found.decoded
 

@@ -81,6 +81,7 @@ def polish(
     settings: MultistartSettings,
     cost: bfgs.Cost = bfgs.energies,
     ceiling: float | None = None,
+    skip_duplicates: bool = True,
 ) -> MultistartResult:
     """The best minimum that BFGS finds from each image's candidates.
 
@@ -92,9 +93,9 @@ def polish(
             alone, and other energies don't matter.
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
         cost: What is minimized, on the scale of energies.
-        ceiling: Where given, all costs below it are of interest, not only each image's lowest, and
-            candidates that head for one point are not taken to find the same minimum, because
-            other costs than energies have kinks.
+        ceiling: Where given, all costs below it are of interest, not only each image's lowest.
+        skip_duplicates: Whether candidates that head for the same point as the best one are given
+            up. In a cost with kinks they can end in other minima.
     """
     count, columns = jax.tree.leaves(targets)[0].shape[-1], len(candidates.energies)
     size = list_size(columns, count)
@@ -118,7 +119,7 @@ def polish(
             work.evaluations.at[chosen].add(busy),
             work.decoded.at[rows].set(outputs.T, mode="drop"),
         )
-        return work, _priorities(work, promising, count, settings, ceiling)
+        return work, _priorities(work, promising, count, settings, ceiling, skip_duplicates)
 
     num_outputs = len(jax.eval_shape(decode, candidates.latents))
     work = _Work(
@@ -128,7 +129,7 @@ def polish(
         jnp.zeros(columns, int),
         jnp.full((columns, num_outputs), jnp.nan),
     )
-    carry = work, _priorities(work, promising, count, settings, ceiling)
+    carry = work, _priorities(work, promising, count, settings, ceiling, skip_duplicates)
     work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
     best = _leaders(work.now.energies, count)
     return MultistartResult(
@@ -146,6 +147,7 @@ def _priorities(
     count: int,
     settings: MultistartSettings,
     ceiling: float | None,
+    skip_duplicates: bool,
 ) -> jax.Array:
     """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
     energies, decreases, evaluations = work.now.energies, work.decreases, work.evaluations
@@ -154,7 +156,7 @@ def _priorities(
     leads = jnp.arange(columns) == leaders
     apart = jnp.sum((work.ahead - work.ahead[:, leaders]) ** 2, axis=0) > _DUPLICATE_RADIUS**2
     unfinished = (decreases > settings.tolerance) & (evaluations < settings.max_evaluations)
-    if ceiling is None:
+    if skip_duplicates:
         unfinished &= leads | apart
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)

@@ -168,12 +168,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
         top = _TOP + _PITCH * row
         for column, norm in enumerate(NORMS):
             axes = page.axes(_LEFT + _PITCH * column, top, _PANEL, _PANEL)
-            prefix = f"{model}/{norm}/"
-            curves = {
-                key.removeprefix(prefix): values
-                for key, values in data.arrays.items()
-                if key.startswith(prefix)
-            }
+            curves = data.arrays_of(f"{model}/{norm}")
             count = min(map(len, curves.values()))
             _draw_panel(axes, norm, {form: each[:count] for form, each in curves.items()})
             title = f"{model}, {NORM_SYMBOLS[norm]}, {count:,} images"

@@ -256,11 +256,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     """A picture for each model, with a block for each input."""
     pictures = {}
     for name, numbers in data.numbers.items():
-        arrays = {
-            key.removeprefix(f"{name}/"): array
-            for key, array in data.arrays.items()
-            if key.startswith(f"{name}/")
-        }
+        arrays = data.arrays_of(name)
         pictures[f"explanations_{name}"] = _draw_model(name, numbers, arrays)
     return pictures
 

@@ -36,6 +36,7 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     SMALL,
     Page,
+    percent_with_interval,
     set_frame,
     show_image,
 )
@@ -306,24 +307,18 @@ def draw(data: Data) -> Mapping[str, Picture]:
         top = _TOP + place * block
         page.text(_MARGIN, top + 0.06, name, fontweight="bold")
         page.text(left + 0.4, top + 0.06, _heading(numbers["all"]), color=FAINT)
-        arrays = {
-            key.removeprefix(f"{name}/"): array
-            for key, array in data.arrays.items()
-            if key.startswith(f"{name}/")
-        }
+        arrays = data.arrays_of(name)
         for row, kind in enumerate(_KINDS):
             _draw_row(page, top + _HEADING + row * _ROW, kind, row, arrays, left, targets)
     return {"fooling": page.figure}
 
 
 def _heading(numbers: Mapping[str, Any]) -> str:
-    text = f"{_share(numbers['reached'])} of {numbers['pairs']} starts and targets reached"
-    alike = numbers[_ALIKE]
-    return text if alike is None else f"{text}; of these, {_share(alike)} like the target"
-
-
-def _share(share: Mapping[str, float]) -> str:
-    return f"{share['value']:.0%} ({share['low']:.0%}\N{EN DASH}{share['high']:.0%})"
+    reached = percent_with_interval(numbers["reached"])
+    text = f"{reached} of {numbers['pairs']} starts and targets reached"
+    if numbers[_ALIKE] is None:
+        return text
+    return f"{text}; of these, {percent_with_interval(numbers[_ALIKE])} like the target"
 
 
 def _draw_row(

@@ -28,6 +28,7 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     SMALL,
     Page,
+    percent_with_interval,
     set_frame,
     show_image,
 )
@@ -234,11 +235,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
     pictures = {}
     for name, numbers in data.numbers.items():
         suffix = f"_{name}" if len(data.numbers) > 1 else ""
-        arrays = {
-            key.removeprefix(f"{name}/"): array
-            for key, array in data.arrays.items()
-            if key.startswith(f"{name}/")
-        }
+        arrays = data.arrays_of(name)
         pictures[f"latent_samples{suffix}"] = _draw_samples(name, numbers["samples"], arrays)
         pictures[f"latent_traversals{suffix}"] = _draw_traversals(
             name, numbers["traversals"], arrays
@@ -277,7 +274,7 @@ def _draw_samples(
         page.text(
             notes,
             top + _PANEL / 2,
-            f"{share['value']:.0%} ({share['low']:.0%}\N{EN DASH}{share['high']:.0%})\n"
+            f"{percent_with_interval(share)}\n"
             f"{energy['value']:.2f} nats ({energy['low']:.2f}\N{EN DASH}{energy['high']:.2f})",
             va="center",
         )

@@ -28,6 +28,7 @@ from abs_model.evaluation.images.style import (
     MODEL_COLORS,
     SMALL,
     Page,
+    percent_with_interval,
     set_frame,
     set_percent_axis,
     show_image,
@@ -374,7 +375,7 @@ def _draw_pairs(data: Data) -> Picture:
         page.text(place, top - 0.2, name, fontweight="bold")
         page.text(
             place + _MAP, top - 0.2,
-            f"{share['value']:.0%} ({share['low']:.0%}\N{EN DASH}{share['high']:.0%})", ha="right",
+            percent_with_interval(share), ha="right",
         )  # fmt: skip
         page.text(place + _MAP / 2, top + _MAP + 0.22, "to", ha="center", color=FAINT)
     page.text(_MARGIN, top + _MAP / 2, "from", rotation=90, va="center", color=FAINT)

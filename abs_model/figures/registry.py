@@ -52,6 +52,15 @@ class Data:
     numbers: dict[str, Any]
     arrays: Arrays = dataclasses.field(default_factory=dict)
 
+    def arrays_of(self, name: str) -> Arrays:
+        """The arrays that are called `name`/..., by the rest of their names."""
+        prefix = f"{name}/"
+        return {
+            key.removeprefix(prefix): array
+            for key, array in self.arrays.items()
+            if key.startswith(prefix)
+        }
+
 
 @dataclasses.dataclass(frozen=True)
 class Film:

@@ -97,9 +97,10 @@ def compute(work: Work) -> Data:
             numbers["models"][name]["amplitude in samples"] = {
                 "mean": float(drawn.mean()), "of each class": drawn.tolist(),
             }  # fmt: skip
+            # In the order of the rows below each other.
+            arrays[f"{name}/images"] = stacked[0][np.concatenate(firsts)]
             arrays[f"{name}/samples"] = samples[:, 0]
             arrays[f"{name}/mean sample"] = samples.mean(axis=1)
-            arrays[f"{name}/images"] = stacked[0][np.concatenate(firsts)]
     return Data(numbers, arrays)
 
 
@@ -163,9 +164,7 @@ def draw(data: Data) -> Mapping[str, matplotlib.figure.Figure]:
         page.text(_MARGIN, images_top - 0.45, text, color=FAINT)
     for row, name in enumerate(generative):
         top = images_top + row * (3 * _PITCH + _GAP)
-        _draw_images(page, top, models[name], {
-            part: data.arrays[f"{name}/{part}"] for part in ("images", "samples", "mean sample")
-        })  # fmt: skip
+        _draw_images(page, top, models[name], data.arrays_of(name))
     return {"shortcut": page.figure}
 
 

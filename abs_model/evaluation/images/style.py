@@ -6,6 +6,7 @@ brightness, so that they can be told apart in gray and by the color-blind.
 
 import io
 import os
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -82,6 +83,11 @@ def set_percent_axis(axes: Axes, count: int) -> None:
     """Ticks of shares, from 0% to 100%, so many, on the vertical axis."""
     ticks = np.linspace(0, 1, count)
     axes.set_yticks(ticks, [f"{tick:.0%}" for tick in ticks])
+
+
+def percent_with_interval(share: Mapping[str, float]) -> str:
+    """E.g. "61% (54%–67%)", of a share with "value", "low" and "high"."""
+    return f"{share['value']:.0%} ({share['low']:.0%}\N{EN DASH}{share['high']:.0%})"
 
 
 def set_frame(axes: Axes, color: str, width: float) -> None:

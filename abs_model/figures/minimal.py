@@ -41,10 +41,11 @@ def compute(work: Work) -> Data:
                 " weights of that name; leave it out of --models, or give its evaluation"
             )
     test = work.dataset.test
+    work.commits.update(results.commits)
     numbers: dict[str, Any] = {}
     arrays: Arrays = {}
     for norm in results.norms:
-        found = {name: _examples(results, name, norm) for name in work.models}
+        found = {name: _examples(results, name, norm, work.num_images) for name in work.models}
         shared = sorted(set.intersection(*(set(each) for each in found.values())))
         chosen: dict[int, int] = {}
         for index in shared:
@@ -62,7 +63,7 @@ def compute(work: Work) -> Data:
 
 
 def _examples(
-    results: Results, model: str, norm: str
+    results: Results, model: str, norm: str, num_images: int
 ) -> dict[int, tuple[dict[str, Any], np.ndarray]]:
     """What the closest attack found for each image that it has changed, by the image's index."""
     return {
@@ -75,7 +76,7 @@ def _examples(
             record.adversarial,
         )
         for attack, record in results.closest_records(model, norm)
-        if record.adversarial is not None and record.distance > 0
+        if record.adversarial is not None and record.distance > 0 and record.index < num_images
     }
 
 
@@ -128,5 +129,6 @@ register(
         compute,
         draw,
         models=("cnn", "binary_cnn", "nearest_neighbor", "madry", "binary_abs", "abs"),
+        num_images=100,
     )
 )

@@ -131,7 +131,8 @@ class Work:
             without one.
         configs: The configurations that models were trained with, by name; none of others.
         data_dir: Folder of TFDS; None takes its own default.
-        commits: Of the code that computed what has been read from the cache; filled on the way.
+        commits: Of the code that computed what has been read from the cache or the evaluation;
+            filled on the way.
     """
 
     figure: str

@@ -27,7 +27,7 @@ def test_each_class_is_shown_with_its_closest_examples(tmp_path):
         Settings(num_clean=10, num_images=10, batch_size=5, seed=0),
         tmp_path / "evaluation",
     )
-    work = Work("minimal", models, dataset, 0, tmp_path, results)
+    work = Work("minimal", models, dataset, 10, tmp_path, results)
     data = minimal.compute(work)
     numbers = data.numbers["l2"]
     assert numbers["labels"] == [dataset.test.labels[index] for index in numbers["test images"]]
@@ -38,6 +38,7 @@ def test_each_class_is_shown_with_its_closest_examples(tmp_path):
             away = np.linalg.norm(data.arrays[f"l2/{name}"][place] - clean[place])
             assert example["distance"] == pytest.approx(away, rel=1e-5)
             assert example["prediction"] != numbers["labels"][place]
+    assert work.commits == set(results.commits)
     assert set(minimal.draw(data)) == {"minimal_l2"}
 
 

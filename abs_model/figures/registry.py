@@ -132,7 +132,7 @@ class Work:
         configs: The configurations that models were trained with, by name; none of others.
         data_dir: Folder of TFDS; None takes its own default.
         commits: Of the code that computed what has been read from the cache or the evaluation;
-            filled on the way.
+            filled as results are read.
     """
 
     figure: str
@@ -244,7 +244,7 @@ class Work:
     def _write(self, path: pathlib.Path, arrays: Mapping[str, Any]) -> None:
         content = io.BytesIO()
         named = {key: np.asarray(array) for key, array in arrays.items()}
-        named[_COMMIT] = np.asarray(git_commit() or "not known")
+        named[_COMMIT] = np.asarray(_commit_at_start() or "not known")
         np.savez_compressed(content, allow_pickle=False, **named)
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_bytes(path, content.getvalue())
@@ -297,6 +297,10 @@ def _identity(value: Any) -> Any:
     if isinstance(value, np.ndarray):
         return array_identity(value)
     return value
+
+
+# Once: it runs git, and the code that computes is what was loaded then.
+_commit_at_start = functools.cache(git_commit)
 
 
 @functools.cache

@@ -138,7 +138,7 @@ def find_radius(
         norm: "l2", "linf" or "l0".
         allowed: The range of changes.
         v: (pixels, N), as in the module's docstring.
-        a: (N,), likewise.
+        a: (N,), as in the module's docstring.
         gaps: By how much the one cost is above the other, (N,).
         largest: (N,).
     """

@@ -20,13 +20,7 @@ from abs_model.evaluation.tables.cells import Cell, PublishedCell
 from abs_model.evaluation.tables.paper_results import published_beside
 from abs_model.evaluation.tables.results import GROUPS, PlannedAttack, Results
 from abs_model.evaluation.tables.statistics import THRESHOLDS, Estimate
-from abs_model.evaluation.tables.table import (
-    NORM_NAMES,
-    UNITS,
-    Block,
-    Row,
-    make_tables,
-)
+from abs_model.evaluation.tables.table import NORM_NAMES, UNITS, Block, Row, make_tables
 from abs_model.evaluation.tables.table_formats import EXPLANATION, warning_lines
 
 Json = dict[str, Any]

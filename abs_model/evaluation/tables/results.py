@@ -75,7 +75,7 @@ class Plan:
         num_images: Test images attacked.
         clean_ledgers: By model, as in `PlannedAttack.ledgers`.
         about: Seed, data set, packages and the like.
-        certificates: By norm and model, likewise, for models whose decisions are certified.
+        certificates: By norm and model, the folder of the ledger of its certificates.
     """
 
     models: Sequence[str]

@@ -2,6 +2,7 @@
 
 - `load`: a trained model as a classifier, by name or from its workdir; `available`: the names.
 - `Classifier`: `logits`, `predict`, `confidences`; `ABSClassifier` adds `infer`.
+- `register_dataclass`: makes a subclass of `Classifier`, or any dataclass, a pytree.
 - `NetworkClassifier`: the same for feed-forward networks, such as the Madry baseline.
 - `nearest_neighbor`: the nearest-neighbor baseline, from a data set.
 - `load_dataset`: any TFDS image data set as arrays.
@@ -14,6 +15,7 @@ Training and evaluation are `train.py` and `evaluate.py` at the top of the repos
 """
 
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks import AttackResult, pgd
 from abs_model.data import Dataset, Split, load_dataset
 from abs_model.evaluation.images.image_files import Export, export_images
@@ -47,6 +49,7 @@ __all__ = [
     "load_dataset",
     "nearest_neighbor",
     "pgd",
+    "register_dataclass",
     "to_foolbox",
     "verify",
 ]

@@ -13,12 +13,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.classifier import Classifier
 
 _NUM_BISECTIONS = 200  # down to neighboring floats
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LinearClassifier(Classifier):
     """Logits x . weights + biases.

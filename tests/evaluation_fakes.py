@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model import register_dataclass
 from abs_model.attacks import AttackResult, distances
 from abs_model.data import Dataset, Split
 from abs_model.models.classifier import Classifier
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class StripeClassifier(Classifier):
     """A classifier by the brightness of stripes of the image; checks what it is asked."""
@@ -26,7 +27,7 @@ class StripeClassifier(Classifier):
         return jax.nn.softmax(logits)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class GenerativeClassifier(StripeClassifier):
     """With `infer`: weighted energies are negated logits, the reconstructions dimmed images."""

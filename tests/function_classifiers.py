@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.models.function import FunctionClassifier
 from tests.linear_classifiers import SHAPE
 
@@ -23,7 +24,7 @@ def as_kind(kind, model, **settings):
     return kind(**fields | settings)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrackingClassifier(FunctionClassifier):
     """Whose states are the images that they are of. Reports each image that follows a state."""

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model import register_dataclass
 from abs_model.inference.solvers import QuasiNewtonSettings, make_solver
 from abs_model.inference.solvers.surrogates import Surrogate
 from abs_model.models.abs import ABSClassifier
@@ -14,7 +15,7 @@ IMAGE = (4, 4, 1)
 PIXELS = 16
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearDecoder:
     """G(z) = A z + b: E(x) is a ridge regression, with a closed form."""

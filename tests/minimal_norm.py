@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.attacks import distances
 from abs_model.attacks._core.keys import image_keys
 from benchmarks.linear import LinearClassifier, exact_distances
@@ -27,7 +28,7 @@ from tests.linear_classifiers import (
 KEY = jax.random.key(3)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WavyClassifier(LinearClassifier):
     """Boundaries are everywhere, and which one is found depends on the way."""

@@ -1,17 +1,58 @@
-"""Trees of arrays as flat dictionaries of host arrays, and back.
+"""Dataclasses as pytrees; pytrees as flat dictionaries of host arrays, and back.
 
 The paths are those of `jax.tree_util.keystr`, e.g. "conv/kernel"; a lone leaf is called "value".
 """
 
+import dataclasses
 import hashlib
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
+T = TypeVar("T")
+
+_registered: set[type] = set()
+
+
+def register_dataclass(cls: type[T]) -> type[T]:
+    """Makes a dataclass a pytree; a decorator, above that of the dataclass.
+
+    Fields are leaves or subtrees. Those with the metadata `{"static": True}` are part of the
+    structure and must be hashable.
+
+    `jax.tree_util.register_dataclass` does the same, but in JAX 0.10.2 structures of two classes
+    compare equal where their static fields do. A jitted function called with one class may then run
+    the program of another: see `findings/jax_jit_confuses_registered_dataclasses.sh`.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    static = tuple(field.name for field in fields if field.metadata.get("static", False))
+    dynamic = tuple(field.name for field in fields if field.name not in static)
+
+    def flatten(tree: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        children = tuple(getattr(tree, name) for name in dynamic)
+        return children, tuple(getattr(tree, name) for name in static)
+
+    def flatten_with_keys(tree: T) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
+        children, settings = flatten(tree)
+        return tuple(zip(keys, children, strict=True)), settings
+
+    def unflatten(settings: tuple[Any, ...], children: Iterable[Any]) -> T:
+        named = zip(dynamic + static, (*children, *settings), strict=True)
+        return cls(**dict(named))
+
+    keys = tuple(jax.tree_util.GetAttrKey(name) for name in dynamic)
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    _registered.add(cls)
+    return cls
+
+
+def is_registered(cls: type) -> bool:
+    """Whether `register_dataclass` has made the class a pytree."""
+    return cls in _registered
 
 
 def leaves_by_path(name: str, tree: PyTree) -> dict[str, Any]:

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.checks import check_epsilon, check_norm
 from abs_model.attacks._core.keys import split_keys
@@ -195,7 +196,7 @@ def _checkpoints(num_steps: int) -> set[int]:
     return steps
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Point:
     """Images with their gradients, as the classifier answers, and losses (n,)."""
@@ -204,7 +205,7 @@ class _Point:
     losses: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Path:
     """How far an ascent has come.

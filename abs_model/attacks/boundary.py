@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count, check_number
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.keys import split_keys
 from abs_model.attacks._core.norms import choose, distances, lengths, per_image
@@ -136,7 +137,7 @@ def boundary(
     )  # fmt: skip
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Walk:
     """Where each image is, and what is known about the boundary there.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from abs_model._runtime.checks import check_count, check_number
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.checks import check_epsilon
 from abs_model.attacks._core.losses import margins
@@ -33,7 +34,7 @@ _PATIENCE = 10
 _ADAM = optax.scale_by_adam()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Constants:
     """The search for the constant c; all are float32 (n,).
@@ -62,7 +63,7 @@ class _Constants:
         return _Constants(following, failed, succeeded)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Descent:
     """One run of Adam on |x - x_0|^2 + weight max(0, threshold - margin(x)) of each image.

@@ -24,6 +24,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._abs.explanations import check_abs, restrict_to_classes
 from abs_model.attacks._abs.halfspace_projection import (
     Cost,
@@ -180,7 +181,7 @@ def _bisect_last_part(query: Query) -> None:
     search_line(query, path, num_levels=1, num_bisections=_NUM_BISECTIONS)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Walk:
     """Where the way towards one class is.

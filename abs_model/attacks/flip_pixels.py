@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.checks import NORMS, check_norm
@@ -138,7 +139,7 @@ class Flips(EditSpace):
         return self.units(jnp.maximum((originals - 0.5) ** 2, _SMALLEST_COST))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Walk:
     """Where the search at a level is.

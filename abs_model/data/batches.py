@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.data.arrays import Split
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ImagesByClass:
     """Images sorted by class, so that no batch mixes classes.

@@ -34,6 +34,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_chunks, map_classes
 from abs_model.inference.changes import REACHES, Range, allowed_range, find_radius
 from abs_model.inference.energy import Inference
@@ -82,7 +83,7 @@ class CertificateSettings:
 DEFAULT_SETTINGS = CertificateSettings()
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Certificate:
     """Radii within which the decision on N images cannot change.
@@ -104,7 +105,7 @@ class Certificate:
     rival_reconstructions: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Decision:
     """The images and how the decided class explains them; every leaf is (..., N).
@@ -135,7 +136,7 @@ class _Decision:
         return weights * energies - self.own_costs, v, weights - self.own_weights
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Explanations:
     """One explanation of each image by another class, leaves (..., N)."""
@@ -145,7 +146,7 @@ class _Explanations:
     decoded: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """Prior samples, some of which start searches.

@@ -17,13 +17,15 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
+
 _DOUBLINGS = 10  # of the multiplier of L2, from where it would be without the range [0, 1]
 _NUM_BISECTIONS = 18
 _NUM_BISECTIONS_OF_GAINS = 22
 _NUM_BISECTIONS_OF_RADII = 26
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Flips:
     """The only changes that a model sees which thresholds the image at 0.5.
@@ -42,7 +44,7 @@ class Flips:
         return jnp.where(jnp.isfinite(self.prices), gains, 0)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Range:
     """How images may change.

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_classes
 from abs_model.inference.solvers import Solution, Solver
 
@@ -19,7 +20,7 @@ PyTree = Any
 _ROUNDING = 1e-5  # relative, of norms in float32
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Inference:
     """What inference finds for N images and C classes.

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.inference.certificates import (
     DEFAULT_SETTINGS,
     Certificate,
@@ -25,7 +26,7 @@ from abs_model.models.classifier import STATIC, Classifier, straight_through_thr
 PyTree = Any
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class ABSClassifier(Classifier):
     """Analysis by synthesis (Schott et al. 2019): the class whose VAE explains the image best.

@@ -14,6 +14,7 @@ import numpy as np
 from jax import lax
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.classifier import Classifier
 from abs_model.models.randomness import is_random
 
@@ -55,7 +56,7 @@ def _check_draws(averaged: "AveragedLogits") -> None:
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class AveragedLogits(Classifier):
     """A classifier with the mean logits of another.

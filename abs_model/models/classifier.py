@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.precision import single_precision
+from abs_model._runtime.pytrees import is_registered, register_dataclass
 from abs_model.models.checks import check_images
 
 PyTree = Any
@@ -23,7 +24,7 @@ PyTree = Any
 STATIC = {"static": True}  # dataclass metadata: a setting, not a weight
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class Classifier(abc.ABC):
     """Maps images, float32 (N, height, width, channels) in [0, 1], to scores of classes.
@@ -44,6 +45,16 @@ class Classifier(abc.ABC):
     num_classes: int = dataclasses.field(metadata=STATIC)
     batch_size: int = dataclasses.field(metadata=STATIC)
     binary: bool = dataclasses.field(default=False, metadata=STATIC)
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+        del args, kwargs
+        if not is_registered(cls):
+            raise TypeError(
+                f"{cls.__name__} is not registered as a pytree: write"
+                " @abs_model.register_dataclass above its @dataclasses.dataclass"
+                " (jax.tree_util.register_dataclass would let JAX confuse classes)"
+            )
+        return super().__new__(cls)
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()

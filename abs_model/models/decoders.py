@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.convolutions import (
     depth_to_space,
     kernel_between_blocks,
@@ -32,7 +33,7 @@ _BLOCK = 2  # the stride of the layer before the last
 _METHOD = 1  # of folding; another one where decoders come to compute something else
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """One class's decoder, or all classes' with a leading class axis on every array.

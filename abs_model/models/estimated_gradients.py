@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_number
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.classifier import Classifier
 
 PyTree = Any
@@ -58,7 +59,7 @@ def estimate_gradients(model: Classifier, *, step: float | None = None) -> "Esti
     )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class EstimatedGradients(Classifier):
     """A classifier with the logits of another, and estimates of their gradients.

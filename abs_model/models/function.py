@@ -8,11 +8,12 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.snapshots import Snapshot, take
 from abs_model.models.classifier import Classifier
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class FunctionClassifier(Classifier):
     """Any JAX function from images to logits; see `from_function`.

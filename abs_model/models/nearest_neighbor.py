@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.data import Dataset, Split
 from abs_model.data.batches import group_by_class, to_float
 from abs_model.models.classifier import Classifier
@@ -13,7 +14,7 @@ from abs_model.models.classifier import Classifier
 _BATCH_SIZE = 100
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class NearestNeighborClassifier(Classifier):
     """logit_c = -||x - t||^2, t the training image of class c nearest to x (Schott et al. 2019).

@@ -6,12 +6,13 @@ from typing import Any
 import jax
 from flax import nnx
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.classifier import STATIC, Classifier, straight_through_threshold
 
 PyTree = Any
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class NetworkClassifier(Classifier):
     """A feed-forward network: a Flax module from images to logits.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abs_model import register_dataclass
 from abs_model.attacks import Batch, distances
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks._core.query import Query
@@ -46,7 +47,7 @@ all_attacks = pytest.mark.parametrize("case", CASES)
 
 # Classifies each image by itself, so that rounding does not depend on the others: questions are
 # asked on the boundary, where it decides.
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class OneByOne(LinearClassifier):
     def batch_logits(self, images):

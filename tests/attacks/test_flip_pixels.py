@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.attacks import distances
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks.flip_pixels import flip_pixels, snap
@@ -25,7 +26,7 @@ ABOVE = np.nextafter(np.float32(0.5), np.float32(1))
 norms = pytest.mark.parametrize("norm", ["l0", "l2", "linf"])
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BinaryClassifier(FunctionClassifier):
     """Logits function(thresholded images)."""

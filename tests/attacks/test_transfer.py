@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.transfer import transfer
 from benchmarks.linear import exact_distances
@@ -114,7 +115,7 @@ class BlackBox(FunctionClassifier):
         return False
 
 
-jax.tree_util.register_dataclass(BlackBox)
+register_dataclass(BlackBox)
 
 
 def black_box(model):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abs_model import register_dataclass
 from abs_model.attacks import (
     Batch,
     apgd,
@@ -30,7 +31,7 @@ from tests.linear_classifiers import boundary_distances, grays, two_classes
 from tests.minimal_norm import KEY
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RashClassifier(LinearClassifier):
     """Warm-started answers see images fooled `rashness` too early, in units of the margin.
@@ -88,7 +89,7 @@ def test_what_only_seems_adversarial_does_not_count_and_does_not_end_the_search(
         assert np.all(np.asarray(result.distances) >= needed * (1 - 1e-4))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WavyRashClassifier(RashClassifier):
     """To whose boundary the ways are crooked, and of different lengths."""
@@ -112,7 +113,7 @@ def test_examples_of_other_images_in_the_batch_play_no_part(attack, norm):
         np.testing.assert_allclose(part.images, whole.images[rows], atol=1e-4)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StuckClassifier(RashClassifier):
     """Rash for good, once warm-started answers have come near the boundary."""

@@ -6,10 +6,10 @@ import pathlib
 import tarfile
 import types
 
-import jax
 import numpy as np
 import pytest
 
+from abs_model import register_dataclass
 from abs_model.evaluation import collect, evaluate, make_tables, pack, to_markdown
 from abs_model.evaluation.run.batch_log import TIMES_FILE
 from abs_model.evaluation.run.suite import SuiteError
@@ -25,7 +25,7 @@ SUITE = [
 ]
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class CertifiedClassifier(StripeClassifier):
     """Linear, so that radii have a closed form, but for the range of images."""

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model._runtime.errors import UserError
 from abs_model.attacks import NORMS, AttackResult
 from abs_model.attacks.registry import ATTACKS, Access, AttackInfo
@@ -160,7 +161,7 @@ def test_none_undoes_a_setting():
     assert spec.identity(stripe_classifier()) == plain.identity(stripe_classifier())
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
 class BinaryStripes(StripeClassifier):
     """As if it thresholded its images."""

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from abs_model import register_dataclass
 from abs_model.inference.energy import infer
 from abs_model.inference.solvers import (
     SOLVERS,
@@ -26,7 +27,7 @@ class PriorSettings(SearchSettings):
     num_scales: int = 3
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BestSample:
     """The best of the prior samples, each at several scales."""

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model._runtime.vectorize import map_chunks
 from abs_model.inference.solvers import QuasiNewtonSettings, bfgs, make_quasi_newton
 from abs_model.inference.solvers.multistart import polish
@@ -220,7 +221,7 @@ def test_chunks_give_what_the_whole_gives(length):
     np.testing.assert_array_equal(map_chunks(lambda a, b: a * b + 1, a, b), a * b + 1)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class WavyDecoder:
     """Smooth and not linear; what surrogates need of a decoder."""

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.attacks import Batch, log_odds, margins, pgd
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks.fast_gradient import fast_gradient
@@ -120,7 +121,7 @@ def test_differences_are_evaluated_once_for_all_classes_and_only_when_asked_for(
     assert count_images(lambda query, images: query.logits(images))[0] == 50
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Follower(FunctionClassifier):
     """When it follows, the two largest logits and those asked for are exact, others too small."""
@@ -183,7 +184,7 @@ class BlackBox(FunctionClassifier):
         return False
 
 
-jax.tree_util.register_dataclass(BlackBox)
+register_dataclass(BlackBox)
 
 
 def test_a_black_box_is_attacked():

@@ -21,6 +21,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
+
 _NUM_STEPS = 16
 _NUM_SWEEPS = 30
 # Parts of Newton's steps to try.
@@ -35,7 +37,7 @@ _NUM_HALVINGS = 16
 _SOFTNESS = 0.05
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Halfspaces:
     """The half-spaces <normals, d> >= offsets, for each of n images K of them.
@@ -76,7 +78,7 @@ class Halfspaces:
         return jnp.einsum("nkv,nv->nk", self.normals, changes)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Conjugate:
     """The best changes d for a dual direction u.
@@ -107,7 +109,7 @@ class Cost(abc.ABC):
         return self.conjugate(direction).changes
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SquaredLength(Cost):
     """||d||^2 / 2, for L2.
@@ -126,7 +128,7 @@ class SquaredLength(Cost):
         return Conjugate(changes, values, inside.astype(direction.dtype), jnp.zeros_like(direction))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LargestChange(Cost):
     """t^2 / 2 with t the largest entry of |d|, and a little of ||d||^2 / 2: for L-infinity.
@@ -168,7 +170,7 @@ class LargestChange(Cost):
         )
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Flips(Cost):
     """A price for each value that goes to an end of the range, whichever: for L0.

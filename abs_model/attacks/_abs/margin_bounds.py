@@ -16,12 +16,13 @@ from typing import Self
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.norms import take_class
 from abs_model.inference.energy import Inference
 from abs_model.models.abs import ABSClassifier
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearBounds:
     """Linear functions <gradients, x> + offsets, of each of n images K, below an f.

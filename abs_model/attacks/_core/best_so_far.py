@@ -6,12 +6,13 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.losses import margins
 from abs_model.attacks._core.norms import choose, distances
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BestSoFar:
     """For each image, the closest adversarial one; while there is none, that of highest margin.

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks._core import best_so_far
 from abs_model.attacks._core.batch import Batch
@@ -30,7 +31,7 @@ State = Any
 _VERIFY_EVERY = 40
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Jacobian:
     """Gradients of several logits of each image.
@@ -44,7 +45,7 @@ class Jacobian:
     classes: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """What the classifier says of images; `norms.choose` picks between two answers of a kind.
@@ -65,7 +66,7 @@ class Answer:
         return Answer(self.images, self.logits, self.state)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class GradientAnswer(Answer):
     """An answer with the gradients of a loss, shaped like the images."""
@@ -73,7 +74,7 @@ class GradientAnswer(Answer):
     gradients: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class JacobianAnswer(Answer):
     """An answer with the gradients of logits."""
@@ -390,7 +391,7 @@ def _logits(
     return _answer(model, images, state, required)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Flaws:
     """Which images have a gradient that is zero, or not finite, int32 (n,): 0 or 1."""

@@ -4,8 +4,10 @@ import dataclasses
 
 import jax
 
+from abs_model._runtime.pytrees import register_dataclass
 
-@jax.tree_util.register_dataclass
+
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class AttackResult:
     """What an attack found for each image.

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.norms import choose, per_image
 from abs_model.attacks._core.query import Answer, Query
@@ -37,7 +38,7 @@ _LEAST_CHANGE = 1e-3
 _VERIFY_EVERY = 20
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Start:
     """Where to start, for n images; or s times n of them, with another leading axis.
@@ -54,7 +55,7 @@ class Start:
     ranks: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ResetState:
     """How far each image has got.

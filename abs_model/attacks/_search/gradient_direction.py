@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.norms import ascent_direction, lengths, per_image
 from abs_model.attacks._core.query import Answer, Query
@@ -44,7 +45,7 @@ def estimate_direction(
     return _direction(sums, size, norm)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Sums:
     """Sums over the perturbed points of a step.

@@ -12,6 +12,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.keys import split_keys
@@ -27,7 +28,7 @@ _TOP_K = 64
 _NUM_CLASSES = 10
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Pick:
     """The best of the candidates that a step has looked at.

@@ -8,6 +8,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.checks import check_norm
 from abs_model.attacks._core.norms import dual_norms, per_image, take_class
@@ -17,7 +18,7 @@ from abs_model.attacks._core.query import Jacobian
 _NEGLIGIBLE = 1e-12
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LinearizedBoundaries:
     """For each image x a hyperplane {z: value + <normal, z - x> = 0}: a boundary linearized at x.

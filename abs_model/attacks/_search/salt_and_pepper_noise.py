@@ -7,6 +7,7 @@ import math
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.norms import per_image
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._search.line_search import search_line
@@ -44,7 +45,7 @@ def _bisections_to_pixel(shape: tuple[int, ...], num_epsilons: int) -> int:
     return max(0, math.ceil(math.log2(shape[1] * shape[2] / num_epsilons)))
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Noise:
     """Salt and pepper for n images.

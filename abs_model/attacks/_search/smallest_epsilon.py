@@ -10,6 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.checks import longest_distance
@@ -38,7 +39,7 @@ def search_smallest_epsilon(
         search = _narrow(search, before, query.best, longest)
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Search:
     """State of the search for the smallest epsilon that succeeds.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_chunks, map_classes
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.settings import SearchSettings, register_solver
@@ -32,7 +33,7 @@ class AdamSettings(SearchSettings):
     learning_rate: float = 0.05
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Adam:
     """Schott et al. 2019, appendix.

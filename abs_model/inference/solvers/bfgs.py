@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.inference.solvers.norm_ball import constraint_active, project, tangential
 
 PyTree = Any
@@ -23,7 +24,7 @@ _CURVATURE = 10.0  # of the energies, in nats per squared latent unit, before an
 _RADIUS = 1.5  # of the first step's trust region
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Iterate:
     """N points and what is known of the energy there.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import list_size
 from abs_model.inference.solvers import bfgs
 from abs_model.inference.solvers.norm_ball import project
@@ -38,7 +39,7 @@ class MultistartSettings(SearchSettings):
     max_evaluations: int = 25
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MultistartResult:
     """What BFGS on the decoder finds for N images.
@@ -59,7 +60,7 @@ class MultistartResult:
     evaluations: jax.Array
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Work:
     """The candidates on their way, `bfgs.predicted_decrease` of them, and what they are decoded.

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_classes
 from abs_model.inference.solvers import bfgs
 from abs_model.inference.solvers.multistart import MultistartResult, MultistartSettings, polish
@@ -62,7 +63,7 @@ class QuasiNewtonSettings(MultistartSettings):
         )  # fmt: skip
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class QuasiNewton:
     """BFGS from several starts.

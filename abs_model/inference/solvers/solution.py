@@ -5,10 +5,12 @@ from typing import Any
 
 import jax
 
+from abs_model._runtime.pytrees import register_dataclass
+
 PyTree = Any
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Solution:
     """How one class explains N images best.

@@ -23,6 +23,7 @@ from rich.console import Console
 from rich.progress import track
 
 from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_chunks
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.models.decoders import Decoder
@@ -61,7 +62,7 @@ class SurrogateSettings:
     seed: int = 0
 
 
-@jax.tree_util.register_dataclass
+@register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Surrogate:
     """One class's surrogate, or all classes' with a leading class axis on every array.

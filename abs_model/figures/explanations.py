@@ -35,7 +35,7 @@ from abs_model.evaluation.images.style import (
     strongest_channel,
 )
 from abs_model.evaluation.run.verification import verify
-from abs_model.evaluation.tables.statistics import summarize
+from abs_model.evaluation.tables.statistics import median_interval
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
 from abs_model.inference.energy import Inference
 from abs_model.models.abs import ABSClassifier
@@ -247,7 +247,7 @@ def _summarize(margins: Arrays) -> dict[str, Any]:
         "pixels that carry half of the margin": margins["pixels"],
     }
     return {"num_images": len(shares)} | {
-        f"median {name}": dataclasses.asdict(summarize(values.astype(np.float64), 0.0).median)
+        f"median {name}": dataclasses.asdict(median_interval(values.astype(np.float64)))
         for name, values in medians.items()
     }
 

@@ -32,7 +32,7 @@ from abs_model.evaluation.images.style import (
     set_frame,
     show_image,
 )
-from abs_model.evaluation.tables.statistics import share_interval, summarize
+from abs_model.evaluation.tables.statistics import median_interval, share_interval
 from abs_model.figures.registry import Arrays, Data, Figure, Work, register
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.decoders import Decoder
@@ -152,7 +152,7 @@ def _sample(work: Work, name: str, model: ABSClassifier) -> tuple[dict[str, Any]
 
 
 def _median(values: np.ndarray) -> dict[str, float]:
-    return dataclasses.asdict(summarize(values, 0.0).median)
+    return dataclasses.asdict(median_interval(values))
 
 
 def _decode_class(model: ABSClassifier, c: int, latents: np.ndarray) -> np.ndarray:

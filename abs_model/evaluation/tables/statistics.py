@@ -50,13 +50,19 @@ def summarize(distances: np.ndarray, threshold: float) -> Summary:
     """
     if not len(distances):
         raise ValueError("distances must have at least one entry, got none")
-    rows = np.random.default_rng(_SEED).integers(0, len(distances), (NUM_RESAMPLES, len(distances)))
     held = robust(distances, threshold)
-    return Summary(
-        len(distances),
-        _estimate(median(distances), median(distances[rows])),
-        _estimate(held.mean(), held[rows].mean(axis=1)),
-    )
+    shares = held[_resamples(len(distances))].mean(axis=1)
+    return Summary(len(distances), median_interval(distances), _estimate(held.mean(), shares))
+
+
+def median_interval(values: np.ndarray) -> Estimate:
+    """The median of at least one value, (N,), with its bootstrap interval."""
+    return _estimate(median(values), median(values[_resamples(len(values))]))
+
+
+def _resamples(count: int) -> np.ndarray:
+    """Rows of the bootstrap's samples, the same at each call, (NUM_RESAMPLES, count)."""
+    return np.random.default_rng(_SEED).integers(0, count, (NUM_RESAMPLES, count))
 
 
 def share_interval(hits: int, count: int) -> Estimate:

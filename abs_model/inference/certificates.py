@@ -86,7 +86,7 @@ DEFAULT_SETTINGS = CertificateSettings()
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Certificate:
-    """Radii within which the decision on N images cannot change.
+    """Radii below which the decision on N images cannot change.
 
     Attributes:
         radii: (N,), in units of the pixel range or, for L0, in pixels. No image at a smaller

@@ -50,9 +50,9 @@ class Classifier(abc.ABC):
         del args, kwargs
         if not is_registered(cls):
             raise TypeError(
-                f"{cls.__name__} is not registered as a pytree: write"
-                " @abs_model.register_dataclass above its @dataclasses.dataclass"
-                " (jax.tree_util.register_dataclass would let JAX confuse classes)"
+                f"{cls.__name__} is not registered: write @abs_model.register_dataclass above its"
+                " @dataclasses.dataclass, in place of jax.tree_util.register_dataclass, with which"
+                " JAX may run another class's program"
             )
         return super().__new__(cls)
 

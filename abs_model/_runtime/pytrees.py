@@ -24,11 +24,23 @@ def register_dataclass(cls: type[T]) -> type[T]:
     Fields are leaves or subtrees. Those with the metadata `{"static": True}` are part of the
     structure and must be hashable.
 
-    `jax.tree_util.register_dataclass` does the same, but in JAX 0.10.2 structures of two classes
-    compare equal where their static fields do. A jitted function called with one class may then run
-    the program of another: see `findings/jax_jit_confuses_registered_dataclasses.sh`.
+    `jax.tree_util.register_dataclass` does the same. But in JAX 0.10.2 the structures of two
+    classes compare equal if these have as many other fields and equal static values. A jitted
+    function called with one class may then run the program of the other. See
+    `findings/jax_jit_confuses_registered_dataclasses.sh`.
+
+    Raises:
+        TypeError: The class itself is no dataclass, or a field is no argument of `__init__`.
     """
+    if "__dataclass_fields__" not in cls.__dict__:
+        raise TypeError(
+            f"{cls.__name__} must be a dataclass: write @dataclasses.dataclass below"
+            " @register_dataclass"
+        )
     fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    for field in fields:
+        if not field.init:
+            raise TypeError(f"field {field.name!r} of {cls.__name__} must not have init=False")
     static = tuple(field.name for field in fields if field.metadata.get("static", False))
     dynamic = tuple(field.name for field in fields if field.name not in static)
 

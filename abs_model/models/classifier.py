@@ -1,7 +1,7 @@
 """Classifiers: one interface for whoever attacks, evaluates or uses a model.
 
-A classifier is a frozen dataclass and a JAX pytree: weights are leaves, settings are static. So it
-goes through `jax.jit` as an ordinary argument.
+A classifier is a frozen dataclass and, by `register_dataclass`, a JAX pytree: weights are leaves,
+settings are static. So it goes through `jax.jit` as an ordinary argument.
 """
 
 import abc
@@ -51,8 +51,8 @@ class Classifier(abc.ABC):
         if not is_registered(cls):
             raise TypeError(
                 f"{cls.__name__} is not registered: write @abs_model.register_dataclass above its"
-                " @dataclasses.dataclass, in place of jax.tree_util.register_dataclass, with which"
-                " JAX may run another class's program"
+                " @dataclasses.dataclass. (With jax.tree_util.register_dataclass, JAX may run the"
+                " program of another class.)"
             )
         return super().__new__(cls)
 

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import abs_model
@@ -51,18 +52,46 @@ def test_keys_and_leaves_are_those_of_jax():
     found, expected = (jax.tree_util.tree_leaves_with_path(tree) for tree in (ours, theirs))
     assert [path for path, _ in found] == [path for path, _ in expected]
     assert all(a is b for (_, a), (_, b) in zip(found, expected, strict=True))
-    assert jax.tree.map(lambda leaf: leaf, ours).name == "a"
+    assert all(a is b for a, b in zip(*map(jax.tree.leaves, (ours, theirs)), strict=True))
+    again = jax.tree.map(lambda leaf: 2 * leaf, ours)
+    np.testing.assert_array_equal(again.x, 2 * values[0])
+    np.testing.assert_array_equal(again.y, 2 * values[2])
+    assert again.name == "a"
 
 
-def test_a_classifier_must_be_registered():
-    class Unregistered(abs_model.Classifier):
-        def batch_logits(self, images):
-            return images[:, 0, 0]
+def test_what_is_no_dataclass_or_would_not_come_back_is_refused():
+    class Child(scaled(1)):  # its fields would be those of the parent
+        pass
 
-        def logits_to_confidences(self, logits):
-            return logits
+    with pytest.raises(TypeError, match="Child must be a dataclass"):
+        register_dataclass(Child)
 
+    @dataclasses.dataclass
+    class Derived:
+        x: jax.Array
+        y: jax.Array = dataclasses.field(init=False)
+
+    with pytest.raises(TypeError, match="field 'y' of Derived"):
+        register_dataclass(Derived)
+
+
+@pytest.mark.parametrize("register", [lambda cls: cls, jax.tree_util.register_dataclass])  # noqa: TID251
+def test_a_classifier_must_be_registered(register):
     settings = {"name": "a", "image_shape": (1, 1, 2), "num_classes": 2, "batch_size": 1}
-    with pytest.raises(TypeError, match=r"Unregistered .* @abs_model\.register_dataclass"):
-        Unregistered(**settings)
-    assert register_dataclass(dataclasses.dataclass(frozen=True)(Unregistered))(**settings)
+
+    def make(register):
+        @register
+        @dataclasses.dataclass(frozen=True, kw_only=True)
+        class FirstRow(abs_model.Classifier):
+            def batch_logits(self, images):
+                return images[:, 0, 0]
+
+            def logits_to_confidences(self, logits):
+                return logits
+
+        return FirstRow(**settings)
+
+    with pytest.raises(TypeError, match=r"FirstRow .* @abs_model\.register_dataclass"):
+        make(register)
+    images = np.array([[[[0.2, 0.6]]]], np.float32)
+    np.testing.assert_array_equal(make(register_dataclass).logits(images), images[:, 0, 0])

@@ -1,4 +1,4 @@
-"""Medians and accuracies of adversarial distances, with bootstrap intervals.
+"""Medians and accuracies of adversarial distances, with bootstrap intervals; medians of any values.
 
 Distances are float64 (N,), one for each image: 0 where the clean image is misclassified already,
 infinity where no attack found anything.
@@ -48,15 +48,20 @@ def summarize(distances: np.ndarray, threshold: float) -> Summary:
     Raises:
         ValueError: There are no distances.
     """
-    if not len(distances):
-        raise ValueError("distances must have at least one entry, got none")
+    middle = median_interval(distances)
     held = robust(distances, threshold)
     shares = held[_resamples(len(distances))].mean(axis=1)
-    return Summary(len(distances), median_interval(distances), _estimate(held.mean(), shares))
+    return Summary(len(distances), middle, _estimate(held.mean(), shares))
 
 
 def median_interval(values: np.ndarray) -> Estimate:
-    """The median of at least one value, (N,), with its bootstrap interval."""
+    """The median of values (N,) with its bootstrap interval.
+
+    Raises:
+        ValueError: There are none.
+    """
+    if not len(values):
+        raise ValueError("values must have at least one entry, got none")
     return _estimate(median(values), median(values[_resamples(len(values))]))
 
 

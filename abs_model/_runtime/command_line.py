@@ -26,6 +26,7 @@ their own that `run_main` calls::
 
 import argparse
 import inspect
+import logging
 import os
 import pathlib
 import re
@@ -130,6 +131,8 @@ def run_main(
     def guarded(options: Any) -> int | None:
         # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
         jax.config.update("jax_enable_x64", False)
+        # At INFO it reports each kind of device that there isn't, which looks like an error.
+        logging.getLogger("jax").setLevel(logging.WARNING)
         enable_compilation_cache()
         retain_freed_memory()
         try:

@@ -48,10 +48,13 @@ def summarize(distances: np.ndarray, threshold: float) -> Summary:
     Raises:
         ValueError: There are no distances.
     """
-    middle = median_interval(distances)
+    rows = _resamples(len(distances))
     held = robust(distances, threshold)
-    shares = held[_resamples(len(distances))].mean(axis=1)
-    return Summary(len(distances), middle, _estimate(held.mean(), shares))
+    return Summary(
+        len(distances),
+        _estimate(median(distances), median(distances[rows])),
+        _estimate(held.mean(), held[rows].mean(axis=1)),
+    )
 
 
 def median_interval(values: np.ndarray) -> Estimate:
@@ -60,13 +63,13 @@ def median_interval(values: np.ndarray) -> Estimate:
     Raises:
         ValueError: There are none.
     """
-    if not len(values):
-        raise ValueError("values must have at least one entry, got none")
     return _estimate(median(values), median(values[_resamples(len(values))]))
 
 
 def _resamples(count: int) -> np.ndarray:
     """Rows of the bootstrap's samples, the same at each call, (NUM_RESAMPLES, count)."""
+    if not count:
+        raise ValueError("a median needs at least one value, got none")
     return np.random.default_rng(_SEED).integers(0, count, (NUM_RESAMPLES, count))
 
 

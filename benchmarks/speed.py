@@ -1,11 +1,12 @@
-"""Measures speed: python benchmarks/speed.py {training,inference,attacks} [--json PATH]
+"""Measures speed: python benchmarks/speed.py {training,inference,attacks,processes} [--json PATH]
 
 `training` times the jitted step of `configs/abs.py` on random images, and with `--against torch` a
 tight PyTorch loop over the same ten VAEs, in turns within one run: the ratio is what counts.
 `inference` times the solvers of latent search on a trained model, compares their energies, and
 with `--against torch` times the paper's algorithm in PyTorch in the same turns.
-`attacks` times ours against Foolbox's on JAX. PyTorch is not among the requirements (`pip install
-torch`), and Foolbox is among those of the tests.
+`attacks` times ours against Foolbox's on JAX. `processes` runs whole programs for their time and
+their peak memory, with `--against PATH` in turns with those of another checkout. PyTorch is not
+among the requirements (`pip install torch`), and Foolbox is among those of the tests.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from abs_model._runtime.command_line import argument_parser, output_file, positi
 from abs_model._runtime.errors import UserError
 from abs_model.data import Dataset, Split
 from abs_model.training.abs_task import ABSTask
-from benchmarks import attack_speed, inference_speed
+from benchmarks import attack_speed, inference_speed, processes
 from benchmarks.timing import median_ratio, time_in_turns
 from configs.abs import get_config
 
@@ -62,12 +63,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     attacks.add_argument(
         "--batch_sizes", type=positive, nargs="+", default=[10, 100], help="images at a time"
     )
+    whole = benchmarks.add_parser("processes", parents=[common], formatter_class=form)
+    whole.add_argument("--against", help="another checkout, to run in the same turns")
     return parser.parse_args(argv[1:])
 
 
 def main(options: argparse.Namespace) -> None:
     """Runs a benchmark and prints its result as JSON."""
-    if getattr(options, "against", None) and importlib.util.find_spec("torch") is None:
+    if getattr(options, "against", None) == "torch" and importlib.util.find_spec("torch") is None:
         raise UserError("--against torch requires PyTorch: pip install torch")
     if options.benchmark == "attacks" and importlib.util.find_spec("foolbox") is None:
         raise UserError("attacks requires Foolbox: pip install -r tests/requirements.txt")
@@ -75,6 +78,7 @@ def main(options: argparse.Namespace) -> None:
         "training": _measure_training,
         "inference": _measure_inference,
         "attacks": _measure_attacks,
+        "processes": _measure_processes,
     }[options.benchmark]
     result = {"benchmark": options.benchmark} | measure(options) | {"machine": _machine()}
     print(json.dumps(result, indent=2))
@@ -96,13 +100,17 @@ def _measure_attacks(options: argparse.Namespace) -> dict[str, object]:
     return attack_speed.measure(options.batch_sizes, options.turns)
 
 
+def _measure_processes(options: argparse.Namespace) -> dict[str, object]:
+    return processes.measure(options.turns, options.against)
+
+
 def _measure_training(options: argparse.Namespace) -> dict[str, object]:
-    candidates = {"jax": _jax_steps(options.batch_size, options.steps)}
+    candidates = {"jax": training_steps(options.batch_size, options.steps)}
     if options.against:
         # Only here, so that the benchmark runs without PyTorch.
-        from benchmarks.torch_training import training_steps
+        from benchmarks import torch_training
 
-        candidates["torch"] = training_steps(options.batch_size, _NUM_CLASSES)
+        candidates["torch"] = torch_training.training_steps(options.batch_size, _NUM_CLASSES)
     images = options.steps * options.batch_size * _NUM_CLASSES
     rates = time_in_turns(
         {name: (functools.partial(run, options.steps), images) for name, run in candidates.items()},
@@ -118,7 +126,7 @@ def _measure_training(options: argparse.Namespace) -> dict[str, object]:
     return result
 
 
-def _jax_steps(batch_size: int, steps_per_epoch: int) -> Callable[[int], None]:
+def training_steps(batch_size: int, steps_per_epoch: int) -> Callable[[int], None]:
     """A function that makes up to an epoch of our training steps and waits for them."""
     config = get_config()
     config.train.batch_size_per_class = batch_size

@@ -18,11 +18,26 @@ T = TypeVar("T")
 _registered: set[type] = set()
 
 
+@dataclasses.dataclass(frozen=True)
+class _Labels:
+    """Values that structures are not compared by."""
+
+    values: tuple[Any, ...]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Labels)
+
+    def __hash__(self) -> int:
+        return 0
+
+
 def register_dataclass(cls: type[T]) -> type[T]:
     """Makes a dataclass a pytree; a decorator, above that of the dataclass.
 
     Fields are leaves or subtrees. Those with the metadata `{"static": True}` are part of the
-    structure and must be hashable.
+    structure and must be hashable. Those with `{"label": True}` are carried along, but structures
+    that differ only in them are equal: a jitted function does not compile again for another label,
+    and must not go by one.
 
     `jax.tree_util.register_dataclass` does the same. But in JAX 0.10.2 the structures of two
     classes compare equal if these have as many other fields and equal static values. A jitted
@@ -41,19 +56,22 @@ def register_dataclass(cls: type[T]) -> type[T]:
     for field in fields:
         if not field.init:
             raise TypeError(f"field {field.name!r} of {cls.__name__} must not have init=False")
+    labels = tuple(field.name for field in fields if field.metadata.get("label", False))
     static = tuple(field.name for field in fields if field.metadata.get("static", False))
-    dynamic = tuple(field.name for field in fields if field.name not in static)
+    dynamic = tuple(field.name for field in fields if field.name not in static + labels)
 
     def flatten(tree: T) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         children = tuple(getattr(tree, name) for name in dynamic)
-        return children, tuple(getattr(tree, name) for name in static)
+        settings = tuple(getattr(tree, name) for name in static)
+        return children, (settings, _Labels(tuple(getattr(tree, name) for name in labels)))
 
     def flatten_with_keys(tree: T) -> tuple[tuple[tuple[Any, Any], ...], tuple[Any, ...]]:
-        children, settings = flatten(tree)
-        return tuple(zip(keys, children, strict=True)), settings
+        children, structure = flatten(tree)
+        return tuple(zip(keys, children, strict=True)), structure
 
-    def unflatten(settings: tuple[Any, ...], children: Iterable[Any]) -> T:
-        named = zip(dynamic + static, (*children, *settings), strict=True)
+    def unflatten(structure: tuple[Any, ...], children: Iterable[Any]) -> T:
+        settings, others = structure
+        named = zip(dynamic + static + labels, (*children, *settings, *others.values), strict=True)
         return cls(**dict(named))
 
     keys = tuple(jax.tree_util.GetAttrKey(name) for name in dynamic)

@@ -74,5 +74,52 @@ def map_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int | Non
     return jax.tree.map(join, outputs)
 
 
+def map_chosen(
+    function: Callable[..., Any], chosen: jax.Array, *arrays: Any, size: int, default: Any
+) -> Any:
+    """Applies `function` to the chosen entries of the arrays' last axes, a chunk at a time.
+
+    The time goes by how many are chosen, in steps of `size`.
+
+    Args:
+        function: From pytrees with leaves (..., size) to a pytree of arrays (..., size).
+        chosen: Which entries, bool (N,).
+        *arrays: Pytrees with leaves (..., N).
+        size: Entries at a time.
+        default: What the others get, in the structure of what `function` returns: scalars.
+
+    Returns:
+        What `function` returns, with leaves (..., N).
+    """
+    length = len(chosen)
+    size = min(size, length)
+    # The chosen ones first; the last chunk is filled up with others, whose results are dropped.
+    order = jnp.argsort(~chosen, stable=True)
+    order = jnp.concatenate([order, jnp.broadcast_to(order[-1:], (-length % size,))])
+
+    def part(first: jax.Array) -> tuple[jax.Array, Any]:
+        rows = lax.dynamic_slice_in_dim(order, first, size)
+        return rows, function(*jax.tree.map(lambda leaf: leaf[..., rows], arrays))
+
+    shapes = jax.eval_shape(lambda: part(jnp.int32(0))[1])
+    filled = jax.tree.map(
+        lambda leaf, value: jnp.full((*leaf.shape[:-1], length), value, leaf.dtype),
+        shapes,
+        default,
+    )
+
+    def proceed(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
+        first, results = carry
+        rows, new = part(first)
+        rows = jnp.where(chosen[rows], rows, length)  # out of bounds
+        results = jax.tree.map(
+            lambda old, leaf: old.at[..., rows].set(leaf, mode="drop"), results, new
+        )
+        return first + size, results
+
+    count = jnp.sum(chosen)
+    return lax.while_loop(lambda carry: carry[0] < count, proceed, (jnp.int32(0), filled))[1]
+
+
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"

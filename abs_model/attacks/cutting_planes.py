@@ -153,7 +153,7 @@ def _nearest_classes(query: Query, answer: Answer) -> list[jax.Array]:
         levels = jnp.full(len(classes), _HALF_RANGE)
         walk = _Walk.start(batch, classes, answer, levels, overshoot=0.0)
         for _ in range(_NUM_SCOUTING_STEPS):
-            walk = walk.next(query.model, batch, _FIRST_L2_PART, query.norm).follow(query)
+            walk = walk.proceed(query, _FIRST_L2_PART).follow(query)
         away.append(distances(walk.images, batch.images, query.norm))
     order = jnp.argsort(jnp.stack(away, axis=1), axis=1)
     return list(((batch.classes[:, None] + 1 + order) % number).T)
@@ -166,7 +166,7 @@ def _approach(query: Query, classes: jax.Array, answer: Answer, num_steps: int) 
     walk = _Walk.start(query.batch, classes, answer, levels, _OVERSHOOT)
     for step in range(1, num_steps + 1):
         l2_part = _FIRST_L2_PART * (_LAST_L2_PART / _FIRST_L2_PART) ** (step / num_steps)
-        walk = walk.next(query.model, query.batch, l2_part, query.norm)
+        walk = walk.proceed(query, l2_part)
         cold = step % _COLD_EVERY == 0 or step == num_steps
         walk = walk.judge(query) if cold else walk.follow(query)
 
@@ -217,25 +217,31 @@ class _Walk:
         overshoots = jnp.full(len(classes), overshoot)
         return cls(batch.images, batch.images, classes, answer, bounds, overshoots, levels)
 
-    @functools.partial(jax.jit, static_argnames="norm")
-    def next(self, model: ABSClassifier, batch: Batch, l2_part: jax.Array, norm: str) -> Self:
+    def proceed(self, query: Query, l2_part: float) -> Self:
         """At the closest images in the half-spaces, with that of the answer among them."""
+        model = query.model
+        return self._next(model, query.batch, l2_part, query.norm, model.binary)
+
+    @functools.partial(jax.jit, static_argnames=("norm", "binary"))
+    def _next(
+        self, model: ABSClassifier, batch: Batch, l2_part: jax.Array, norm: str, binary: bool
+    ) -> Self:
         bounds = self.bounds.add(*linearize(model, self.answer.state, batch.classes))
         gradients, offsets = linearize(model, self.answer.state, self.classes)
         flat = batch.images.reshape(len(batch.images), -1)
-        seen = threshold(flat) if model.binary else flat
+        seen = threshold(flat) if binary else flat
         exists = jnp.isfinite(bounds.offsets)
         normals = jnp.where(exists[:, :, None], gradients[:, None] - bounds.gradients, 0.0)
         margins = jnp.einsum("nkv,nv->nk", normals, seen) + offsets[:, None] - bounds.offsets
         missing = -margins + self.overshoot[:, None] * jnp.abs(margins)
         changes, multipliers = smallest_changes(
-            _cost(seen, flat, l2_part, self.levels, norm, model.binary),
+            _cost(seen, flat, l2_part, self.levels, norm, binary),
             Halfspaces(normals, jnp.where(exists, missing, -1.0), bounds.multipliers),
         )
         images = jnp.clip(seen + changes, 0.0, 1.0).reshape(batch.images.shape)
         return dataclasses.replace(
             self,
-            images=snap(images, batch.images) if model.binary else images,
+            images=snap(images, batch.images) if binary else images,
             previous=self.images,
             bounds=dataclasses.replace(bounds, multipliers=multipliers),
         )

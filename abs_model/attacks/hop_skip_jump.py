@@ -180,8 +180,7 @@ def _move(
     length = _first_length(points, query.batch.images, step, query.norm)
     done, moved = idle, points
     for _ in range(_NUM_HALVINGS + 1):
-        # Cold: these are too far from the points for warm queries.
-        answer = query.logits(_ahead(points, direction, length, done, moved))
+        answer = query.decisions(_ahead(points, direction, length, done, moved))
         done, moved, length = _try(query.batch, done, moved, length, answer)
         if bool(done.all()):
             break

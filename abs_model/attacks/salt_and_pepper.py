@@ -82,8 +82,7 @@ def salt_and_pepper(
         search_salt_and_pepper(query, split_keys(batch, 0), num_epsilons)
         noise, candidates = _redraw(batch, query.best, 0, num_epsilons)
         for number in range(1, (num_restarts - 1) * num_epsilons + 1):
-            # Cold: the images are far from each other and from the originals.
-            answer = query.logits(candidates)
+            answer = query.decisions(candidates)
             noise, candidates = _lessen(batch, noise, answer, query.best, number, num_epsilons)
 
     return run(attack, model, images, labels, key, norm="l0", norms=_NORMS, progress=progress)

@@ -19,9 +19,10 @@ from abs_model.inference.certificates import (
 )
 from abs_model.inference.changes import REACHES
 from abs_model.inference.energy import Inference, infer, refine
+from abs_model.inference.racing import RacingSolver, estimation_errors, race
 from abs_model.inference.solvers import Solver
 from abs_model.models.checks import check_images
-from abs_model.models.classifier import STATIC, Classifier, straight_through_threshold
+from abs_model.models.classifier import STATIC, Classifier, as_seen
 
 PyTree = Any
 
@@ -41,12 +42,15 @@ class ABSClassifier(Classifier):
             paper has ones but for Binary ABS.
         eta: Added to each class's score; makes the model unsure far from the data.
         alpha: Scale of the logits in the confidences.
+        race_margin: Of the race between classes that decides (`inference.racing`), in nats; without
+            one, every class is searched.
     """
 
     solver: Solver
     class_weights: jax.Array
     eta: jax.Array
     alpha: float = dataclasses.field(metadata=STATIC)
+    race_margin: jax.Array | None = dataclasses.field(default=None, metadata={"identifies": False})
 
     @property
     def fingerprint_arrays(self) -> PyTree:
@@ -70,7 +74,7 @@ class ABSClassifier(Classifier):
 
     def _preprocess(self, images: jax.Array) -> jax.Array:
         """The images that the decoders explain."""
-        return straight_through_threshold(images) if self.binary else images
+        return as_seen(images, self.binary)
 
     def weighted_energies(self, inference: Inference) -> jax.Array:
         """The energies that decide, w_c E_c in nats, (N, classes)."""
@@ -92,6 +96,17 @@ class ABSClassifier(Classifier):
         searched = searched if required is None else searched | required
         inference = self.batch_refinement(images, state, searched)
         return self.logits_from_inference(inference), inference
+
+    @property
+    def races(self) -> bool:
+        return self.race_margin is not None and isinstance(self.solver, RacingSolver)
+
+    def batch_decision_logits(self, images: jax.Array) -> jax.Array:
+        if self.race_margin is None or not isinstance(self.solver, RacingSolver):
+            return self.batch_logits(images)
+        seen = self._preprocess(images)
+        energies = race(self.solver, seen, self.class_weights, self.race_margin)
+        return -self.class_weights * energies / np.prod(self.image_shape)
 
     def logits_from_inference(self, inference: Inference) -> jax.Array:
         """The logits of images that have been inferred, (N, classes)."""
@@ -148,6 +163,22 @@ class ABSClassifier(Classifier):
             )
         return self._in_batches(_jitted_refinement, images, start, required)
 
+    def estimation_errors(
+        self, images: jax.Array | np.ndarray, energies: jax.Array | np.ndarray
+    ) -> jax.Array:
+        """By how much the solver's estimates are above energies, in nats, (N, classes).
+
+        Args:
+            images: As for `logits`.
+            energies: What `infer` finds for them, (N, classes).
+
+        Raises:
+            TypeError: The solver makes no estimates, as Adam.
+        """
+        if not isinstance(self.solver, RacingSolver):
+            raise TypeError(f"solver {type(self.solver).__name__} makes no estimates of energies")
+        return self._in_batches(_jitted_estimation_errors, images, energies)
+
     def certify(
         self,
         images: jax.Array | np.ndarray,
@@ -173,7 +204,9 @@ class ABSClassifier(Classifier):
         samples = _jitted_samples(self.solver, settings)
 
         def certificate(classifier: ABSClassifier, images: jax.Array) -> Certificate:
-            return _jitted_certificate(classifier, images, samples, norm=norm, settings=settings)
+            return _jitted_certificate(
+                classifier, images, samples, norm=norm, settings=settings, binary=self.binary
+            )
 
         return self._in_batches(certificate, images)
 
@@ -183,7 +216,7 @@ def _jitted_samples(solver: Solver, settings: CertificateSettings) -> Samples:
     return decode_samples(solver, settings)
 
 
-@functools.partial(jax.jit, static_argnames=("norm", "settings"))
+@functools.partial(jax.jit, static_argnames=("norm", "settings", "binary"))
 def _jitted_certificate(
     classifier: ABSClassifier,
     images: jax.Array,
@@ -191,6 +224,7 @@ def _jitted_certificate(
     *,
     norm: str,
     settings: CertificateSettings,
+    binary: bool,
 ) -> Certificate:
     return certify(
         classifier.solver,
@@ -200,7 +234,7 @@ def _jitted_certificate(
         samples,
         settings,
         norm=norm,
-        binary=classifier.binary,
+        binary=binary,
     )
 
 
@@ -214,3 +248,11 @@ def _jitted_refinement(
     classifier: ABSClassifier, images: jax.Array, start: Inference, required: jax.Array
 ) -> Inference:
     return classifier.batch_refinement(images, start, required)
+
+
+@jax.jit
+def _jitted_estimation_errors(
+    classifier: ABSClassifier, images: jax.Array, energies: jax.Array
+) -> jax.Array:
+    assert isinstance(classifier.solver, RacingSolver)  # checked before
+    return estimation_errors(classifier.solver, classifier._preprocess(images), energies)

@@ -7,6 +7,7 @@ expected logits.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from abs_model._runtime.checks import check_count
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.classifier import Classifier
 from abs_model.models.randomness import is_random
+
+PyTree = Any
 
 
 def average_logits(model: Classifier, num_samples: int) -> "AveragedLogits":
@@ -74,6 +77,10 @@ class AveragedLogits(Classifier):
     @property
     def differentiable(self) -> bool:
         return self.model.differentiable
+
+    @property
+    def fingerprint_arrays(self) -> PyTree:
+        return self.model.fingerprint_arrays
 
     @property
     def logit_tolerance(self) -> float | jax.Array:

@@ -7,9 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from absl import logging
 from flax import nnx
+from rich.console import Console
+from rich.progress import track
 
+from abs_model.inference.racing import fit_margin
 from abs_model.inference.solvers import SearchSettings, find_solver, make_solver, read_settings
 from abs_model.inference.solvers.surrogates import (
     Surrogate,
@@ -103,14 +107,16 @@ def build_abs(
         name: For tables and messages.
         batch_size: Images per call of the compiled function.
         binary: Whether images are thresholded.
-        calibration: {"abs" and "binary_abs": {"eta": number, "class_weights": numbers}}; without
-            one, eta is 0 and the weights are 1.
+        calibration: {"abs" and "binary_abs": {"eta": number, "class_weights": numbers,
+            "race_margin": number}}; without one, eta is 0 and the weights are 1. Without a
+            margin, `predict` searches every class.
     """
     state = (model["params"], model["statistics"])
     num_classes = jax.tree.leaves(state)[0].shape[0]
-    fitted = {"eta": 0.0, "class_weights": [1.0] * num_classes}
+    fitted: Mapping[str, Any] = {"eta": 0.0, "class_weights": [1.0] * num_classes}
     if calibration is not None:
         fitted = calibration["binary_abs" if binary else "abs"]
+    margin = fitted.get("race_margin")
     decoder = fold_decoders(graphdef, state, image_shape)
     surrogate = None
     if find_solver(search).needs_surrogate and open_surrogate is not None:
@@ -125,7 +131,44 @@ def build_abs(
         eta=jnp.float32(fitted["eta"]),
         alpha=config.calibration.alpha,
         binary=binary,
+        race_margin=None if margin is None else jnp.float32(margin),
     )
+
+
+def measure_energies(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
+    """Energies in nats, (N, classes), with a progress bar.
+
+    Args:
+        classifier: The model.
+        images: As for `logits`.
+        description: Of the progress bar.
+    """
+    starts = range(0, len(images), classifier.batch_size)
+    batches = (images[start : start + classifier.batch_size] for start in starts)
+    bar = track(batches, description, total=len(starts), console=Console(stderr=True))
+    return np.concatenate([np.asarray(classifier.infer(batch).energies) for batch in bar])
+
+
+def measure_race_margin(
+    classifier: ABSClassifier, images: np.ndarray, energies: np.ndarray, description: str
+) -> float:
+    """The margin of the race between classes, in nats; see `inference.racing`.
+
+    It is measured on training images, and halfway between each two of them, where classes are
+    close.
+
+    Args:
+        classifier: A model whose solver can race.
+        images: Training images, at least 2, as for `logits`.
+        energies: In nats, (N, classes), of these.
+        description: Of the progress bar.
+    """
+    half = len(images) // 2
+    between = (images[:half] + images[-half:]) / 2
+    all_images = np.concatenate([images, between])
+    energies = np.concatenate([energies, measure_energies(classifier, between, description)])
+    errors = classifier.estimation_errors(all_images, energies)
+    return fit_margin(errors, classifier.class_weights * energies)
 
 
 def kept_surrogate(

@@ -1,7 +1,8 @@
 """Classifiers: one interface for whoever attacks, evaluates or uses a model.
 
 A classifier is a frozen dataclass and, by `register_dataclass`, a JAX pytree: weights are leaves,
-settings are static. So it goes through `jax.jit` as an ordinary argument.
+settings are static. So it goes through `jax.jit` as an ordinary argument, and classifiers that
+differ only in weights, in name, or in whether they see thresholded images share compiled programs.
 """
 
 import abc
@@ -21,7 +22,9 @@ from abs_model.models.checks import check_images
 PyTree = Any
 
 
-STATIC = {"static": True}  # dataclass metadata: a setting, not a weight
+# Dataclass metadata: a setting, not a weight; what no program goes by, and no answer.
+STATIC = {"static": True}
+LABEL = {"label": True, "identifies": False}
 
 
 @register_dataclass
@@ -37,14 +40,15 @@ class Classifier(abc.ABC):
         image_shape: (height, width, channels).
         num_classes: Number of classes.
         batch_size: How many images one call of the compiled function takes.
-        binary: Whether the model sees of each value only whether it is above 0.5.
+        binary: Whether the model sees of each value only whether it is above 0.5. A leaf: traced
+            code must not branch on it; see `as_seen`.
     """
 
-    name: str = dataclasses.field(metadata=STATIC)
+    name: str = dataclasses.field(metadata=LABEL)
     image_shape: tuple[int, int, int] = dataclasses.field(metadata=STATIC)
     num_classes: int = dataclasses.field(metadata=STATIC)
-    batch_size: int = dataclasses.field(metadata=STATIC)
-    binary: bool = dataclasses.field(default=False, metadata=STATIC)
+    batch_size: int = dataclasses.field(metadata=LABEL)
+    binary: bool = False
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Self:
         del args, kwargs
@@ -61,8 +65,7 @@ class Classifier(abc.ABC):
         if "binary" in cls.__dict__ and "binary" not in inspect.get_annotations(cls):
             # Else the field's default, False, would hide it.
             raise TypeError(
-                f"binary of {cls.__name__} must be a field: declare"
-                ' binary: bool = dataclasses.field(default=True, metadata={"static": True})'
+                f"binary of {cls.__name__} must be a field: declare binary: bool = True"
             )
 
     def __repr__(self) -> str:
@@ -98,7 +101,9 @@ class Classifier(abc.ABC):
     @property
     def fingerprint_arrays(self) -> PyTree:
         """The arrays that it was made of, for fingerprints: the same on every machine."""
-        return jax.tree.leaves(self)
+        base = {field.name for field in dataclasses.fields(Classifier)}
+        own = (field for field in dataclasses.fields(self) if field.name not in base)
+        return [getattr(self, field.name) for field in own if not field.metadata.get("static")]
 
     def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
         """Logits of images that have been checked, and the state that `warm_logits` starts from.
@@ -125,6 +130,20 @@ class Classifier(abc.ABC):
         del state, required
         return self.cold_logits(images)
 
+    @property
+    def races(self) -> bool:
+        """Whether `batch_decision_logits` is faster than `batch_logits`, with bounds for logits."""
+        return False
+
+    def batch_decision_logits(self, images: jax.Array) -> jax.Array:
+        """Logits (n, classes) of images that have been checked, as far as they decide; pure.
+
+        The largest is of the same class as that of `batch_logits`, and may be lower than there;
+        others may be upper bounds. A margin beyond which a decision is certain
+        (`models.decisions`) is on the same side of it.
+        """
+        return self.batch_logits(images)
+
     @abc.abstractmethod
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """Probabilities of the classes, (N, classes), from logits (N, classes)."""
@@ -135,7 +154,11 @@ class Classifier(abc.ABC):
 
     def predict(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Predicted classes, int32 (N,)."""
-        return np.asarray(jnp.argmax(self.logits(images), axis=1), np.int32)
+        return np.asarray(jnp.argmax(self.decision_logits(images), axis=1), np.int32)
+
+    def decision_logits(self, images: jax.Array | np.ndarray) -> jax.Array:
+        """Logits, float32 (N, classes), as far as they decide; see `batch_decision_logits`."""
+        return self._in_batches(_jitted_decision_logits if self.races else _jitted_logits, images)
 
     def confidences(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 (N, classes)."""
@@ -174,11 +197,17 @@ def threshold(images: Any) -> Any:
     return (images > 0.5).astype(images.dtype)
 
 
-def straight_through_threshold(images: jax.Array) -> jax.Array:
-    """`threshold`, with the gradient of the identity."""
-    return images + jax.lax.stop_gradient(threshold(images) - images)
+def as_seen(images: jax.Array, binary: bool | jax.Array) -> jax.Array:
+    """What a model sees of images: thresholded if `binary`, with the gradient of the identity."""
+    change = jax.lax.stop_gradient(threshold(images) - images)
+    return images + jnp.where(binary, change, 0.0)
 
 
 @jax.jit
 def _jitted_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
     return classifier.batch_logits(images)
+
+
+@jax.jit
+def _jitted_decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier.batch_decision_logits(images)

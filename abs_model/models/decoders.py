@@ -54,7 +54,7 @@ class Decoder:
     biases: tuple[jax.Array, ...]
     strides: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     image_shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
-    origin: str = dataclasses.field(metadata={"static": True})
+    origin: str = dataclasses.field(metadata={"label": True})
 
     @property
     def fingerprint_arrays(self) -> PyTree:

@@ -77,6 +77,10 @@ class EstimatedGradients(Classifier):
     step: float = dataclasses.field(metadata={"static": True})
 
     @property
+    def fingerprint_arrays(self) -> PyTree:
+        return self.model.fingerprint_arrays
+
+    @property
     def logit_tolerance(self) -> float | jax.Array:
         return self.model.logit_tolerance
 

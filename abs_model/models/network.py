@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from abs_model._runtime.pytrees import register_dataclass
-from abs_model.models.classifier import STATIC, Classifier, straight_through_threshold
+from abs_model.models.classifier import STATIC, Classifier, as_seen
 
 PyTree = Any
 
@@ -29,8 +29,7 @@ class NetworkClassifier(Classifier):
     graphdef: nnx.GraphDef = dataclasses.field(metadata=STATIC)
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        seen = straight_through_threshold(images) if self.binary else images
-        return nnx.merge(self.graphdef, self.state)(seen)
+        return nnx.merge(self.graphdef, self.state)(as_seen(images, self.binary))
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits)

@@ -5,11 +5,10 @@ import functools
 import time
 from typing import Any
 
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
-from rich.console import Console
-from rich.progress import track
 
 from abs_model._runtime.configuration import (
     ConfigError,
@@ -25,11 +24,17 @@ from abs_model._runtime.configuration import (
 )
 from abs_model.data import Dataset
 from abs_model.inference.calibration import UnreachableError, search_class_weights, solve_eta
+from abs_model.inference.racing import RacingSolver
 from abs_model.inference.solvers import SOLVERS
 from abs_model.inference.solvers.surrogates import SurrogateSettings
 from abs_model.models.abs import ABSClassifier
-from abs_model.models.build import build_abs, kept_surrogate, search_settings
-from abs_model.models.classifier import threshold
+from abs_model.models.build import (
+    build_abs,
+    kept_surrogate,
+    measure_energies,
+    measure_race_margin,
+    search_settings,
+)
 from abs_model.training.abs_task import ABSTask
 from abs_model.training.finished_run import (
     DATASET_EXPECTED,
@@ -145,7 +150,7 @@ def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int
 def calibrate(
     classifier: ABSClassifier, config: ml_collections.ConfigDict, dataset: Dataset
 ) -> dict[str, dict[str, Any]]:
-    """eta and class weights of ABS and Binary ABS, from the first training images.
+    """eta, class weights and race margin of ABS and Binary ABS, from the first training images.
 
     Args:
         classifier: ABS without a calibration: all class weights 1.
@@ -160,13 +165,11 @@ def calibrate(
     images = dataset.train.images[:count].astype(np.float32) / 255
     labels = dataset.train.labels[:count]
     # Binary ABS is ABS on thresholded images, but for what is fitted here.
+    binary = dataclasses.replace(classifier, binary=True)
+    fit_weights = settings.fit_abs_class_weights
     return {
-        "abs": _fit(
-            "ABS", classifier, images, labels, config, fit_weights=settings.fit_abs_class_weights
-        ),
-        "binary_abs": _fit(
-            "Binary ABS", classifier, threshold(images), labels, config, fit_weights=True
-        ),
+        "abs": _fit("ABS", classifier, images, labels, config, fit_weights=fit_weights),
+        "binary_abs": _fit("Binary ABS", binary, images, labels, config, fit_weights=True),
     }
 
 
@@ -179,12 +182,17 @@ def _fit(
     *,
     fit_weights: bool,
 ) -> dict[str, Any]:
-    """eta and class weights for the images as the decoders get to see them."""
-    logits = _logits(classifier, images, f"calibrating {name}")
-    weights = np.ones(logits.shape[1], np.float32)
+    energies = measure_energies(classifier, images, f"calibrating {name}")
+    weights = np.ones(energies.shape[1], np.float32)
     if fit_weights:
-        weights = search_class_weights(-np.prod(classifier.image_shape) * logits, labels)
-    return {"eta": _eta(name, weights * logits, config), "class_weights": weights.tolist()}
+        weights = search_class_weights(energies, labels)
+    logits = -weights * energies / np.prod(classifier.image_shape)
+    fitted = {"eta": _eta(name, logits, config), "class_weights": weights.tolist()}
+    if not isinstance(classifier.solver, RacingSolver):
+        return fitted
+    weighted = dataclasses.replace(classifier, class_weights=jnp.asarray(weights, jnp.float32))
+    margin = measure_race_margin(weighted, images, energies, f"measuring estimates of {name}")
+    return fitted | {"race_margin": margin}
 
 
 def _eta(name: str, logits: np.ndarray, config: ml_collections.ConfigDict) -> float:
@@ -194,11 +202,3 @@ def _eta(name: str, logits: np.ndarray, config: ml_collections.ConfigDict) -> fl
     except UnreachableError as error:
         logging.warning("%s: %s; eta is 0.", name, error)
         return 0.0
-
-
-def _logits(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
-    """Logits (N, classes), with a progress bar."""
-    starts = range(0, len(images), classifier.batch_size)
-    batches = (images[start : start + classifier.batch_size] for start in starts)
-    bar = track(batches, description, total=len(starts), console=Console(stderr=True))
-    return np.concatenate([np.asarray(classifier.logits(batch)) for batch in bar])

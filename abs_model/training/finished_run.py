@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar
 
 import ml_collections
+import numpy as np
+from absl import logging
 
 from abs_model._runtime.atomic_files import as_path, locked, write_json
 from abs_model._runtime.configuration import (
@@ -23,7 +25,8 @@ from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
 from abs_model.data import Dataset, load_dataset
 from abs_model.inference.solvers.surrogates import Surrogate
-from abs_model.models.build import kept_surrogate
+from abs_model.models.abs import ABSClassifier
+from abs_model.models.build import kept_surrogate, measure_energies, measure_race_margin
 from abs_model.models.decoders import Decoder
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.workdir import WorkdirError, load_config, open_workdir
@@ -32,6 +35,7 @@ _FILE = "run.json"
 _SESSIONS_FILE = "sessions.json"
 _LOCK_FILE = ".training.lock"
 _CHECKPOINTS = "checkpoints"
+_MARGINS_FILE = "race_margins.json"
 PyTree = Any
 _T = TypeVar("_T")
 # The configuration's section `dataset`, which every trainer has; see `load_dataset`.
@@ -232,6 +236,36 @@ class FinishedRun:
         first opened.
         """
         return kept_surrogate(self._workdir, self.config, decoder)
+
+    def race_margin(self, classifier: ABSClassifier) -> float | None:
+        """The margin of the race that decides, for a run from before there was one.
+
+        It is measured on training images, which takes minutes, and kept, when the run is first
+        opened. None, with a warning, where there are no training images.
+
+        Args:
+            classifier: That of the run, whose solver can race.
+        """
+        path = self._workdir / _MARGINS_FILE
+        kind = "binary_abs" if classifier.binary else "abs"
+        kept = _read(path, set(), "delete it: the margins are measured again") or {}
+        if kind in kept:
+            return kept[kind]
+        try:
+            split = load_dataset(**self.config.dataset).train
+        except UserError as error:
+            logging.warning("predict searches every class, without a margin: %s", error)
+            return None
+        count = self.config.calibration.num_images
+        images = split.images[:count].astype(np.float32) / 255
+        description = f"measuring estimates of {classifier.name}"
+        energies = measure_energies(classifier, images, description)
+        margin = measure_race_margin(classifier, images, energies, description)
+        try:
+            write_json(path, kept | {kind: margin})
+        except OSError as error:
+            logging.warning("The margin can't be kept and will be measured again: %s", error)
+        return margin
 
 
 def read_run(workdir: str | os.PathLike[str]) -> dict[str, Any] | None:

@@ -29,6 +29,7 @@ from abs_model._runtime.atomic_files import atomic_write_bytes, write_json
 from abs_model._runtime.configuration import as_config
 from abs_model._runtime.errors import UserError
 from abs_model.inference.solvers.surrogates import Surrogate
+from abs_model.models.abs import ABSClassifier
 from abs_model.models.decoders import Decoder
 
 PyTree = Any
@@ -103,6 +104,11 @@ class Entry:
                 " needs; load it with solver='adam'"
             )
         return Surrogate.from_arrays(arrays)
+
+    def race_margin(self, classifier: ABSClassifier) -> float | None:
+        """None: an entry whose card has no margin searches every class."""
+        del classifier
+        return None
 
     def _arrays(self, group: str) -> dict[str, np.ndarray]:
         prefix = f"{group}/"

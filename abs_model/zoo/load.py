@@ -1,9 +1,11 @@
 """`load`: a trained model as a classifier, from the zoo or from the workdir of its training run."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import jax.numpy as jnp
 import ml_collections
 from flax import nnx
 
@@ -14,7 +16,9 @@ from abs_model._runtime.errors import UserError
 from abs_model._runtime.malloc import retain_freed_memory
 from abs_model._runtime.precision import single_precision
 from abs_model.data import load_dataset
+from abs_model.inference.racing import RacingSolver
 from abs_model.inference.solvers.surrogates import Surrogate
+from abs_model.models.abs import ABSClassifier
 from abs_model.models.architectures import create_network
 from abs_model.models.build import DEFAULT_BATCH_SIZE, build_abs, search_settings, vaes_structure
 from abs_model.models.classifier import Classifier
@@ -53,6 +57,9 @@ class Trained(Protocol):
 
     def surrogate(self, decoder: Decoder) -> Surrogate:
         """The surrogates of an ABS model's decoders."""
+
+    def race_margin(self, classifier: ABSClassifier) -> float | None:
+        """The race margin of an ABS model whose calibration has none."""
 
 
 @single_precision
@@ -117,7 +124,7 @@ def build_classifier(
         )
     graphdef, arrays = load_arrays(trained)
     if kind == "abs":
-        return build_abs(
+        found = build_abs(
             config,
             graphdef,
             arrays,
@@ -128,6 +135,12 @@ def build_classifier(
             binary=binary,
             calibration=trained.run["calibration"],
         )
+        if found.race_margin is None and isinstance(found.solver, RacingSolver):
+            margin = trained.race_margin(found)
+            return dataclasses.replace(
+                found, race_margin=None if margin is None else jnp.float32(margin)
+            )
+        return found
     return NetworkClassifier(
         name=name,
         image_shape=image_shape,

@@ -17,7 +17,7 @@ from abs_model import register_dataclass
 from abs_model.attacks import distances
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks.flip_pixels import flip_pixels, snap
-from abs_model.models.classifier import straight_through_threshold, threshold
+from abs_model.models.classifier import as_seen, threshold
 from tests.function_classifiers import FunctionClassifier, as_kind, function_classifier
 from tests.linear_classifiers import PIXELS, SHAPE, check_bounds, grays, three_classes
 from tests.minimal_norm import KEY, walled
@@ -32,7 +32,7 @@ class BinaryClassifier(FunctionClassifier):
     """Logits function(thresholded images)."""
 
     def batch_logits(self, images):
-        return self.function(straight_through_threshold(images))
+        return self.function(as_seen(images, True))
 
 
 def binary_classifier(function, num_classes, shape=SHAPE, batch_size=4):

@@ -166,7 +166,7 @@ def test_none_undoes_a_setting():
 class BinaryStripes(StripeClassifier):
     """As if it thresholded its images."""
 
-    binary: bool = dataclasses.field(default=True, metadata={"static": True})
+    binary: bool = True
 
 
 REQUIRED = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "num_pixels": 5, "surrogate": "cnn"}

@@ -234,7 +234,7 @@ def test_what_was_wrapped_is_collected_with_the_classifier(case):
     model.logits(images)
     attack(model, images)
     model_identity(model)
-    arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(model)]
+    arrays = [weakref.ref(leaf) for leaf in jax.tree.leaves(model.function)]
     (owner,) = [cell.cell_contents for cell in change.__closure__]
     owner = weakref.ref(owner)
     del function, change, model

@@ -80,10 +80,10 @@ def linearize(
     weights = model.class_weights[classes][:, None]
     rest = model.class_weights.max() - weights
     fixed = weights * (_squared(reconstructions) + 0.5 * _squared(latents))
-    gradients = 2 * weights * reconstructions
-    if model.binary:
-        return gradients + rest, -fixed[:, 0]
-    return gradients + 2 * rest * seen, -(fixed + rest * _squared(seen))[:, 0]
+    # The gradient of rest * ||x||^2, and what the tangent is less than it at 0.
+    slopes = jnp.where(model.binary, 1.0, 2 * seen)
+    offsets = jnp.where(model.binary, 0.0, _squared(seen))
+    return 2 * weights * reconstructions + rest * slopes, -(fixed + rest * offsets)[:, 0]
 
 
 def _squared(vectors: jax.Array) -> jax.Array:

@@ -94,15 +94,15 @@ class Query:
     finished, the attack queries it unchanged until the others are, so that no result depends on
     the rest of the batch.
 
-    What warm queries find is verified by cold ones:
+    What warm queries and those for decisions find is verified by cold ones for all logits:
 
     - after 40 recorded warm queries in a row, for the images that still move, if
       `verify_regularly`; the next query then starts from the state of the verified images;
     - when the attack calls `verify`, `finish` or `settle`;
     - at the end, by `settle`.
 
-    A classifier without warm starts needs none of this, and gets no additional queries but the one
-    of `finish`.
+    A classifier with neither needs none of this, and gets no additional queries but the one of
+    `finish`.
 
     Attributes:
         model: The classifier.
@@ -158,6 +158,7 @@ class Query:
         self._progress = progress
         self._thresholds: jax.Array | float = 0.0
         self._num_warm = 0
+        self._has_unverified = False
 
     def logits(
         self,
@@ -178,6 +179,21 @@ class Query:
         """
         answer = self._query_logits(images, near, classes)
         return self._take(answer, near) if record else answer
+
+    def decisions(self, images: jax.Array) -> Answer:
+        """Queries what the classifier decides, cold, of images (n, height, width, channels).
+
+        For searches that go by decisions: logits tell whether an image is adversarial, and are
+        bounds otherwise, which ABS finds several times as fast. No query can start from the answer.
+        The first query of a session is for all logits.
+        """
+        if not self.model.races or not hasattr(self, "best"):
+            return self.logits(images)
+        self._count()
+        answer = Answer(images, _decision_logits(self.model, images), ())
+        # Another query verifies what counts in the end.
+        self._record(answer, verified=False)
+        return answer
 
     def gradients(
         self,
@@ -292,8 +308,8 @@ class Query:
         self.best = self._verified = best_so_far.closer(self._verified, found)
 
     def _all_verified(self) -> bool:
-        # Without warm queries there is nothing to look at, which would wait for the classifier.
-        return not self.warm or bool(self.best.verified.all())
+        # Where cold queries said all, there is nothing to look at, which would wait for them.
+        return not self._has_unverified or bool(self.best.verified.all())
 
     def _query_logits(
         self, images: jax.Array, near: Answer | None = None, classes: jax.Array | None = None
@@ -332,11 +348,12 @@ class Query:
 
     def _record(self, answer: Answer, *, verified: bool, where: jax.Array | None = None) -> None:
         arguments = (self.batch, answer.images, answer.logits, self.norm, self._thresholds)
+        self._has_unverified |= not verified
         if not hasattr(self, "best"):
             self.best = self._verified = best_so_far.score(*arguments, verified)
             return
         self.best = best_so_far.update(self.best, *arguments, where, verified)
-        if verified and self.warm:
+        if verified and (self.warm or self.model.races):
             self._verified = best_so_far.update(self._verified, *arguments, where, verified)
 
     def _check(self, where: jax.Array | None = None) -> Answer:
@@ -381,6 +398,11 @@ def _answer(
     if state is None:
         return model.cold_logits(images)
     return model.warm_logits(images, state, required)
+
+
+@jax.jit
+def _decision_logits(model: Classifier, images: jax.Array) -> jax.Array:
+    return model.batch_decision_logits(images)
 
 
 @jax.jit

@@ -1,7 +1,7 @@
 """Searches along paths for the place where an image first becomes adversarial.
 
-Images on a path are far from each other, so all queries are cold: a warm-started one is right near
-the image it starts from, and farther away may find an image adversarial that is not.
+Images on a path are far from each other, so no query starts from another: a warm-started one is
+right near the image it starts from, and farther away may find an image adversarial that is not.
 """
 
 import functools
@@ -38,7 +38,7 @@ def search_line(query: Query, path: Path, *, num_levels: int, num_bisections: in
     step = 1.0 / num_levels
     fractions, done = _next_fractions(low, high, step, num_bisections)
     for _ in range(num_levels + num_bisections):
-        answer = query.logits(path(fractions))
+        answer = query.decisions(path(fractions))
         low, high, fractions, done = _narrow(
             query.batch, low, high, fractions, done, answer.logits, step, num_bisections
         )

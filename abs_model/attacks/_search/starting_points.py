@@ -45,9 +45,9 @@ class StartingPoints:
         self._logits: jax.Array | None = None
 
     def logits(self, model: Classifier) -> jax.Array:
-        """Logits (M, classes)."""
+        """Logits (M, classes), as far as they decide."""
         if self._logits is None:
-            self._logits = model.logits(self.images)
+            self._logits = model.decision_logits(self.images)
         return self._logits
 
 
@@ -76,10 +76,10 @@ def search_starting_points(
     idle = jnp.zeros(len(batch.images), bool) if idle is None else idle
     if points is not None:
         nearest = _nearest(batch, points.images, points.logits(query.model), query.norm)
-        query.logits(choose(query.best.success, query.best.images, nearest))
+        query.decisions(choose(query.best.success, query.best.images, nearest))
         return
     for gray in _GRAYS:
-        query.logits(choose(idle, batch.images, jnp.full_like(batch.images, gray)))
+        query.decisions(choose(idle, batch.images, jnp.full_like(batch.images, gray)))
     noise = _adversarial_noise(query, idle)
     path = functools.partial(interpolate, batch.images, noise, norm="l2")
     search_line(query, path, num_levels=_NUM_BLENDS, num_bisections=0)
@@ -97,7 +97,7 @@ def _adversarial_noise(query: Query, idle: jax.Array) -> jax.Array:
     for number in range(_NUM_DRAWS):
         drawn = _draw(split_keys(batch, _FIRST_KEY + number), noise)
         noise = choose(adversarial, noise, drawn)
-        adversarial = adversarial | batch.is_adversarial(query.logits(noise).logits)
+        adversarial = adversarial | batch.is_adversarial(query.decisions(noise).logits)
         if bool(adversarial.all()):
             break
     return noise

@@ -31,6 +31,7 @@ from abs_model.evaluation.run.targets import choose_targets
 from abs_model.evaluation.run.thorough_search import adversarial_by_search
 from abs_model.evaluation.run.verification import (
     Verification,
+    cold_decisions,
     cold_logits,
     judge,
     uncertain_margins,
@@ -177,7 +178,7 @@ class Runner:
         if task.certified_norm is not None:
             return _certified_records(task.model, task.certified_norm, batch, images, labels)
         if task.spec is None:
-            logits = cold_logits(task.model, images)
+            logits = cold_decisions(task.model, images)
             return _clean_records(batch, labels, _decided(task.model, logits, labels))
         keys = derive_keys(self._settings.seed, task.model.name, task.spec.name, rows)
         targets = self._targets(task, images, labels, rows)

@@ -200,6 +200,12 @@ def cold_logits(
     return np.asarray(model.with_batch_size(size).logits(images))
 
 
+def cold_decisions(model: Classifier, images: np.ndarray) -> np.ndarray:
+    """The same as far as logits decide (`Classifier.decision_logits`), float32 (N, classes)."""
+    size = verification_batch_size(model, len(images))
+    return np.asarray(model.with_batch_size(size).decision_logits(images))
+
+
 def uncertain_margins(model: Classifier, logits: np.ndarray, classes: np.ndarray) -> np.ndarray:
     """The margin up to which the model's decision is in doubt, float64 (N,)."""
     tolerance = float(model.logit_tolerance)

@@ -129,9 +129,9 @@ def _settings(value: Any) -> str:
         ]
         return f"Graph({', '.join(modules)}; {', '.join(map(_settings, static))})"
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        left_out = {"name", "batch_size"} if isinstance(value, Classifier) else set()
-        fields = [each.name for each in dataclasses.fields(value) if each.name not in left_out]
-        return f"{type(value).__name__}({', '.join(_settings(getattr(value, f)) for f in fields)})"
+        fields = dataclasses.fields(value)
+        kept = [each.name for each in fields if each.metadata.get("identifies", True)]
+        return f"{type(value).__name__}({', '.join(_settings(getattr(value, f)) for f in kept)})"
     if isinstance(value, jax.Array | np.ndarray):
         return "*"
     if isinstance(value, list | tuple):
@@ -162,9 +162,10 @@ def _function_identity(model: FunctionClassifier) -> list[str]:
     # As a tree whose settings have the function among them, by which ledgers were named at first.
     settings: list[Any] = []
     arrays: list[str] = []
+    base = {field.name for field in dataclasses.fields(Classifier)}
     for field in dataclasses.fields(model):
         value = None if field.name == "function" else getattr(model, field.name)
-        if field.name == "function" or field.metadata.get("static"):
+        if field.name in {"function", *base} or field.metadata.get("static"):
             settings.append(value)
         else:
             arrays += map(array_identity, jax.tree.leaves(value))

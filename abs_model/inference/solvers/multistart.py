@@ -82,6 +82,7 @@ def polish(
     settings: MultistartSettings,
     cost: bfgs.Cost = bfgs.energies,
     ceiling: float | None = None,
+    limits: jax.Array | None = None,
     skip_duplicates: bool = True,
 ) -> MultistartResult:
     """The best minimum that BFGS finds from each image's candidates.
@@ -95,12 +96,17 @@ def polish(
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
         cost: What is minimized, on the scale of energies.
         ceiling: Where given, all costs below it are of interest, not only each image's lowest.
+        limits: Where given, costs above each image's limit, (N,), are of no interest: candidates
+            that can't be expected to fall below it are given up.
         skip_duplicates: Whether candidates that head for the same point as the best one are given
             up. In a cost with kinks they can end in other minima.
     """
     count, columns = jax.tree.leaves(targets)[0].shape[-1], len(candidates.energies)
     size = list_size(columns, count)
     promising = jnp.isfinite(candidates.energies)
+
+    def priorities_of(work: _Work) -> jax.Array:
+        return _priorities(work, promising, count, settings, ceiling, limits, skip_duplicates)
 
     def proceed(carry: tuple[_Work, jax.Array]) -> tuple[_Work, jax.Array]:
         work, priorities = carry
@@ -120,7 +126,7 @@ def polish(
             work.evaluations.at[chosen].add(busy),
             work.decoded.at[rows].set(outputs.T, mode="drop"),
         )
-        return work, _priorities(work, promising, count, settings, ceiling, skip_duplicates)
+        return work, priorities_of(work)
 
     num_outputs = len(jax.eval_shape(decode, candidates.latents))
     work = _Work(
@@ -130,7 +136,7 @@ def polish(
         jnp.zeros(columns, int),
         jnp.full((columns, num_outputs), jnp.nan),
     )
-    carry = work, _priorities(work, promising, count, settings, ceiling, skip_duplicates)
+    carry = work, priorities_of(work)
     work, _ = lax.while_loop(lambda carry: jnp.any(carry[1] > 0), proceed, carry)
     best = _leaders(work.now.energies, count)
     return MultistartResult(
@@ -148,6 +154,7 @@ def _priorities(
     count: int,
     settings: MultistartSettings,
     ceiling: float | None,
+    limits: jax.Array | None,
     skip_duplicates: bool,
 ) -> jax.Array:
     """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
@@ -163,6 +170,8 @@ def _priorities(
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
     hoped_for = energies - _PROMISING_FACTOR * decreases
     hopeful = leads | (hoped_for < lowest) if ceiling is None else hoped_for < ceiling
+    if limits is not None:
+        hopeful &= hoped_for < jnp.tile(limits, columns // count)
     priorities = jnp.where(unfinished & hopeful, decreases, 0)
     return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 

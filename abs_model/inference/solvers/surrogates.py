@@ -87,6 +87,10 @@ class Surrogate:
         """(pixels, N) -> components, (components, N)."""
         return self.basis.T @ (pixels - self.mean)
 
+    def outside(self, pixels: jax.Array, components: jax.Array) -> jax.Array:
+        """The squared distance of pixels (pixels, N) from what components can give, (N,)."""
+        return jnp.sum((pixels - self.mean) ** 2, axis=0) - jnp.sum(components**2, axis=0)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """As host arrays by name, for files; `from_arrays` reads them."""
         arrays = {"mean": self.mean, "basis": self.basis}

@@ -22,7 +22,7 @@ from abs_model.inference.energy import Inference, infer, refine
 from abs_model.inference.racing import RacingSolver, estimation_errors, race
 from abs_model.inference.solvers import Solver
 from abs_model.models.checks import check_images
-from abs_model.models.classifier import STATIC, Classifier, as_seen
+from abs_model.models.classifier import STATIC, Classifier, as_seen, jitted_cold_logits
 
 PyTree = Any
 
@@ -141,7 +141,7 @@ class ABSClassifier(Classifier):
         if start is None:
             if required is not None:
                 raise ValueError("required needs start: without one, every class is searched")
-            return self._in_batches(_jitted_inference, images)
+            return self._in_batches(lambda *batch: jitted_cold_logits(*batch)[1], images)
         if not isinstance(start, Inference):
             raise ValueError(
                 f"start must be what this model's infer returned, got {type(start).__name__}"
@@ -204,9 +204,11 @@ class ABSClassifier(Classifier):
         samples = _jitted_samples(self.solver, settings)
 
         def certificate(classifier: ABSClassifier, images: jax.Array) -> Certificate:
+            _, inference = jitted_cold_logits(classifier, images)
             return _jitted_certificate(
-                classifier, images, samples, norm=norm, settings=settings, binary=self.binary
-            )
+                classifier, images, inference, samples,
+                norm=norm, settings=settings, binary=self.binary,
+            )  # fmt: skip
 
         return self._in_batches(certificate, images)
 
@@ -220,6 +222,7 @@ def _jitted_samples(solver: Solver, settings: CertificateSettings) -> Samples:
 def _jitted_certificate(
     classifier: ABSClassifier,
     images: jax.Array,
+    inference: Inference,
     samples: Samples,
     *,
     norm: str,
@@ -229,18 +232,13 @@ def _jitted_certificate(
     return certify(
         classifier.solver,
         images,
-        classifier.batch_inference(images),
+        inference,
         classifier.class_weights,
         samples,
         settings,
         norm=norm,
         binary=binary,
     )
-
-
-@jax.jit
-def _jitted_inference(classifier: ABSClassifier, images: jax.Array) -> Inference:
-    return classifier.batch_inference(images)
 
 
 @jax.jit

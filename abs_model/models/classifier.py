@@ -150,7 +150,7 @@ class Classifier(abc.ABC):
 
     def logits(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits, float32 (N, classes); differentiable with respect to the images."""
-        return self._in_batches(_jitted_logits, images)
+        return self._in_batches(lambda *batch: jitted_cold_logits(*batch)[0], images)
 
     def predict(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Predicted classes, int32 (N,)."""
@@ -158,7 +158,9 @@ class Classifier(abc.ABC):
 
     def decision_logits(self, images: jax.Array | np.ndarray) -> jax.Array:
         """Logits, float32 (N, classes), as far as they decide; see `batch_decision_logits`."""
-        return self._in_batches(_jitted_decision_logits if self.races else _jitted_logits, images)
+        if not self.races:
+            return self.logits(images)
+        return self._in_batches(jitted_decision_logits, images)
 
     def confidences(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 (N, classes)."""
@@ -203,11 +205,14 @@ def as_seen(images: jax.Array, binary: bool | jax.Array) -> jax.Array:
     return images + jnp.where(binary, change, 0.0)
 
 
+# These two programs serve whoever queries a classifier, because they take long to compile.
 @jax.jit
-def _jitted_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier.batch_logits(images)
+def jitted_cold_logits(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, PyTree]:
+    """`Classifier.cold_logits`, compiled."""
+    return classifier.cold_logits(images)
 
 
 @jax.jit
-def _jitted_decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+def jitted_decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    """`Classifier.batch_decision_logits`, compiled."""
     return classifier.batch_decision_logits(images)

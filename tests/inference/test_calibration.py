@@ -1,5 +1,8 @@
 """Calibration: eta against its closed form, class weights on a case with a known answer."""
 
+import dataclasses
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -18,25 +21,27 @@ from configs.abs import get_config
 LABELS = np.arange(256) % 3
 
 
+@dataclasses.dataclass
 class TooHighForOnes:
     """Stands in for ABS: tells images by their position; class 1's energies are 5% too high.
 
     Attributes:
-        seen: The images of each call.
+        binary: As of ABS.
+        seen: Of each call, `binary` and the images.
     """
 
+    binary: bool = False
+    seen: list = dataclasses.field(default_factory=list)
     image_shape = (2, 1, 1)
     batch_size = 256
+    solver = None
 
-    def __init__(self):
-        self.seen = []
-
-    def logits(self, images):
-        self.seen.append(images)
+    def infer(self, images):
+        self.seen.append((self.binary, images))
         energies = 20 + np.random.default_rng(0).uniform(0.6, 2, size=(256, 3))
         energies[np.arange(256), LABELS] = 20
         energies[:, 1] *= 1.05
-        return -energies / 2
+        return types.SimpleNamespace(energies=energies)
 
 
 @settings(max_examples=30, deadline=None)
@@ -118,11 +123,11 @@ def test_calibration_fits_class_weights_where_the_configuration_says_so(fit_abs_
     model = TooHighForOnes()
     fitted = calibrate(model, config, dataset)
     assert (fitted["abs"]["class_weights"][1] < 1) == fit_abs_class_weights
-    gray, thresholded = model.seen
-    np.testing.assert_allclose(gray, split.images / 255, rtol=1e-6)
-    np.testing.assert_array_equal(thresholded, split.images > 127)
+    assert [binary for binary, _ in model.seen] == [False, True]
+    for _, images in model.seen:
+        np.testing.assert_allclose(images, split.images / 255, rtol=1e-6)
     assert fitted["binary_abs"]["class_weights"][1] < 1
-    logits = fitted["abs"]["class_weights"] * model.logits(gray)
+    logits = -np.array(fitted["abs"]["class_weights"]) * model.infer(images).energies / 2
     assert np.mean(logits.argmax(axis=1) == LABELS) == 1 or not fit_abs_class_weights
     median = np.median(confidences(logits, 10.0, fitted["abs"]["eta"]).max(axis=1))
     assert median == pytest.approx(config.calibration.median_confidence, abs=1e-3)

@@ -107,15 +107,15 @@ def test_results_do_not_depend_on_the_batch(classifier, images):
 
 
 def test_a_new_number_of_images_does_not_compile_again(linear):
-    from abs_model.models.classifier import _jitted_logits
+    from abs_model.models.classifier import jitted_cold_logits
 
     model, _ = linear
     images = np.zeros((9, 2, 2, 1), np.float32)
     model.logits(images[:1])
-    compiled = _jitted_logits._cache_size()
+    compiled = jitted_cold_logits._cache_size()
     for n in (2, 4, 5, 9):
         assert model.logits(images[:n]).shape == (n, 3)
-    assert _jitted_logits._cache_size() == compiled
+    assert jitted_cold_logits._cache_size() == compiled
 
 
 def test_logits_are_differentiable_and_their_gradient_is_the_residual(classifier, images):

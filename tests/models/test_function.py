@@ -13,7 +13,7 @@ from flax import nnx
 
 import abs_model
 from abs_model.evaluation.run.workdir import model_identity
-from abs_model.models.classifier import _jitted_logits
+from abs_model.models.classifier import jitted_cold_logits
 
 IMAGE_SHAPE = (4, 4, 1)
 KEY = jax.random.key(0)
@@ -205,11 +205,11 @@ def test_training_compiles_nothing_again_for_a_module():
     network, change = sequential()
     images = images_of()
     wrap(network).logits(images)
-    compiled = _jitted_logits._cache_size()
+    compiled = jitted_cold_logits._cache_size()
     for _ in range(3):
         change()
         wrap(network).logits(images)
-    assert _jitted_logits._cache_size() == compiled
+    assert jitted_cold_logits._cache_size() == compiled
 
 
 def test_a_copied_module_survives_the_donation_of_its_arrays():

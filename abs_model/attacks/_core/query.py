@@ -23,7 +23,11 @@ from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.cold_check import search_beyond
 from abs_model.attacks._core.losses import Loss, margins
 from abs_model.attacks._core.norms import choose
-from abs_model.models.classifier import Classifier
+from abs_model.models.classifier import (
+    Classifier,
+    jitted_cold_logits,
+    jitted_decision_logits,
+)
 
 State = Any
 
@@ -158,7 +162,6 @@ class Query:
         self._progress = progress
         self._thresholds: jax.Array | float = 0.0
         self._num_warm = 0
-        self._has_unverified = False
 
     def logits(
         self,
@@ -180,19 +183,24 @@ class Query:
         answer = self._query_logits(images, near, classes)
         return self._take(answer, near) if record else answer
 
-    def decisions(self, images: jax.Array) -> Answer:
-        """Queries what the classifier decides, cold, of images (n, height, width, channels).
+    def decisions(self, images: jax.Array, *, record: bool = True) -> Answer:
+        """Queries what the classifier decides of images, cold.
 
         For searches that go by decisions: logits tell whether an image is adversarial, and are
         bounds otherwise, which ABS finds several times as fast. No query can start from the answer.
         The first query of a session is for all logits.
+
+        Args:
+            images: (n, height, width, channels).
+            record: As for `logits`.
         """
         if not self.model.races or not hasattr(self, "best"):
-            return self.logits(images)
+            return self.logits(images, record=record)
         self._count()
-        answer = Answer(images, _decision_logits(self.model, images), ())
-        # Another query verifies what counts in the end.
-        self._record(answer, verified=False)
+        answer = Answer(images, jitted_decision_logits(self.model, images), ())
+        if record:
+            # Another query verifies what counts in the end.
+            self._record(answer, verified=False)
         return answer
 
     def gradients(
@@ -308,14 +316,17 @@ class Query:
         self.best = self._verified = best_so_far.closer(self._verified, found)
 
     def _all_verified(self) -> bool:
-        # Where cold queries said all, there is nothing to look at, which would wait for them.
-        return not self._has_unverified or bool(self.best.verified.all())
+        # Without other queries there is nothing to look at, which would wait for the classifier.
+        return not (self.warm or self.model.races) or bool(self.best.verified.all())
 
     def _query_logits(
         self, images: jax.Array, near: Answer | None = None, classes: jax.Array | None = None
     ) -> Answer:
         self._count()
-        return Answer(images, *_logits(self.model, images, _state(near), classes))
+        state = _state(near)
+        if state is None:
+            return Answer(images, *jitted_cold_logits(self.model, images))
+        return Answer(images, *_warm_logits(self.model, images, state, classes))
 
     def _query_jacobian(
         self, images: jax.Array, near: Answer | None, num_classes: int | None
@@ -348,7 +359,6 @@ class Query:
 
     def _record(self, answer: Answer, *, verified: bool, where: jax.Array | None = None) -> None:
         arguments = (self.batch, answer.images, answer.logits, self.norm, self._thresholds)
-        self._has_unverified |= not verified
         if not hasattr(self, "best"):
             self.best = self._verified = best_so_far.score(*arguments, verified)
             return
@@ -383,7 +393,8 @@ class Query:
 
 
 def _state(near: Answer | None) -> State:
-    return None if near is None else near.state
+    """None without leaves, too: the programs of cold queries then serve all."""
+    return None if near is None or not jax.tree.leaves(near.state) else near.state
 
 
 @jax.jit
@@ -401,16 +412,11 @@ def _answer(
 
 
 @jax.jit
-def _decision_logits(model: Classifier, images: jax.Array) -> jax.Array:
-    return model.batch_decision_logits(images)
-
-
-@jax.jit
-def _logits(
+def _warm_logits(
     model: Classifier, images: jax.Array, state: State, classes: jax.Array | None
 ) -> tuple[jax.Array, State]:
     required = None if classes is None else jax.nn.one_hot(classes, model.num_classes, dtype=bool)
-    return _answer(model, images, state, required)
+    return model.warm_logits(images, state, required)
 
 
 @register_dataclass

@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model import register_dataclass
 from abs_model.attacks import Batch, log_odds
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks._core.query import Query, _jacobian
 from abs_model.attacks._core.run import run
+from abs_model.models.classifier import Classifier
 from tests.linear_classifiers import grays, linear_classifier
 
 
@@ -105,6 +107,50 @@ def test_losses_of_all_logits_get_all_logits(model, batch, moved):
     query = Query(model, batch, "l2")
     answer = query.gradients(moved, near=query.logits(batch.images), loss=log_odds)
     assert np.asarray(answer.state.searched).all()
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True, repr=False)
+class Rash(Classifier):
+    """Class 1 where the mean is above 0.5; its decisions are so from 0.4 on."""
+
+    @property
+    def races(self):
+        return True
+
+    def batch_logits(self, images):
+        return self._above(images, 0.5)
+
+    def batch_decision_logits(self, images):
+        return self._above(images, 0.4)
+
+    def _above(self, images, level):
+        lead = images.mean((1, 2, 3)) - level
+        return jnp.stack([-lead, lead], axis=1)
+
+    def logits_to_confidences(self, logits):
+        return jax.nn.softmax(logits)
+
+
+@pytest.mark.parametrize(("level", "fools"), [(0.45, False), (0.6, True)])
+def test_what_decisions_find_counts_once_a_full_query_has_verified_it(level, fools):
+    model = Rash(name="rash", image_shape=(2, 2, 1), num_classes=2, batch_size=3)
+    images = np.zeros((3, 2, 2, 1), np.float32)
+
+    def attack(query, batch):
+        answer = query.decisions(batch.images)  # the first query is for all logits
+        assert np.asarray(query.best.verified).all()
+        answer = query.decisions(jnp.full_like(batch.images, level))
+        assert np.asarray(batch.is_adversarial(answer.logits)).all()
+        assert not np.asarray(query.best.verified).any()
+        assert not query.all_succeeded()
+        query.decisions(jnp.ones_like(batch.images), record=False)
+
+    key = jax.random.key(0)
+    found = run(
+        attack, model, images, np.zeros(3, int), key, norm="linf", norms=("linf",), epsilon=level
+    )
+    np.testing.assert_array_equal(found.success, fools)
 
 
 def test_a_rejected_example_is_searched_for_farther_out(model, batch):

@@ -175,7 +175,14 @@ REQUIRED = {"epsilon": 0.1, "step_size": 0.1, "num_steps": 2, "num_pixels": 5, "
 @pytest.fixture
 def unqueried(monkeypatch):
     """Launches a registered attack, on a model that fails when it is queried."""
-    for name in ("_logits", "_gradients", "_jacobian"):
+    programs = (
+        "jitted_cold_logits",
+        "jitted_decision_logits",
+        "_warm_logits",
+        "_gradients",
+        "_jacobian",
+    )
+    for name in programs:
         monkeypatch.setattr(f"abs_model.attacks._core.query.{name}", None)
     generator = np.random.default_rng(0)
     linear = linear_abs(generator.random((3, 16, 2)), generator.random((3, 16)))

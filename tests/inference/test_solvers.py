@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import abs_model
 from abs_model import register_dataclass
+from abs_model._runtime.errors import UserError
 from abs_model._runtime.vectorize import map_chunks
 from abs_model.inference.solvers import QuasiNewtonSettings, bfgs, make_quasi_newton
 from abs_model.inference.solvers.multistart import polish
@@ -278,6 +279,22 @@ def test_quasi_newton_explains_better_than_few_steps_of_adam(searched, mnist_sam
     adam, ours = (searched[name].infer(images).energies for name in ("adam", "quasi_newton"))
     assert np.mean(ours) < np.mean(adam)
     assert np.mean(ours < adam + 0.1) > 0.9
+
+
+def test_a_run_without_a_race_margin_measures_it_once(searched, tmp_path, abs_run, monkeypatch):
+    first, again = searched["quasi_newton"], searched["again"]
+    assert first.races and again.races and not searched["adam"].races
+    assert float(first.race_margin) == float(again.race_margin) > 0
+
+    workdir = shutil.copytree(abs_run, tmp_path / "abs")
+    (workdir / "race_margins.json").unlink(missing_ok=True)
+
+    def no_data(**_):
+        raise UserError("no data")
+
+    monkeypatch.setattr("abs_model.training.finished_run.load_dataset", no_data)
+    assert not abs_model.load(workdir, solver="quasi_newton").races  # as well as can be
+    assert not (workdir / "race_margins.json").exists()
 
 
 def test_surrogates_are_fitted_once(searched):

@@ -118,6 +118,20 @@ def test_a_new_number_of_images_does_not_compile_again(linear):
     assert jitted_cold_logits._cache_size() == compiled
 
 
+def test_names_batch_sizes_and_thresholds_do_not_compile_again(linear):
+    from abs_model.models.classifier import jitted_cold_logits
+
+    model, matrix = linear
+    images = np.random.default_rng(1).uniform(size=(4, 2, 2, 1)).astype(np.float32)
+    model.logits(images)
+    compiled = jitted_cold_logits._cache_size()
+    other = dataclasses.replace(model, name="other", batch_size=4, binary=True)
+    expected = threshold(images).reshape(4, 4) @ np.asarray(matrix)
+    np.testing.assert_allclose(other.logits(images), expected, rtol=1e-5)
+    assert jitted_cold_logits._cache_size() == compiled
+    assert (other.name, model.name) == ("other", "linear")
+
+
 def test_logits_are_differentiable_and_their_gradient_is_the_residual(classifier, images):
     """d logit_c / dx = -2 w_c (x - G_c(z*)) / pixels."""
     inference = classifier.infer(images[:2])

@@ -59,6 +59,25 @@ def test_keys_and_leaves_are_those_of_jax():
     assert again.name == "a"
 
 
+def test_structures_do_not_differ_by_labels():
+    @register_dataclass
+    @dataclasses.dataclass(frozen=True)
+    class Labelled:
+        x: jax.Array
+        size: int = dataclasses.field(metadata={"static": True})
+        name: str = dataclasses.field(default="", metadata={"label": True})
+
+    one, other = Labelled(jnp.ones(2), 1, "one"), Labelled(jnp.zeros(2), 1, "other")
+    assert jax.tree.structure(one) == jax.tree.structure(other)
+    assert hash(jax.tree.structure(one)) == hash(jax.tree.structure(other))
+    assert jax.tree.structure(one) != jax.tree.structure(Labelled(jnp.ones(2), 2, "one"))
+    doubled = jax.tree.map(lambda leaf: 2 * leaf, one)
+    assert (doubled.name, doubled.size, float(doubled.x[0])) == ("one", 1, 2.0)
+    function = jax.jit(lambda tree: tree.x.sum() + tree.size)
+    assert [float(function(tree)) for tree in (one, other)] == [3.0, 1.0]
+    assert function._cache_size() == 1
+
+
 def test_what_is_no_dataclass_or_would_not_come_back_is_refused():
     class Child(scaled(1)):  # its fields would be those of the parent
         pass

@@ -116,6 +116,8 @@ def _compare_energies(
                 _predictions(ours, found) == _predictions(ours, energies["adam"])
             ),
         }
+    unlike = ours.predict(images) != _predictions(ours, energies["quasi_newton"])
+    result["predict"] = {"predictions_unlike_search": int(unlike.sum())}
     return result | {"refinement": _compare_refinement(ours, images)}
 
 
@@ -190,6 +192,7 @@ def _candidates(
         start = model.infer(batch)
         arguments = (jnp.asarray(_moved(images[:size])), start, _two_best(model, start.energies))
         candidates["refinement", size] = functools.partial(_infer, model, *arguments)
+        candidates["predict", size] = functools.partial(model.predict, batch)
     return candidates
 
 
@@ -266,7 +269,7 @@ def _throughput(
     gemm = _gemm_rate()
     throughput: dict[str, float] = {"gemm": round(gemm)}
     for name, rate in rates.items():
-        if name != "refinement":
+        if name not in ("refinement", "predict"):  # which search few classes
             achieved = rate * evaluations.get(name, evaluations["adam"]) * evaluation / 1e9
             throughput[name] = round(achieved, 1)
             throughput[f"{name}_share_of_gemm"] = round(achieved / gemm, 2)

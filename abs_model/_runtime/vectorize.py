@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 _CPU_CHUNK = 32
+_LEAST_CHUNK = 8  # fewer are no faster
+_WORTH_DECODING = 4
 
 
 def map_classes(function: Callable[..., Any], *arguments: Any) -> Any:
@@ -41,8 +43,10 @@ def list_size(entries: int, images: int) -> int:
     """How many of a list's entries, one or a few for each of `images`, to decode at once."""
     if not _on_cpu():
         return min(entries, images)
-    # With one for each image, where latents are refined, only a fifth is worth decoding.
-    return min(_CPU_CHUNK if entries > images else _CPU_CHUNK // 2, entries)
+    # With one for each image, where latents are refined, only a fifth is worth decoding; with a
+    # few, about four for each image.
+    most = _CPU_CHUNK // 2 if entries <= images else max(_LEAST_CHUNK, _WORTH_DECODING * images)
+    return min(most, _CPU_CHUNK, entries)
 
 
 def map_chunks(function: Callable[..., Any], *arrays: jax.Array, size: int | None = None) -> Any:

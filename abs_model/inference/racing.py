@@ -67,7 +67,7 @@ def race(
     them from below.
 
     Args:
-        solver: Of all classes.
+        solver: All classes' solver.
         images: float32 (N, height, width, channels) in [0, 1].
         class_weights: Factors of the energies, (classes,).
         margin: By how much the solver's estimates may be above the energies, in nats.

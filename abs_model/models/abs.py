@@ -42,8 +42,8 @@ class ABSClassifier(Classifier):
             paper has ones but for Binary ABS.
         eta: Added to each class's score; makes the model unsure far from the data.
         alpha: Scale of the logits in the confidences.
-        race_margin: Of the race between classes that decides (`inference.racing`), in nats; without
-            one, every class is searched.
+        race_margin: The margin, in nats, by which classes leave the race that decides
+            (`inference.racing`); without one, every class is searched.
     """
 
     solver: Solver

@@ -141,7 +141,7 @@ def measure_energies(classifier: ABSClassifier, images: np.ndarray, description:
     Args:
         classifier: The model.
         images: As for `logits`.
-        description: Of the progress bar.
+        description: What the progress bar says.
     """
     starts = range(0, len(images), classifier.batch_size)
     batches = (images[start : start + classifier.batch_size] for start in starts)
@@ -161,7 +161,7 @@ def measure_race_margin(
         classifier: A model whose solver can race.
         images: Training images, at least 2, as for `logits`.
         energies: In nats, (N, classes), of these.
-        description: Of the progress bar.
+        description: What the progress bar says.
     """
     half = len(images) // 2
     between = (images[:half] + images[-half:]) / 2

@@ -103,7 +103,11 @@ class Classifier(abc.ABC):
         """The arrays that it was made of, for fingerprints: the same on every machine."""
         base = {field.name for field in dataclasses.fields(Classifier)}
         own = (field for field in dataclasses.fields(self) if field.name not in base)
-        return [getattr(self, field.name) for field in own if not field.metadata.get("static")]
+        return [
+            getattr(self, field.name)
+            for field in own
+            if not (field.metadata.get("static") or field.metadata.get("label"))
+        ]
 
     def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:
         """Logits of images that have been checked, and the state that `warm_logits` starts from.

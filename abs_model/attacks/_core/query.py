@@ -315,9 +315,14 @@ class Query:
         )  # fmt: skip
         self.best = self._verified = best_so_far.closer(self._verified, found)
 
+    @property
+    def _needs_verification(self) -> bool:
+        """Whether some queries may find adversarial what is not."""
+        return self.warm or self.model.races
+
     def _all_verified(self) -> bool:
         # Without other queries there is nothing to look at, which would wait for the classifier.
-        return not (self.warm or self.model.races) or bool(self.best.verified.all())
+        return not self._needs_verification or bool(self.best.verified.all())
 
     def _query_logits(
         self, images: jax.Array, near: Answer | None = None, classes: jax.Array | None = None
@@ -363,7 +368,7 @@ class Query:
             self.best = self._verified = best_so_far.score(*arguments, verified)
             return
         self.best = best_so_far.update(self.best, *arguments, where, verified)
-        if verified and (self.warm or self.model.races):
+        if verified and self._needs_verification:
             self._verified = best_so_far.update(self._verified, *arguments, where, verified)
 
     def _check(self, where: jax.Array | None = None) -> Answer:

@@ -38,7 +38,7 @@ _SURROGATE_MARGIN = 6.0
 # their energy on the surrogate is higher by more than this, in nats.
 _ON_PATH_DISTANCE = 0.5
 _ON_PATH_MARGIN = 4.0
-# Of estimates.
+# Starts and steps of an estimate of the energy, which takes fewer than a search.
 _ESTIMATE_STARTS = 2
 _ESTIMATE_STEPS = 5
 

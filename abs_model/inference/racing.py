@@ -6,13 +6,15 @@ come close to winning, an estimate is hardly ever above the energy by more than 
 measured on training images. So a class is out of the race when its estimate, less the margin, is
 above an energy of another class:
 
-1. Each class is estimated from a few starts. The decoder draws the best explanation, whose energy
-   leaves a single class in the race for most images.
-2. Where several are left, these are searched, as far as they may still win.
+1. `first_look`: each class is estimated from a few starts. The decoder draws the best explanation,
+   whose energy leaves a single class in the race for most images.
+2. `decide`: where several are left, these are searched, as far as they may still win.
 
-All energies are weighted by the class weights.
+All energies are weighted by the class weights. The two are programs of their own, so that the
+second is compiled only once an image needs it.
 """
 
+import dataclasses
 import math
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,12 +23,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_chosen, map_classes
 from abs_model.inference.solvers.settings import Solver
 
 # Images of one class at a time: drawn, and searched.
 _NUM_DRAWN = 32
-_NUM_SEARCHED = 64
+_NUM_SEARCHED = 16
 # How often the estimate of a class in contention may be above its energy by more than the margin.
 _MISS_RATE = 1e-5
 # A class is in contention when its energy is at most this far above the lowest, in nats.
@@ -58,13 +61,27 @@ class RacingSolver(Solver, Protocol):
         """
 
 
-def race(
-    solver: RacingSolver, images: jax.Array, class_weights: jax.Array, margin: jax.Array
-) -> jax.Array:
-    """Energies as far as they decide, float32 (N, classes).
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Standings:
+    """How a race stands after the first look at N images; weighted energies are what counts.
 
-    The lowest weighted one is an energy, or bounds it from above; others are energies, or bound
-    them from below.
+    Attributes:
+        energies: Bounds, float32 (N, classes): from above of the leader's energy, from below of the
+            others'.
+        leads: Of each image the class that is ahead, bool (N, classes).
+        left: The classes that may still win, bool (N, classes); none where the image is decided.
+    """
+
+    energies: jax.Array
+    leads: jax.Array
+    left: jax.Array
+
+
+def first_look(
+    solver: RacingSolver, images: jax.Array, class_weights: jax.Array, margin: jax.Array
+) -> Standings:
+    """Estimates every class, and draws the best explanation; that decides most images.
 
     Args:
         solver: All classes' solver.
@@ -75,18 +92,41 @@ def race(
     pixels = solver.decoder.to_pixels(lax.stop_gradient(images))
     weights = class_weights[:, None]
     estimates, latents = map_classes(lambda one: one.estimate(pixels), solver)
-    best = jnp.argmin(weights * estimates, axis=0) == jnp.arange(len(weights))[:, None]
+    leads = jnp.argmin(weights * estimates, axis=0) == jnp.arange(len(weights))[:, None]
 
     def draw(one: RacingSolver, latents: jax.Array, chosen: jax.Array) -> jax.Array:
         return map_chosen(one.draw, chosen, pixels, latents, size=_NUM_DRAWN, default=jnp.inf)
 
-    drawn = map_classes(draw, solver, latents, best)
-    lowest = jnp.min(weights * drawn, axis=0)
-    slack = _SLACK * solver.settings.tolerance * jnp.max(class_weights)
-    highest = lowest * (1 + _RELATIVE_SLACK) + slack
-    bounds = jnp.where(best, drawn, estimates - margin)
-    left = best | (weights * bounds <= highest)
+    drawn = map_classes(draw, solver, latents, leads)
+    energies = jnp.where(leads, drawn, estimates - margin)
+    left = leads | (weights * energies <= _highest(solver, energies, leads, weights))
     left &= jnp.sum(left, axis=0) > 1
+    return Standings(energies.T, leads.T, left.T)
+
+
+def decide(
+    solver: RacingSolver,
+    images: jax.Array,
+    class_weights: jax.Array,
+    margin: jax.Array,
+    standings: Standings,
+) -> jax.Array:
+    """Searches the classes that are left, as far as they may still win.
+
+    Args:
+        solver: As for `first_look`, like all but the last.
+        images: The same images.
+        class_weights: Factors of the energies.
+        margin: In nats.
+        standings: What the first look found.
+
+    Returns:
+        Energies as far as they decide, float32 (N, classes): the lowest weighted one is an energy,
+        or bounds it from above; others are energies, or bound them from below.
+    """
+    pixels = solver.decoder.to_pixels(lax.stop_gradient(images))
+    energies, leads, left = standings.energies.T, standings.leads.T, standings.left.T
+    highest = _highest(solver, energies, leads, class_weights[:, None])
 
     def search(one: RacingSolver, weight: jax.Array, chosen: jax.Array) -> jax.Array:
         def found(pixels: jax.Array, highest: jax.Array) -> jax.Array:
@@ -97,7 +137,16 @@ def race(
         )
 
     searched = map_classes(search, solver, class_weights, left)
-    return jnp.where(left, jnp.minimum(searched, drawn), bounds).T
+    searched = jnp.where(leads, jnp.minimum(searched, energies), searched)
+    return jnp.where(left, searched, energies).T
+
+
+def _highest(
+    solver: RacingSolver, energies: jax.Array, leads: jax.Array, weights: jax.Array
+) -> jax.Array:
+    """Weighted energies above this lose, (N,); arguments (classes, N), weights (classes, 1)."""
+    lowest = jnp.min(jnp.where(leads, weights * energies, jnp.inf), axis=0)
+    return lowest * (1 + _RELATIVE_SLACK) + _SLACK * solver.settings.tolerance * jnp.max(weights)
 
 
 def estimation_errors(solver: RacingSolver, images: jax.Array, energies: jax.Array) -> jax.Array:

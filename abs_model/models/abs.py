@@ -19,7 +19,13 @@ from abs_model.inference.certificates import (
 )
 from abs_model.inference.changes import REACHES
 from abs_model.inference.energy import Inference, infer, refine
-from abs_model.inference.racing import RacingSolver, estimation_errors, race
+from abs_model.inference.racing import (
+    RacingSolver,
+    Standings,
+    decide,
+    estimation_errors,
+    first_look,
+)
 from abs_model.inference.solvers import Solver
 from abs_model.models.checks import check_images
 from abs_model.models.classifier import STATIC, Classifier, as_seen, jitted_cold_logits
@@ -102,15 +108,33 @@ class ABSClassifier(Classifier):
         return self.race_margin is not None and isinstance(self.solver, RacingSolver)
 
     def batch_decision_logits(self, images: jax.Array) -> jax.Array:
-        if self.race_margin is None or not isinstance(self.solver, RacingSolver):
-            return self.batch_logits(images)
-        seen = self._preprocess(images)
-        energies = race(self.solver, seen, self.class_weights, self.race_margin)
-        return -self.class_weights * energies / np.prod(self.image_shape)
+        if not self.races:
+            return super().batch_decision_logits(images)
+        logits, standings = _jitted_first_look(self, images)
+        if not np.asarray(standings.left).any():
+            return logits
+        return _jitted_decision(self, images, standings)
+
+    def decision_logits(self, images: jax.Array | np.ndarray) -> np.ndarray:
+        if not self.races:
+            return super().decision_logits(images)
+        logits, standings = self._in_batches(
+            lambda *batch: jax.tree.map(np.array, _jitted_first_look(*batch)), images
+        )
+        # The images that are undecided are few: together they fill batches.
+        rows = np.flatnonzero(standings.left.any(axis=1))
+        if len(rows):
+            left = jax.tree.map(lambda leaf: leaf[rows], standings)
+            logits[rows] = self._in_batches(_jitted_decision, np.asarray(images)[rows], left)
+        return logits
 
     def logits_from_inference(self, inference: Inference) -> jax.Array:
         """The logits of images that have been inferred, (N, classes)."""
-        return -self.weighted_energies(inference) / np.prod(self.image_shape)
+        return self.logits_from_energies(inference.energies)
+
+    def logits_from_energies(self, energies: jax.Array) -> jax.Array:
+        """Logits, (N, classes), from energies in nats, (N, classes)."""
+        return -self.class_weights * energies / np.prod(self.image_shape)
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """p(c|x) = (exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta)."""
@@ -239,6 +263,29 @@ def _jitted_certificate(
         norm=norm,
         binary=binary,
     )
+
+
+@jax.jit
+def _jitted_first_look(
+    classifier: ABSClassifier, images: jax.Array
+) -> tuple[jax.Array, Standings]:
+    """Logits as far as they decide where nothing is left open, and the standings."""
+    solver = classifier.solver
+    assert isinstance(solver, RacingSolver) and classifier.race_margin is not None  # `races`
+    seen = classifier._preprocess(images)
+    found = first_look(solver, seen, classifier.class_weights, classifier.race_margin)
+    return classifier.logits_from_energies(found.energies), found
+
+
+@jax.jit
+def _jitted_decision(
+    classifier: ABSClassifier, images: jax.Array, standings: Standings
+) -> jax.Array:
+    solver = classifier.solver
+    assert isinstance(solver, RacingSolver) and classifier.race_margin is not None  # `races`
+    seen = classifier._preprocess(images)
+    weights, margin = classifier.class_weights, classifier.race_margin
+    return classifier.logits_from_energies(decide(solver, seen, weights, margin, standings))
 
 
 @jax.jit

@@ -3,7 +3,6 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.hints import dtype_hint, range_hint, shape_hint, type_hint
@@ -47,4 +46,4 @@ def check_images(images: Any, image_shape: tuple[int, int, int], name: str = "im
         raise ValueError(
             f"{name} must be {expected}, got values from {low} to {high}{range_hint(low, high)}"
         )
-    return jnp.asarray(images)
+    return jax.device_put(images)

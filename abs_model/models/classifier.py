@@ -140,13 +140,13 @@ class Classifier(abc.ABC):
         return False
 
     def batch_decision_logits(self, images: jax.Array) -> jax.Array:
-        """Logits (n, classes) of images that have been checked, as far as they decide; pure.
+        """Logits (n, classes) of images that have been checked, as far as they decide.
 
-        The largest is of the same class as that of `batch_logits`, and may be lower than there;
-        others may be upper bounds. A margin beyond which a decision is certain
-        (`models.decisions`) is on the same side of it.
+        It runs compiled programs, and is not to be traced. The largest logit is of the same class
+        as that of `batch_logits`, and may be lower than there; others may be upper bounds. A margin
+        beyond which a decision is certain (`models.decisions`) is on the same side of it.
         """
-        return self.batch_logits(images)
+        return jitted_cold_logits(self, images)[0]
 
     @abc.abstractmethod
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
@@ -158,13 +158,11 @@ class Classifier(abc.ABC):
 
     def predict(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Predicted classes, int32 (N,)."""
-        return np.asarray(jnp.argmax(self.decision_logits(images), axis=1), np.int32)
+        return np.argmax(self.decision_logits(images), axis=1).astype(np.int32)
 
-    def decision_logits(self, images: jax.Array | np.ndarray) -> jax.Array:
+    def decision_logits(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Logits, float32 (N, classes), as far as they decide; see `batch_decision_logits`."""
-        if not self.races:
-            return self.logits(images)
-        return self._in_batches(jitted_decision_logits, images)
+        return self._in_batches(lambda *batch: np.asarray(_decision_logits(*batch)), images)
 
     def confidences(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 (N, classes)."""
@@ -183,19 +181,35 @@ class Classifier(abc.ABC):
         """`function` of all images, in padded batches of `batch_size`.
 
         Args:
-            function: Called with the classifier and a batch of the images and of `others`.
+            function: Called with the classifier and a batch of the images and of `others`; of
+                JAX's arrays or NumPy's.
             images: (N, height, width, channels).
             *others: Pytrees whose leaves have a leading axis of N.
         """
         arrays = (check_images(images, self.image_shape), *others)
-        outputs = []
-        for first in range(0, len(images), self.batch_size):
-            size = min(self.batch_size, len(images) - first)
+        if isinstance(images, np.ndarray):
+            # NumPy takes rows without a program that has to be compiled.
+            arrays = (images, *others)
+        count, outputs = len(images), []
+        for first in range(0, count, self.batch_size):
+            size = min(self.batch_size, count - first)
             # Repeating the last image keeps what is padded valid.
             rows = np.minimum(np.arange(first, first + self.batch_size), first + size - 1)
             output = function(self, *jax.tree.map(lambda leaf, i=rows: leaf[i], arrays))
-            outputs.append(jax.tree.map(lambda x, n=size: x[:n], output))
-        return jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+            if size < self.batch_size:
+                output = jax.tree.map(lambda leaf, n=size: leaf[:n], output)
+            outputs.append(output)
+        if len(outputs) == 1:
+            return outputs[0]
+        return jax.tree.map(_concatenate, *outputs)
+
+
+def _decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
+    return classifier.batch_decision_logits(images)
+
+
+def _concatenate(*parts: Any) -> Any:
+    return parts[0].__array_namespace__().concatenate(parts)
 
 
 def threshold(images: Any) -> Any:
@@ -209,14 +223,9 @@ def as_seen(images: jax.Array, binary: bool | jax.Array) -> jax.Array:
     return images + jnp.where(binary, change, 0.0)
 
 
-# These two programs serve whoever queries a classifier, because they take long to compile.
+# One program for whoever queries a classifier, because it takes long to compile.
 @jax.jit
 def jitted_cold_logits(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, PyTree]:
     """`Classifier.cold_logits`, compiled."""
     return classifier.cold_logits(images)
 
-
-@jax.jit
-def jitted_decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    """`Classifier.batch_decision_logits`, compiled."""
-    return classifier.batch_decision_logits(images)

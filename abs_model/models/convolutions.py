@@ -8,6 +8,8 @@ pixel shuffle copies contiguous runs of numbers. `benchmarks/speed.py training` 
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 
+`kernel_to_blocks`, `kernel_between_blocks` and `space_to_depth` take NumPy arrays, too.
+
 `_gather` lays the shifts of an image that meet each of the kernel's pixels under each other. Where
 the stride s divides the kernel's size, the image is first split into s x s phases, which become
 channels, so that (kernel / s)^2 slices of unit stride remain; where it does not, phases would have
@@ -114,12 +116,13 @@ def kernel_between_blocks(kernel: jax.Array, size: int) -> jax.Array:
         size * size * out).
     """
     # An input pixel at p in its block meets the kernel p pixels later than one at 0.
+    xp = kernel.__array_namespace__()
     shifted = [
-        _split_phases(jnp.pad(kernel, ((p, size - 1 - p), (q, size - 1 - q), (0, 0), (0, 0))), size)
+        _split_phases(xp.pad(kernel, ((p, size - 1 - p), (q, size - 1 - q), (0, 0), (0, 0))), size)
         for p in range(size)
         for q in range(size)
     ]
-    stacked = jnp.stack(shifted).transpose(1, 3, 0, 5, 2, 4, 6)
+    stacked = xp.stack(shifted).transpose(1, 3, 0, 5, 2, 4, 6)
     rows, columns, phases, channels = stacked.shape[:4]
     return stacked.reshape(rows, columns, phases * channels, -1)
 
@@ -206,5 +209,5 @@ def _split_phases(kernel: jax.Array, stride: int) -> jax.Array:
     """(kh, kw, in, out) -> (rows, stride, columns, stride, in, out), zero-padded at the end."""
     rows, columns = (-(-k // stride) for k in kernel.shape[:2])
     padding = ((0, rows * stride - kernel.shape[0]), (0, columns * stride - kernel.shape[1]))
-    kernel = jnp.pad(kernel, (*padding, (0, 0), (0, 0)))
+    kernel = kernel.__array_namespace__().pad(kernel, (*padding, (0, 0), (0, 0)))
     return kernel.reshape(rows, stride, columns, stride, *kernel.shape[2:])

@@ -7,7 +7,6 @@ stride 1 and nothing is shuffled between them; the pixels that search compares s
 """
 
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +25,7 @@ from abs_model.models.convolutions import (
     transposed_convolution,
     transposed_convolution_to_blocks,
 )
-from abs_model.models.layers import activate, elu
+from abs_model.models.layers import activate
 
 PyTree = Any
 _BLOCK = 2  # the stride of the layer before the last
@@ -101,19 +100,24 @@ def fold_decoders(graphdef: nnx.GraphDef, state: PyTree, image_shape: Sequence[i
         image_shape: (height, width, channels).
     """
     height, width, channels = image_shape
+    # With NumPy, because a program for so little would take longer to compile than to run.
+    state = jax.tree.map(np.asarray, state)
+    leaves = jax.tree.leaves(state)
     digest = hashlib.sha256(str(_METHOD).encode())
-    for leaf in map(np.asarray, jax.tree.leaves(state)):
+    for leaf in leaves:
         digest.update(f"{leaf.dtype}{leaf.shape}".encode() + leaf.tobytes())
-    folded = _fold_all(graphdef, state, (height, width, channels))
-    return dataclasses.replace(folded, origin=digest.hexdigest()[:16])
+    origin = digest.hexdigest()[:16]
+    folded = [
+        _fold(graphdef, jax.tree.map(lambda leaf, i=i: leaf[i], state), image_shape, origin)
+        for i in range(len(leaves[0]))
+    ]
+    # jnp.asarray would compile a program for each shape (JAX 0.10.2).
+    return jax.device_put(jax.tree.map(lambda *arrays: np.stack(arrays), *folded))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def _fold_all(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int]) -> Decoder:
-    return jax.vmap(lambda one: _fold(graphdef, one, image_shape))(state)
-
-
-def _fold(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int]) -> Decoder:
+def _fold(
+    graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int], origin: str
+) -> Decoder:
     kernels, biases, strides = [], [], []
     size = (1, 1)
     for layer in nnx.merge(graphdef, *state).decoder:
@@ -128,18 +132,18 @@ def _fold(graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, in
     if strides[-2:] != [_BLOCK, 1]:
         raise ValueError(f"the last two layers must have strides {[_BLOCK, 1]}, got {strides[-2:]}")
     kernels[-2] = kernel_to_blocks(kernels[-2], _BLOCK)
-    biases[-2] = jnp.tile(biases[-2], (_BLOCK**2, 1))
+    biases[-2] = np.tile(biases[-2], (_BLOCK**2, 1))
     kernels[-1] = kernel_between_blocks(kernels[-1], _BLOCK)
     biases[-1] = _last_bias(biases, kernels[-1], size, image_shape)
-    return Decoder(tuple(kernels), tuple(biases), tuple(strides[:-2]), image_shape, origin="")
+    return Decoder(tuple(kernels), tuple(biases), tuple(strides[:-2]), image_shape, origin)
 
 
 def _last_bias(
-    biases: Sequence[jax.Array],
-    kernel: jax.Array,
+    biases: Sequence[np.ndarray],
+    kernel: np.ndarray,
     size: tuple[int, ...],
     image_shape: tuple[int, int, int],
-) -> jax.Array:
+) -> np.ndarray:
     """The last layer's bias for each pixel of the blocks.
 
     Where blocks reach beyond the layer before, whose images have `size`, that layer gives
@@ -147,16 +151,28 @@ def _last_bias(
     Beyond the image the bias is -inf, so that pixels and their gradients are 0.
     """
     inside = _blocks_inside(size)
-    hidden = elu(biases[-2])[:, :, None, None]
-    margin = jnp.repeat(1 - inside, len(hidden) // len(inside), axis=0) * hidden
-    image = _blocks_inside(image_shape[:2])
-    excess = transposed_convolution(margin, kernel)[:, : image.shape[1], : image.shape[2]]
-    image = jnp.repeat(image, image_shape[2], axis=0)
-    bias = jnp.tile(biases[-1], (_BLOCK**2, 1))[:, :, None, None] - excess
-    return jnp.where(image > 0, bias, -jnp.inf)
+    before = biases[-2]
+    hidden = np.where(before > 0, before, np.expm1(np.minimum(before, 0)))[:, :, None]
+    margin = np.repeat(1 - inside, len(hidden) // len(inside), axis=0) * hidden
+    image = np.repeat(_blocks_inside(image_shape[:2]), image_shape[2], axis=0)
+    bias = np.tile(biases[-1], (_BLOCK**2, 1))[:, :, None]
+    bias = bias - _from_blocks(margin, kernel)[:, : image.shape[1], : image.shape[2]]
+    return np.where(image > 0, bias, -np.inf).astype(np.float32)[..., None]
 
 
-def _blocks_inside(size: Sequence[int]) -> jax.Array:
-    """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns, 1)."""
-    ones = jnp.pad(jnp.ones(tuple(size)), [(0, -length % _BLOCK) for length in size])
-    return space_to_depth(ones[None, :, :, None], _BLOCK)
+def _from_blocks(blocks: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """The `transposed_convolution`, of stride 1, of blocks (in, height, width)."""
+    _, height, width = blocks.shape
+    rows, columns, _, features = kernel.shape
+    output = np.zeros((features, height + rows - 1, width + columns - 1), blocks.dtype)
+    for row in range(rows):
+        for column in range(columns):
+            added = np.tensordot(kernel[row, column], blocks, (0, 0))
+            output[:, row : row + height, column : column + width] += added
+    return output
+
+
+def _blocks_inside(size: Sequence[int]) -> np.ndarray:
+    """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns)."""
+    ones = np.pad(np.ones(tuple(size), np.float32), [(0, -length % _BLOCK) for length in size])
+    return space_to_depth(ones[None, :, :, None], _BLOCK)[..., 0]

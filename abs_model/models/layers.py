@@ -95,7 +95,7 @@ class Layer(nnx.Module):
         if norm is None:
             return kernel, bias
         assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
-        scale = norm.scale[...] * lax.rsqrt(norm.var[...] + norm.epsilon)
+        scale = norm.scale[...] / (norm.var[...] + norm.epsilon) ** 0.5
         return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
 
 

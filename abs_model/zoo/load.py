@@ -25,7 +25,6 @@ from abs_model.models.classifier import Classifier
 from abs_model.models.decoders import Decoder
 from abs_model.models.nearest_neighbor import nearest_neighbor
 from abs_model.models.network import NetworkClassifier
-from abs_model.training.finished_run import FinishedRun
 from abs_model.zoo import cards
 
 PyTree = Any
@@ -163,6 +162,9 @@ def find_trained(model: str | os.PathLike[str]) -> Trained:
         return entry
     text = os.fspath(model)
     if text and as_path(text).is_dir():
+        # Only here: what reads checkpoints takes long to import, and pretrained models have none.
+        from abs_model.training.finished_run import FinishedRun
+
         return FinishedRun(text)
     if text.endswith(BINARY_SUFFIX):
         plain = text.removesuffix(BINARY_SUFFIX)

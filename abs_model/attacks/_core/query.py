@@ -23,11 +23,7 @@ from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.cold_check import search_beyond
 from abs_model.attacks._core.losses import Loss, margins
 from abs_model.attacks._core.norms import choose
-from abs_model.models.classifier import (
-    Classifier,
-    jitted_cold_logits,
-    jitted_decision_logits,
-)
+from abs_model.models.classifier import Classifier, jitted_cold_logits
 
 State = Any
 
@@ -197,7 +193,7 @@ class Query:
         if not self.model.races or not hasattr(self, "best"):
             return self.logits(images, record=record)
         self._count()
-        answer = Answer(images, jitted_decision_logits(self.model, images), ())
+        answer = Answer(images, self.model.batch_decision_logits(images), ())
         if record:
             # Another query verifies what counts in the end.
             self._record(answer, verified=False)

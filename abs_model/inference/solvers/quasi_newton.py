@@ -2,7 +2,7 @@
 
 For each class: the best prior samples by the surrogate's energy start BFGS on the surrogate, which
 is cheap. The distinct minima found there, with their inverse Hessians, start BFGS on the decoder;
-so do some points on the way to them, because the decoder has minima that the surrogate lacks.
+so do some points on the path to them, because the decoder has minima that the surrogate lacks.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ from abs_model.inference.solvers.surrogates import Surrogate
 from abs_model.models.decoders import Decoder
 
 PyTree = Any
-# On the surrogate: steps to the points on the way, further ones of all starts, and further ones of
-# those that lie apart then. The first step only evaluates.
-_STEPS = (4, 1, 6)
+# On the surrogate: steps of all starts, and further ones of those that lie apart then. The first
+# step only evaluates; the points on the path are those before the last step of all starts.
+_STEPS = (5, 6)
 # Prior samples are spread by factors from 1 to this: the latents that explain another class's
 # images lie farther out than most samples.
 _SPREAD = 1.6
@@ -112,7 +112,8 @@ class QuasiNewton:
         targets = self.surrogate.project(pixels)
         starts = self._best_samples(targets, _ESTIMATE_STARTS)
         begun = bfgs.initial_iterate(starts.reshape(len(starts), -1))
-        found = _distinct(self._descend(begun, targets, _ESTIMATE_STEPS), pixels.shape[1], 1)
+        reached, _ = self._descend(begun, targets, _ESTIMATE_STEPS)
+        found = _distinct(reached, pixels.shape[1], 1)
         return found.energies + self.surrogate.outside(pixels, targets), found.latents
 
     def draw(self, pixels: jax.Array, latents: jax.Array) -> jax.Array:
@@ -148,10 +149,9 @@ class QuasiNewton:
         count = targets.shape[1]
         starts = self._best_samples(targets, settings.num_starts)
         begun = bfgs.initial_iterate(starts.reshape(len(starts), -1))
-        on_path = self._descend(begun, targets, _STEPS[0])
-        farther = self._descend(on_path, targets, _STEPS[1])
-        apart = _distinct(farther, count, settings.num_minima)
-        minima = self._descend(apart, targets, _STEPS[2])
+        reached, on_path = self._descend(begun, targets, _STEPS[0])
+        apart = _distinct(reached, count, settings.num_minima)
+        minima, _ = self._descend(apart, targets, _STEPS[1])
         exists = jnp.isfinite(apart.energies)
         minima = dataclasses.replace(minima, energies=jnp.where(exists, minima.energies, jnp.inf))
         minima = _distinct(minima, count, settings.num_minima)
@@ -173,14 +173,23 @@ class QuasiNewton:
         )
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_path)
 
-    def _descend(self, now: bfgs.Iterate, targets: jax.Array, num_steps: int) -> bfgs.Iterate:
-        """BFGS on the surrogate; targets (components, N), and any multiple of N columns."""
+    def _descend(
+        self, now: bfgs.Iterate, targets: jax.Array, num_steps: int
+    ) -> tuple[bfgs.Iterate, bfgs.Iterate]:
+        """BFGS on the surrogate: after the last step, and latents and energies before it.
+
+        Targets are (components, N); points are any multiple of N columns.
+        """
         repeated = jnp.tile(targets, (1, len(now.energies) // targets.shape[1]))
 
-        def step(_: int, now: bfgs.Iterate) -> bfgs.Iterate:
-            return bfgs.step(self.surrogate, repeated, now, self.settings.max_norm)[0]
+        def step(_: int, carry: tuple[bfgs.Iterate, Any]) -> tuple[bfgs.Iterate, Any]:
+            now, _ = carry
+            after, _ = bfgs.step(self.surrogate, repeated, now, self.settings.max_norm)
+            return after, (now.latents, now.energies)
 
-        return lax.fori_loop(0, num_steps, step, now)
+        start = now, (now.latents, now.energies)
+        after, (latents, energies) = lax.fori_loop(0, num_steps, step, start)
+        return after, dataclasses.replace(after, latents=latents, energies=energies)
 
     def _best_samples(self, targets: jax.Array, most: int) -> jax.Array:
         """The best of each share of the prior samples, by the surrogate: (latent, starts, N)."""
@@ -251,19 +260,15 @@ def _distinct(now: bfgs.Iterate, count: int, most: int) -> bfgs.Iterate:
 
     Where an image has fewer, the rest have infinite energy.
     """
-    split = jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-1], -1, count), now)
-    energies = split.energies
-    taken = []
-    for _ in range(most):
-        best = jnp.argmin(energies, axis=0)[None]
-        one = jax.tree.map(
-            lambda leaf, i=best: jnp.take_along_axis(
-                leaf, i.reshape((1,) * (leaf.ndim - 2) + i.shape), axis=-2
-            )[..., 0, :],
-            split,
-        )
-        taken.append(dataclasses.replace(one, energies=energies.min(axis=0)))
-        apart = jnp.sum((split.latents - one.latents[:, None]) ** 2, axis=0) > _SAME_ON_SURROGATE**2
-        energies = jnp.where(apart, energies, jnp.inf)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves, axis=-2), *taken)
-    return jax.tree.map(lambda leaf: leaf.reshape(*leaf.shape[:-2], -1), stacked)
+    latents = now.latents.reshape(len(now.latents), -1, count)
+    images = jnp.arange(count)
+
+    def take(energies: jax.Array, _: None) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        best = jnp.argmin(energies, axis=0)
+        distances = jnp.sum((latents - latents[:, best, images][:, None]) ** 2, axis=0)
+        left = jnp.where(distances > _SAME_ON_SURROGATE**2, energies, jnp.inf)
+        return left, (best * count + images, energies.min(axis=0))
+
+    _, (columns, energies) = lax.scan(take, now.energies.reshape(-1, count), length=most)
+    found = jax.tree.map(lambda leaf: leaf[..., columns.reshape(-1)], now)
+    return dataclasses.replace(found, energies=energies.reshape(-1))

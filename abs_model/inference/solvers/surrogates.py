@@ -106,12 +106,13 @@ class Surrogate:
             KeyError: An array is missing.
         """
         layers = range(sum(name.startswith("kernel_") for name in arrays))
-        return cls(
-            kernels=tuple(jnp.asarray(arrays[f"kernel_{i}"]) for i in layers),
-            biases=tuple(jnp.asarray(arrays[f"bias_{i}"]) for i in layers),
-            mean=jnp.asarray(arrays["mean"]),
-            basis=jnp.asarray(arrays["basis"]),
+        read = cls(
+            kernels=tuple(arrays[f"kernel_{i}"] for i in layers),
+            biases=tuple(arrays[f"bias_{i}"] for i in layers),
+            mean=arrays["mean"],
+            basis=arrays["basis"],
         )
+        return jax.device_put(read)  # without a program for each shape, as jnp.asarray (JAX 0.10.2)
 
 
 def fit_surrogates(decoder: Decoder, latent_size: int, settings: SurrogateSettings) -> Surrogate:

@@ -19,7 +19,6 @@ What is named here is imported when it is first used: who loads a model need not
 import importlib
 import typing
 
-
 if typing.TYPE_CHECKING:
     from abs_model._runtime.errors import UserError
     from abs_model._runtime.pytrees import register_dataclass

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-_CPU_CHUNK = 32
+_CPU_CHUNK = 24
+_REFINED_CHUNK = 16
 _LEAST_CHUNK = 8  # fewer are no faster
 _WORTH_DECODING = 4
 
@@ -45,7 +46,7 @@ def list_size(entries: int, images: int) -> int:
         return min(entries, images)
     # With one for each image, where latents are refined, only a fifth is worth decoding; with a
     # few, about four for each image.
-    most = _CPU_CHUNK // 2 if entries <= images else max(_LEAST_CHUNK, _WORTH_DECODING * images)
+    most = _REFINED_CHUNK if entries <= images else max(_LEAST_CHUNK, _WORTH_DECODING * images)
     return min(most, _CPU_CHUNK, entries)
 
 

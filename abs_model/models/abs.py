@@ -266,9 +266,7 @@ def _jitted_certificate(
 
 
 @jax.jit
-def _jitted_first_look(
-    classifier: ABSClassifier, images: jax.Array
-) -> tuple[jax.Array, Standings]:
+def _jitted_first_look(classifier: ABSClassifier, images: jax.Array) -> tuple[jax.Array, Standings]:
     """Logits as far as they decide where nothing is left open, and the standings."""
     solver = classifier.solver
     assert isinstance(solver, RacingSolver) and classifier.race_margin is not None  # `races`

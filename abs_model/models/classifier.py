@@ -228,4 +228,3 @@ def as_seen(images: jax.Array, binary: bool | jax.Array) -> jax.Array:
 def jitted_cold_logits(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, PyTree]:
     """`Classifier.cold_logits`, compiled."""
     return classifier.cold_logits(images)
-

@@ -18,6 +18,7 @@ shift.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -85,7 +86,7 @@ def transposed_convolution_to_blocks(images: jax.Array, kernel: jax.Array) -> ja
     return convolve(jnp.pad(images, padding), kernel)
 
 
-def kernel_to_blocks(kernel: jax.Array, stride: int) -> jax.Array:
+def kernel_to_blocks(kernel: Any, stride: int) -> Any:
     """The kernel with which a convolution computes a transposed convolution's output in blocks.
 
     Along one axis, output pixel s * y + p is the sum over a of input y - a times kernel s * a + p.
@@ -101,7 +102,7 @@ def kernel_to_blocks(kernel: jax.Array, stride: int) -> jax.Array:
     return phases.reshape(*phases.shape[:3], -1)
 
 
-def kernel_between_blocks(kernel: jax.Array, size: int) -> jax.Array:
+def kernel_between_blocks(kernel: Any, size: int) -> Any:
     """A stride-1 transposed convolution's kernel for images whose blocks of pixels are channels.
 
     With the returned kernel, `transposed_convolution` of `space_to_depth(images, size)` is
@@ -127,7 +128,7 @@ def kernel_between_blocks(kernel: jax.Array, size: int) -> jax.Array:
     return stacked.reshape(rows, columns, phases * channels, -1)
 
 
-def space_to_depth(images: jax.Array, size: int) -> jax.Array:
+def space_to_depth(images: Any, size: int) -> Any:
     """(C, H, W, N) -> (size * size * C, H / size, W / size, N): each block's pixels as channels."""
     if size == 1:
         return images
@@ -205,7 +206,7 @@ def _divides(stride: int, window: Sequence[int]) -> bool:
     return not any(k % stride for k in window)
 
 
-def _split_phases(kernel: jax.Array, stride: int) -> jax.Array:
+def _split_phases(kernel: Any, stride: int) -> Any:
     """(kh, kw, in, out) -> (rows, stride, columns, stride, in, out), zero-padded at the end."""
     rows, columns = (-(-k // stride) for k in kernel.shape[:2])
     padding = ((0, rows * stride - kernel.shape[0]), (0, columns * stride - kernel.shape[1]))

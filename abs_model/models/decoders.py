@@ -91,7 +91,9 @@ class Decoder:
         return depth_to_space(blocks, _BLOCK).transpose(3, 1, 2, 0)[:, :height, :width]
 
 
-def fold_decoders(graphdef: nnx.GraphDef, state: PyTree, image_shape: Sequence[int]) -> Decoder:
+def fold_decoders(
+    graphdef: nnx.GraphDef, state: PyTree, image_shape: tuple[int, int, int]
+) -> Decoder:
     """All classes' decoders from their VAEs; every array gets a leading class axis.
 
     Args:
@@ -99,7 +101,6 @@ def fold_decoders(graphdef: nnx.GraphDef, state: PyTree, image_shape: Sequence[i
         state: (parameters, batch statistics), leading axis classes.
         image_shape: (height, width, channels).
     """
-    height, width, channels = image_shape
     # With NumPy, because a program for so little would take longer to compile than to run.
     state = jax.tree.map(np.asarray, state)
     leaves = jax.tree.leaves(state)
@@ -175,4 +176,4 @@ def _from_blocks(blocks: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 def _blocks_inside(size: Sequence[int]) -> np.ndarray:
     """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns)."""
     ones = np.pad(np.ones(tuple(size), np.float32), [(0, -length % _BLOCK) for length in size])
-    return space_to_depth(ones[None, :, :, None], _BLOCK)[..., 0]
+    return np.asarray(space_to_depth(ones[None, :, :, None], _BLOCK))[..., 0]

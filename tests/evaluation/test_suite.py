@@ -177,7 +177,6 @@ def unqueried(monkeypatch):
     """Launches a registered attack, on a model that fails when it is queried."""
     programs = (
         "jitted_cold_logits",
-        "jitted_decision_logits",
         "_warm_logits",
         "_gradients",
         "_jacobian",

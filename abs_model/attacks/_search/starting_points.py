@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from abs_model.attacks._core.batch import Batch
@@ -42,9 +43,9 @@ class StartingPoints:
             ValueError: They are not as described.
         """
         self.images = check_images(images, image_shape, "starting_points")
-        self._logits: jax.Array | None = None
+        self._logits: np.ndarray | None = None
 
-    def logits(self, model: Classifier) -> jax.Array:
+    def logits(self, model: Classifier) -> np.ndarray:
         """Logits (M, classes), as far as they decide."""
         if self._logits is None:
             self._logits = model.decision_logits(self.images)

@@ -106,13 +106,13 @@ class Surrogate:
             KeyError: An array is missing.
         """
         layers = range(sum(name.startswith("kernel_") for name in arrays))
-        read = cls(
-            kernels=tuple(arrays[f"kernel_{i}"] for i in layers),
-            biases=tuple(arrays[f"bias_{i}"] for i in layers),
-            mean=arrays["mean"],
-            basis=arrays["basis"],
+        # jnp.asarray would compile a program for each shape (JAX 0.10.2).
+        return cls(
+            kernels=tuple(jax.device_put(arrays[f"kernel_{i}"]) for i in layers),
+            biases=tuple(jax.device_put(arrays[f"bias_{i}"]) for i in layers),
+            mean=jax.device_put(arrays["mean"]),
+            basis=jax.device_put(arrays["basis"]),
         )
-        return jax.device_put(read)  # without a program for each shape, as jnp.asarray (JAX 0.10.2)
 
 
 def fit_surrogates(decoder: Decoder, latent_size: int, settings: SurrogateSettings) -> Surrogate:

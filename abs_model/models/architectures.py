@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from abs_model.models.convolutions import convolve
-from abs_model.models.layers import encoder_shapes, make_layers
+from abs_model.models.layers import apply_layers, encoder_shapes, make_layers
 
 NETWORKS = ("cnn", "madry")
 
@@ -65,9 +65,7 @@ class CNN(nnx.Module):
 
     def __call__(self, images: jax.Array, *, training: bool = False) -> jax.Array:
         """Logits (N, classes) of images float32 (N, height, width, channels) in [0, 1]."""
-        hidden = images.transpose(3, 1, 2, 0)
-        for layer in self.layers:
-            hidden = layer(hidden, training=training)
+        hidden = apply_layers(self.layers, images.transpose(3, 1, 2, 0), training=training)
         return hidden[:, 0, 0].T
 
 

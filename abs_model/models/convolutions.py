@@ -8,7 +8,7 @@ pixel shuffle copies contiguous runs of numbers. `benchmarks/speed.py training` 
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 
-`kernel_to_blocks`, `kernel_between_blocks` and `space_to_depth` take NumPy arrays, too.
+`kernel_to_blocks`, `kernel_between_blocks` and `space_to_depth` also take NumPy arrays.
 
 `_gather` lays the shifts of an image that meet each of the kernel's pixels under each other. Where
 the stride s divides the kernel's size, the image is first split into s x s phases, which become
@@ -17,18 +17,16 @@ to be padded, and the slices are strided instead. Where the output is one pixel,
 shift.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-
-# Without barriers XLA fuses the elementwise work before a gather into each of its m * m copies, and
-# does it as many times (training, 2 cores: 2,300 images/s without, 2,800 with).
-_barrier = lax.optimization_barrier
+from jax.custom_derivatives import SymbolicZero, linear_call
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Cross-correlates images with a kernel, as neural networks' "convolution" does.
 
@@ -40,11 +38,42 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
     Returns:
         (out, (height - kernel height) // stride + 1, likewise for the width, batch).
     """
+    return _cross_correlate(images, kernel, stride)
+
+
+@functools.partial(convolve.defjvp, symbolic_zeros=True)
+def _convolve_jvp(stride: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
+    images, kernel = primals
+    outputs = convolve(images, kernel, stride)
+    parts = []
+    if not isinstance(tangents[0], SymbolicZero):
+        # The images' gradient is a transposed convolution, in the form that moves less memory.
+        moved = linear_call(
+            lambda kernel, images: _cross_correlate(images, kernel, stride),
+            lambda kernel, outputs: _transpose(outputs, kernel, stride, images.shape),
+            kernel,
+            tangents[0],
+        )
+        parts.append(moved)
+    if not isinstance(tangents[1], SymbolicZero):
+        parts.append(_cross_correlate(images, tangents[1], stride))
+    return outputs, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(outputs)
+
+
+def _cross_correlate(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     window = kernel.shape[:2]
     height, width = convolved_size(images.shape[1:3], window, stride)
-    patches = _barrier(_gather(_barrier(images), window, stride))
-    products = _barrier(_flatten(kernel, stride, (height, width)).T @ patches)
+    products = _flatten(kernel, stride, (height, width)).T @ _gather(images, window, stride)
     return products.reshape(kernel.shape[3], height, width, images.shape[3])
+
+
+def _transpose(
+    outputs: jax.Array, kernel: jax.Array, stride: int, shape: tuple[int, ...]
+) -> jax.Array:
+    """What `convolve` has as its transpose with respect to images of a shape."""
+    images = transposed_convolution(outputs, kernel.swapaxes(2, 3), stride)
+    padding = [(0, n - length) for n, length in zip(shape, images.shape, strict=True)]
+    return jnp.pad(images, padding)
 
 
 def transposed_convolution(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -102,30 +131,47 @@ def kernel_to_blocks(kernel: Any, stride: int) -> Any:
     return phases.reshape(*phases.shape[:3], -1)
 
 
-def kernel_between_blocks(kernel: Any, size: int) -> Any:
-    """A stride-1 transposed convolution's kernel for images whose blocks of pixels are channels.
+def kernel_between_blocks(kernel: Any, size: int, *, transposed: bool) -> Any:
+    """A stride-1 convolution's kernel for images whose blocks of pixels are channels.
 
-    With the returned kernel, `transposed_convolution` of `space_to_depth(images, size)` is
-    `space_to_depth` of the `transposed_convolution` of the images, apart from zero padding.
+    With the returned kernel, `convolve` of `space_to_depth(images, size)` is `space_to_depth` of
+    the `convolve` of the images, if its size and theirs are multiples of the block's. The same
+    holds for `transposed_convolution` of any size, apart from zero padding.
 
     Args:
         kernel: (kernel height, kernel width, in, out).
         size: Height and width of the blocks.
+        transposed: Whether the kernel is a transposed convolution's.
 
     Returns:
         (ceil((kernel height + size - 1) / size), likewise for the width, size * size * in,
         size * size * out).
     """
-    # An input pixel at p in its block meets the kernel p pixels later than one at 0.
+    # A pixel of the input (of a convolution, of the output) at p in its block meets the kernel p
+    # pixels later than one at 0.
     xp = kernel.__array_namespace__()
     shifted = [
         _split_phases(xp.pad(kernel, ((p, size - 1 - p), (q, size - 1 - q), (0, 0), (0, 0))), size)
         for p in range(size)
         for q in range(size)
     ]
-    stacked = xp.stack(shifted).transpose(1, 3, 0, 5, 2, 4, 6)
-    rows, columns, phases, channels = stacked.shape[:4]
-    return stacked.reshape(rows, columns, phases * channels, -1)
+    order = (1, 3, 0, 5, 2, 4, 6) if transposed else (1, 3, 2, 4, 5, 0, 6)
+    stacked = xp.stack(shifted).transpose(order)
+    return stacked.reshape(*stacked.shape[:2], -1, size * size * kernel.shape[3])
+
+
+def kernel_from_blocks(kernel: Any, stride: int) -> Any:
+    """The kernel with which `convolve`, of stride 1, takes images in blocks of the stride.
+
+    Args:
+        kernel: (kernel height, kernel width, in, out), multiples of the stride in size.
+        stride: Of the convolution, and the size of the blocks.
+
+    Returns:
+        (kernel height / stride, likewise for the width, stride * stride * in, out).
+    """
+    phases = _split_phases(kernel, stride).transpose(0, 2, 1, 3, 4, 5)
+    return phases.reshape(*phases.shape[:2], -1, kernel.shape[3])
 
 
 def space_to_depth(images: Any, size: int) -> Any:
@@ -160,9 +206,9 @@ def _multiply_then_add(images: jax.Array, kernel: jax.Array, stride: int) -> jax
     out_size = ((height - 1) * stride + window[0], (width - 1) * stride + window[1])
     output = jax.ShapeDtypeStruct((out_channels, *out_size, batch), images.dtype)
     matrix = _flatten(kernel.swapaxes(2, 3), stride, (height, width))
-    products = matrix @ _barrier(images).reshape(channels, -1)
+    products = matrix @ images.reshape(channels, -1)
     scatter = jax.linear_transpose(lambda x: _gather(x, window, stride), output)
-    return _barrier(scatter(_barrier(products))[0])
+    return scatter(products)[0]
 
 
 def _gather_then_multiply(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
@@ -188,7 +234,6 @@ def _gather(images: jax.Array, window: Sequence[int], stride: int) -> jax.Array:
         for length, k in zip((height, width), window, strict=True)
     )
     images = jnp.stack([images[:, :, column] for column in columns])
-    images = _barrier(images)
     images = jnp.stack([images[:, :, row] for row in rows])
     return images.reshape(-1, height * width * images.shape[-1])
 

@@ -134,7 +134,7 @@ def _fold(
         raise ValueError(f"the last two layers must have strides {[_BLOCK, 1]}, got {strides[-2:]}")
     kernels[-2] = kernel_to_blocks(kernels[-2], _BLOCK)
     biases[-2] = np.tile(biases[-2], (_BLOCK**2, 1))
-    kernels[-1] = kernel_between_blocks(kernels[-1], _BLOCK)
+    kernels[-1] = kernel_between_blocks(kernels[-1], _BLOCK, transposed=True)
     biases[-1] = _last_bias(biases, kernels[-1], size, image_shape)
     return Decoder(tuple(kernels), tuple(biases), tuple(strides[:-2]), image_shape, origin)
 

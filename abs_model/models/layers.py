@@ -5,14 +5,29 @@ The VAEs' encoders and the CNN baseline are such stacks (Schott et al. 2019, app
 """
 
 import dataclasses
+import functools
+import itertools
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
-from abs_model.models.convolutions import convolve, convolved_size, transposed_convolution
+from abs_model.models.convolutions import (
+    convolve,
+    convolved_size,
+    depth_to_space,
+    kernel_between_blocks,
+    kernel_from_blocks,
+    kernel_to_blocks,
+    space_to_depth,
+    transposed_convolution,
+    transposed_convolution_to_blocks,
+)
 
 MIN_IMAGE_SIZE = 16
 
@@ -74,17 +89,65 @@ class Layer(nnx.Module):
             else nnx.BatchNorm(shape.features, axis=0, momentum=0.9, epsilon=1e-5, rngs=rngs)
         )
 
-    def __call__(self, inputs: jax.Array, *, training: bool) -> jax.Array:
-        apply = transposed_convolution if self.transposed else convolve
+    def __call__(self, hidden: "Hidden", following: "Layer | None", *, training: bool) -> "Hidden":
+        """What the layer makes of its input; `following` is the layer that takes that."""
         norm = self.norm
-        if training and norm is not None:
-            outputs = apply(inputs, self.kernel[...], self.stride)
-            return _as_matrix(lambda x: elu(norm(x + self.bias[...][:, None])), outputs)
-        kernel, bias = self.without_norm()
-        outputs = apply(inputs, kernel, self.stride)
+        kernel, bias = self.kernel[...], self.bias[...]
+        if norm is not None and not training:
+            kernel, bias = self.without_norm()
+        outputs = self._convolve(hidden, kernel, following)
+        phases = outputs.block**2
+        # XLA's loops over four axes are slower (CPU).
+        values = outputs.values.reshape(phases, len(bias), -1)
+        inside = outputs.inside()
         if norm is None:
-            return _as_matrix(lambda x: x + bias[:, None], outputs)
-        return activate(outputs, bias[:, None])
+            values = values + bias[:, None]
+        elif training:
+            assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
+            count = math.prod(outputs.size) * outputs.values.shape[-1]
+            # Without the bias, because the mean that is subtracted has it, too.
+            values, mean, variance = normalize_and_activate(
+                values, norm.scale[...], norm.bias[...], inside, count, norm.epsilon
+            )
+            for average, new in ((norm.mean, mean + bias), (norm.var, variance)):
+                new = lax.stop_gradient(new)
+                average[...] = norm.momentum * average[...] + (1 - norm.momentum) * new
+        else:
+            values = elu(values + bias[:, None])
+            values = values if inside is None else values * inside
+        return dataclasses.replace(outputs, values=values.reshape(outputs.values.shape))
+
+    def _convolve(self, hidden: "Hidden", kernel: jax.Array, following: "Layer | None") -> "Hidden":
+        values, block, stride = hidden.values, hidden.block, self.stride
+        if self.transposed:
+            window = kernel.shape[:2]
+            size = tuple((n - 1) * stride + k for n, k in zip(hidden.size, window, strict=True))
+            if block > 1:
+                kernel = kernel_between_blocks(kernel, block, transposed=True)
+                rows, columns = (-(-n // block) for n in size)
+                values = transposed_convolution(values, kernel)[:, :rows, :columns]
+            elif stride > 1 and following is not None and following.stride == 1:
+                block = stride
+                values = transposed_convolution_to_blocks(values, kernel_to_blocks(kernel, stride))
+            else:
+                values = transposed_convolution(values, kernel, stride)
+            return Hidden(values, block, size)
+        size = convolved_size(hidden.size, kernel.shape[:2], stride)
+        if block > 1:
+            return Hidden(convolve(values, kernel_from_blocks(kernel, block)), 1, size)
+        if following is not None and following._takes_blocks(self, (*hidden.size, *size)):
+            block = following.stride
+            kernel = kernel_between_blocks(kernel, block, transposed=False)
+            return Hidden(convolve(space_to_depth(values, block), kernel), block, size)
+        return Hidden(convolve(values, kernel, stride), 1, size)
+
+    def _takes_blocks(self, before: "Layer", sizes: Sequence[int]) -> bool:
+        """Whether blocks of this convolution's stride save shuffling the output of the one before.
+
+        `sizes` are the heights and widths of that one's input and output.
+        """
+        lengths = (*sizes, *self.kernel.shape[:2])
+        return before.stride == 1 < self.stride and not any(n % self.stride for n in lengths)
 
     def without_norm(self) -> tuple[jax.Array, jax.Array]:
         """Kernel (height, width, in, out) and bias (out,), the affine map of batch norm folded in.
@@ -97,6 +160,47 @@ class Layer(nnx.Module):
         assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
         scale = norm.scale[...] / (norm.var[...] + norm.epsilon) ** 0.5
         return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Hidden:
+    """Images between layers, whose blocks of pixels are channels, as `space_to_depth` makes them.
+
+    Attributes:
+        values: (block * block * channels, rows, columns, batch).
+        block: Height and width of the blocks.
+        size: (height, width) of the images; blocks may reach beyond.
+    """
+
+    values: jax.Array
+    block: int
+    size: tuple[int, ...]
+
+    def inside(self) -> jax.Array | None:
+        """1 for pixels of the images and 0 beyond, (block * block, 1, rows * columns * batch).
+
+        None where blocks do not reach beyond.
+        """
+        _, rows, columns, batch = self.values.shape
+        if (rows * self.block, columns * self.block) == self.size:
+            return None
+        padding = [(0, -length % self.block) for length in self.size]
+        blocks = space_to_depth(
+            np.pad(np.ones(self.size, np.float32), padding)[None, ..., None], self.block
+        )
+        return jnp.repeat(jnp.asarray(blocks.reshape(len(blocks), 1, -1)), batch, axis=2)
+
+
+def apply_layers(layers: Sequence[Layer], images: jax.Array, *, training: bool) -> jax.Array:
+    """What a stack makes of images (channels, height, width, batch), in the same layout.
+
+    Between two layers images stay in blocks where the second would have to shuffle pixels.
+    """
+    hidden = Hidden(images, 1, images.shape[1:3])
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
+        hidden = layer(hidden, following, training=training)
+    height, width = hidden.size
+    return depth_to_space(hidden.values, hidden.block)[:, :height, :width]
 
 
 def make_layers(
@@ -113,7 +217,7 @@ def make_layers(
 
 def activate(products: jax.Array, bias: jax.Array) -> jax.Array:
     """elu(products + bias) for (out, height, width, batch) and a bias (out, 1) or of each pixel."""
-    return _as_matrix(lambda x: elu(lax.optimization_barrier(x) + bias), products)
+    return _as_matrix(lambda x: elu(x + bias), products)
 
 
 @jax.custom_jvp
@@ -125,9 +229,8 @@ def elu(inputs: jax.Array) -> jax.Array:
 
 @elu.defjvp
 def _elu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
-    # The derivative from the output, so that the input need not be kept; the barrier keeps XLA
-    # from computing the exponential again for it.
-    outputs = lax.optimization_barrier(elu(primals[0]))
+    # The derivative from the output, so that the input need not be kept.
+    outputs = elu(primals[0])
     return outputs, tangents[0] * jnp.where(outputs > 0, 1, outputs + 1)
 
 
@@ -135,3 +238,70 @@ def _as_matrix(function: Callable[[jax.Array], jax.Array], outputs: jax.Array) -
     """What a function of the (out, pixels * batch) matrix makes of (out, height, width, batch)."""
     # XLA's loops over four axes are slower (CPU).
     return function(outputs.reshape(len(outputs), -1)).reshape(outputs.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def normalize_and_activate(
+    values: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    inside: jax.Array | None,
+    count: int,
+    epsilon: float,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch norm with the batch's statistics (Ioffe & Szegedy 2015), then ELU.
+
+    Derived by hand, because what JAX derives moves twice as much memory.
+
+    Args:
+        values: (phases, channels, entries); 0 where not `inside`.
+        scale: (channels,).
+        offset: (channels,).
+        inside: 1 where values count, else 0, (phases, 1, entries); everywhere if None.
+        count: How many values of a channel count.
+        epsilon: Added to the variance.
+
+    Returns:
+        The values, 0 where not `inside`, and each channel's mean and variance, (channels,), which
+        have no gradient.
+    """
+    return _normalize_forward(values, scale, offset, inside, count, epsilon)[0]
+
+
+def _normalize_forward(
+    values: jax.Array,
+    scale: jax.Array,
+    offset: jax.Array,
+    inside: jax.Array | None,
+    count: int,
+    epsilon: float,
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
+    mean = jnp.sum(values, axis=(0, 2)) / count
+    variance = jnp.maximum(jnp.sum(values**2, axis=(0, 2)) / count - mean**2, 0)
+    inverse = lax.rsqrt(variance + epsilon)
+    factor = scale * inverse
+    outputs = elu(values * factor[:, None] + (offset - mean * factor)[:, None])
+    if inside is not None:
+        outputs = outputs * inside
+    return (outputs, mean, variance), (values, outputs, mean, inverse, scale, inside)
+
+
+def _normalize_backward(count: int, epsilon: float, kept: Any, cotangents: Any) -> Any:
+    del epsilon
+    values, outputs, mean, inverse, scale, inside = kept
+    # From the output, so that the exponential is not computed again.
+    slopes = cotangents[0] * jnp.where(outputs > 0, 1, outputs + 1)
+    if inside is not None:
+        slopes = slopes * inside
+    total = jnp.sum(slopes, axis=(0, 2))
+    weighted = (jnp.sum(slopes * values, axis=(0, 2)) - mean * total) * inverse
+    # scale * inverse * (slopes - total / count - normalized values * weighted / count)
+    by_value = -inverse * weighted / count
+    constant = -total / count - mean * by_value
+    gradients = (slopes + values * by_value[:, None] + constant[:, None]) * (scale * inverse)[
+        :, None
+    ]
+    return gradients, weighted, total, None if inside is None else jnp.zeros_like(inside)
+
+
+normalize_and_activate.defvjp(_normalize_forward, _normalize_backward)

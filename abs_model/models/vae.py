@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from abs_model.models.layers import LayerShape, encoder_shapes, make_layers
+from abs_model.models.layers import LayerShape, apply_layers, encoder_shapes, make_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,9 +75,7 @@ class VAE(nnx.Module):
 
     def encode(self, images: jax.Array, *, training: bool = False) -> tuple[jax.Array, jax.Array]:
         """(batch, height, width, channels) -> posterior mean and log-variance, (batch, latent)."""
-        hidden = images.transpose(3, 1, 2, 0)
-        for layer in self.encoder:
-            hidden = layer(hidden, training=training)
+        hidden = apply_layers(self.encoder, images.transpose(3, 1, 2, 0), training=training)
         hidden = hidden[:, 0, 0].T
         return hidden[:, : self.latent_size], hidden[:, self.latent_size :]
 
@@ -87,10 +85,7 @@ class VAE(nnx.Module):
 
     def decode_batch_last(self, latents: jax.Array, *, training: bool = False) -> jax.Array:
         """(latent, batch) -> images in (0, 1), (channels, height, width, batch)."""
-        hidden = latents[:, None, None]
-        for layer in self.decoder:
-            hidden = layer(hidden, training=training)
-        return nnx.sigmoid(hidden)
+        return nnx.sigmoid(apply_layers(self.decoder, latents[:, None, None], training=training))
 
 
 def stacked_vaes(shape: VAEShape, num_classes: int, rngs: nnx.Rngs) -> VAE:

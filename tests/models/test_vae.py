@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from abs_model.models.layers import Layer, LayerShape
+from abs_model.models.layers import Layer, LayerShape, apply_layers
 from abs_model.models.vae import VAE, derive_shape, elbo_terms, stacked_vaes
 
 # Each one compiled program: far faster than many small operations one by one.
@@ -82,7 +82,9 @@ def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu(training):
         mean, variance = (f(plain, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.var))
     normed = (plain - mean) / np.sqrt(variance + 1e-5)
     expected = np.where(normed > 0, normed, np.expm1(normed))
-    np.testing.assert_allclose(layer(inputs, training=training), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        apply_layers([layer], inputs, training=training), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_classes_start_different_and_are_stacked():

@@ -194,7 +194,7 @@ def test_wrong_names_are_named(capsys, folder, tmp_path):
     message = fails(capsys, folder, tmp_path / "out")
     assert "ABS_2.net is not one of the released VAEs:" in message
     assert "missing names: Encoder.bn_1.running_var\n" in message
-    assert "unexpected names: Decoder.conv_4.bias\n" in message
+    assert message.endswith("unexpected names: Decoder.conv_4.bias")
 
 
 def test_many_wrong_names_are_counted(capsys, folder, tmp_path):
@@ -244,7 +244,7 @@ def test_failed_writing_leaves_nothing(capsys, released, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(script, "write_run", full)
+    monkeypatch.setattr("abs_model.zoo.released_weights.write_run", full)
     message = fails(capsys, released, tmp_path / "out")
     assert "can't write" in message and "No space left" in message
 

@@ -24,7 +24,7 @@ def test_only_cached_programs_find_the_others_results(monkeypatch):
     program = """
 import os, pathlib
 
-folder = pathlib.Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+folder = pathlib.Path(os.environ["XDG_CACHE_HOME"])
 folder.mkdir(parents=True, exist_ok=True)
 before = len(list(folder.iterdir()))
 (folder / str(before)).touch()

@@ -268,7 +268,7 @@ def certify(
             cost = functools.partial(_cost, norm, weight)
             found = polish(
                 decode, tested, begun, search_settings, cost,
-                ceiling=_CEILING, skip_duplicates=is_smooth,
+                limits=jnp.full(len(radii), _CEILING), only_lowest=False, skip_duplicates=is_smooth,
             )  # fmt: skip
             lowest = found.iterate.energies.reshape(-1, len(radii)).min(axis=0)
             return found.iterate, lowest, found.latents, found.decoded

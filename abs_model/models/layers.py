@@ -122,6 +122,8 @@ class Layer(nnx.Module):
         if self.transposed:
             window = kernel.shape[:2]
             size = tuple((n - 1) * stride + k for n, k in zip(hidden.size, window, strict=True))
+            if stride > 1:
+                values, block = hidden.images(), 1
             if block > 1:
                 kernel = kernel_between_blocks(kernel, block, transposed=True)
                 rows, columns = (-(-n // block) for n in size)
@@ -176,6 +178,11 @@ class Hidden:
     block: int
     size: tuple[int, ...]
 
+    def images(self) -> jax.Array:
+        """(channels, height, width, batch)."""
+        height, width = self.size
+        return depth_to_space(self.values, self.block)[:, :height, :width]
+
     def inside(self) -> jax.Array | None:
         """1 for pixels of the images and 0 beyond, (block * block, 1, rows * columns * batch).
 
@@ -185,10 +192,9 @@ class Hidden:
         if (rows * self.block, columns * self.block) == self.size:
             return None
         padding = [(0, -length % self.block) for length in self.size]
-        blocks = space_to_depth(
-            np.pad(np.ones(self.size, np.float32), padding)[None, ..., None], self.block
-        )
-        return jnp.repeat(jnp.asarray(blocks.reshape(len(blocks), 1, -1)), batch, axis=2)
+        ones = np.pad(np.ones(self.size, np.float32), padding)
+        blocks = space_to_depth(ones[None, ..., None], self.block).reshape(self.block**2, 1, -1)
+        return jnp.repeat(blocks, batch, axis=2)
 
 
 def apply_layers(layers: Sequence[Layer], images: jax.Array, *, training: bool) -> jax.Array:
@@ -199,8 +205,7 @@ def apply_layers(layers: Sequence[Layer], images: jax.Array, *, training: bool) 
     hidden = Hidden(images, 1, images.shape[1:3])
     for layer, following in itertools.zip_longest(layers, layers[1:]):
         hidden = layer(hidden, following, training=training)
-    height, width = hidden.size
-    return depth_to_space(hidden.values, hidden.block)[:, :height, :width]
+    return hidden.images()
 
 
 def make_layers(

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from abs_model.models.layers import Layer, LayerShape, apply_layers
 from abs_model.models.vae import VAE, derive_shape, elbo_terms, stacked_vaes
 
 # Each one compiled program: far faster than many small operations one by one.
@@ -63,28 +62,6 @@ def test_shapes_of_encoding_and_decoding():
     assert images.shape == (2, 17, 20, 3)
     batch_last = jax.jit(vae.decode_batch_last)(mean.T)
     np.testing.assert_array_equal(images, batch_last.transpose(3, 1, 2, 0))
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu(training):
-    layer = Layer(LayerShape((3, 3), 2, 4), 2, transposed=False, last=False, rngs=nnx.Rngs(0))
-    layer.norm.mean[...] = jnp.array([0.1, -0.2, 0.3, 0.0])
-    layer.norm.var[...] = jnp.array([1.0, 2.0, 0.5, 0.1])
-    layer.bias[...] = jnp.array([0.5, 0.0, -0.5, 1.0])
-    inputs = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
-    plain = jax.lax.conv_general_dilated(
-        inputs, layer.kernel[...], (2, 2), "VALID", dimension_numbers=("CHWN", "HWIO", "CHWN")
-    )
-    column = lambda x: np.asarray(x[...])[:, None, None, None]  # noqa: E731
-    plain = plain + column(layer.bias)
-    mean, variance = column(layer.norm.mean), column(layer.norm.var)
-    if training:
-        mean, variance = (f(plain, axis=(1, 2, 3), keepdims=True) for f in (np.mean, np.var))
-    normed = (plain - mean) / np.sqrt(variance + 1e-5)
-    expected = np.where(normed > 0, normed, np.expm1(normed))
-    np.testing.assert_allclose(
-        apply_layers([layer], inputs, training=training), expected, rtol=1e-4, atol=1e-5
-    )
 
 
 def test_classes_start_different_and_are_stacked():

@@ -81,8 +81,8 @@ def polish(
     candidates: bfgs.Iterate,
     settings: MultistartSettings,
     cost: bfgs.Cost = bfgs.energies,
-    ceiling: float | None = None,
     limits: jax.Array | None = None,
+    only_lowest: bool = True,
     skip_duplicates: bool = True,
 ) -> MultistartResult:
     """The best minimum that BFGS finds from each image's candidates.
@@ -95,9 +95,9 @@ def polish(
             alone, and other energies don't matter.
         settings: Uses `tolerance`, `max_evaluations` and `max_norm`.
         cost: What is minimized, on the scale of energies.
-        ceiling: Where given, all costs below it are of interest, not only each image's lowest.
         limits: Where given, costs above each image's limit, (N,), are of no interest: candidates
             that can't be expected to fall below it are given up.
+        only_lowest: Whether only each image's lowest cost is of interest; otherwise all costs.
         skip_duplicates: Whether candidates that head for the same point as the best one are given
             up. In a cost with kinks they can end in other minima.
     """
@@ -106,7 +106,7 @@ def polish(
     promising = jnp.isfinite(candidates.energies)
 
     def priorities_of(work: _Work) -> jax.Array:
-        return _priorities(work, promising, count, settings, ceiling, limits, skip_duplicates)
+        return _priorities(work, promising, count, settings, limits, only_lowest, skip_duplicates)
 
     def proceed(carry: tuple[_Work, jax.Array]) -> tuple[_Work, jax.Array]:
         work, priorities = carry
@@ -153,8 +153,8 @@ def _priorities(
     promising: jax.Array,
     count: int,
     settings: MultistartSettings,
-    ceiling: float | None,
     limits: jax.Array | None,
+    only_lowest: bool,
     skip_duplicates: bool,
 ) -> jax.Array:
     """How far energies may fall: infinite before the first evaluation, 0 when done, (columns,)."""
@@ -169,10 +169,11 @@ def _priorities(
     forecasts = jnp.where(unfinished, energies - decreases, energies)
     lowest = jnp.tile(forecasts.reshape(-1, count).min(axis=0), columns // count)
     hoped_for = energies - _PROMISING_FACTOR * decreases
-    hopeful = leads | (hoped_for < lowest) if ceiling is None else hoped_for < ceiling
+    if only_lowest:
+        unfinished &= leads | (hoped_for < lowest)
     if limits is not None:
-        hopeful &= hoped_for < jnp.tile(limits, columns // count)
-    priorities = jnp.where(unfinished & hopeful, decreases, 0)
+        unfinished &= hoped_for < jnp.tile(limits, columns // count)
+    priorities = jnp.where(unfinished, decreases, 0)
     return jnp.where(promising, jnp.where(evaluations == 0, jnp.inf, priorities), 0)
 
 

@@ -127,7 +127,7 @@ def test_an_image_without_a_start_fails_and_disturbs_no_other():
 def test_starts_are_classified_once(monkeypatch):
     model, images = three_classes().with_batch_size(2), grays(6)
     asked = []
-    logits = type(model).logits
+    logits = type(model).decision_logits
     monkeypatch.setattr(
         type(model), "logits", lambda self, x: asked.append(len(x)) or logits(self, x)
     )

@@ -129,7 +129,7 @@ def test_starts_are_classified_once(monkeypatch):
     asked = []
     logits = type(model).decision_logits
     monkeypatch.setattr(
-        type(model), "logits", lambda self, x: asked.append(len(x)) or logits(self, x)
+        type(model), "decision_logits", lambda self, x: asked.append(len(x)) or logits(self, x)
     )
     labels = model.predict(images)
     asked.clear()

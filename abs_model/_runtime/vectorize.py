@@ -31,13 +31,19 @@ def map_classes(function: Callable[..., Any], *arguments: Any) -> Any:
     return jax.vmap(function)(*arguments)
 
 
-def chunk_size(length: int) -> int:
-    """How many of `length` images to decode at once.
+def chunk_size(length: int, most: int = _CPU_CHUNK) -> int:
+    """How many of `length` images to put through a network at once, in chunks of about one size.
 
-    On CPU as many as keep a decoder's hidden layers in the caches and fill vector registers;
-    everything on accelerators, which want wide work.
+    On CPU as many as keep its hidden layers in the caches and fill vector registers; everything on
+    accelerators, which want wide work.
+
+    Args:
+        length: Number of images.
+        most: How many fit on a CPU; by default into a decoder.
     """
-    return min(_CPU_CHUNK, length) if _on_cpu() else length
+    if not _on_cpu():
+        return length
+    return -(-length // -(-length // most))
 
 
 def list_size(entries: int, images: int) -> int:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abs_model._runtime.vectorize import chunk_size, map_chunks
 from abs_model.models.convolutions import convolve
 from abs_model.models.layers import apply_layers, encoder_shapes, make_layers
 
@@ -22,6 +23,8 @@ NETWORKS = ("cnn", "madry")
 FEATURES = (32, 64)
 KERNEL_SIZE = 5
 HIDDEN_UNITS = 1024
+# Images whose windows under Madry et al.'s second convolution fit into a CPU's caches.
+_IN_CACHE = 10
 
 
 def create_network(
@@ -98,12 +101,16 @@ class MadryCNN(nnx.Module):
     def __call__(self, images: jax.Array, *, training: bool = False) -> jax.Array:
         """Logits (N, classes) of images float32 (N, height, width, channels) in [0, 1]."""
         del training  # nothing in it differs
-        x = images.transpose(3, 1, 2, 0)
+        size = chunk_size(len(images), _IN_CACHE)
+        x = map_chunks(self._features, images.transpose(3, 1, 2, 0), size=size)
+        return self.output(nnx.relu(self.hidden(x.T)))
+
+    def _features(self, x: jax.Array) -> jax.Array:
+        """Of images (channels, height, width, N): (features, N)."""
         # ReLU and max commute; pooled first, ReLU has a quarter of the work.
         x = nnx.relu(max_pool(self.convolution1(x)))
         x = nnx.relu(max_pool(self.convolution2(x)))
-        x = nnx.relu(self.hidden(x.reshape(-1, x.shape[3]).T))
-        return self.output(x)
+        return x.reshape(-1, x.shape[3])
 
 
 class SameConvolution(nnx.Module):

@@ -13,7 +13,8 @@
 
 Training and evaluation are `train.py` and `evaluate.py` at the top of the repository.
 
-What is named here is imported when it is first used: who loads a model need not wait for plots.
+What is named here is imported when it is first used, so that loading a model does not import
+Matplotlib.
 """
 
 import importlib

@@ -49,7 +49,8 @@ class ABSClassifier(Classifier):
         eta: Added to each class's score; makes the model unsure far from the data.
         alpha: Scale of the logits in the confidences.
         race_margin: The margin, in nats, by which classes leave the race that decides
-            (`inference.racing`); without one, every class is searched.
+            (`inference.racing`); without one, every class is searched. It is not part of a
+            fingerprint, because what counts is verified by a search of every class.
     """
 
     solver: Solver

@@ -9,6 +9,15 @@ from abs_model._runtime.hints import dtype_hint, range_hint, shape_hint, type_hi
 
 
 def check_images(images: Any, image_shape: tuple[int, int, int], name: str = "images") -> jax.Array:
+    """As `validate_images`; what is returned is a JAX array."""
+    checked = validate_images(images, image_shape, name)
+    # A copy, because the caller may go on with the array.
+    return checked if isinstance(checked, jax.Array) else jax.device_put(checked, may_alias=False)
+
+
+def validate_images(
+    images: Any, image_shape: tuple[int, int, int], name: str = "images"
+) -> jax.Array | np.ndarray:
     """Checks that `images` are float32 in [0, 1] of shape (N, *image_shape), with N of at least 1.
 
     While JAX traces (under `jax.jit`, `jax.grad`), values are not known: only shape and dtype are
@@ -46,4 +55,4 @@ def check_images(images: Any, image_shape: tuple[int, int, int], name: str = "im
         raise ValueError(
             f"{name} must be {expected}, got values from {low} to {high}{range_hint(low, high)}"
         )
-    return jax.device_put(images)
+    return images

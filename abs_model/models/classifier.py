@@ -17,12 +17,12 @@ import numpy as np
 
 from abs_model._runtime.precision import single_precision
 from abs_model._runtime.pytrees import is_registered, register_dataclass
-from abs_model.models.checks import check_images
+from abs_model.models.checks import validate_images
 
 PyTree = Any
 
 
-# Dataclass metadata: a setting, not a weight; what no program goes by, and no answer.
+# Dataclass metadata: a setting, not a weight; what no program and no answer depends on.
 STATIC = {"static": True}
 LABEL = {"label": True, "identifies": False}
 
@@ -162,7 +162,9 @@ class Classifier(abc.ABC):
 
     def decision_logits(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Logits, float32 (N, classes), as far as they decide; see `batch_decision_logits`."""
-        return self._in_batches(lambda *batch: np.asarray(_decision_logits(*batch)), images)
+        return self._in_batches(
+            lambda one, batch: np.array(one.batch_decision_logits(batch)), images
+        )
 
     def confidences(self, images: jax.Array | np.ndarray) -> np.ndarray:
         """Probabilities of the classes, float32 (N, classes)."""
@@ -186,10 +188,8 @@ class Classifier(abc.ABC):
             images: (N, height, width, channels).
             *others: Pytrees whose leaves have a leading axis of N.
         """
-        arrays = (check_images(images, self.image_shape), *others)
-        if isinstance(images, np.ndarray):
-            # NumPy takes rows without a program that has to be compiled.
-            arrays = (images, *others)
+        # NumPy takes rows without a program that has to be compiled.
+        arrays = (validate_images(images, self.image_shape), *others)
         count, outputs = len(images), []
         for first in range(0, count, self.batch_size):
             size = min(self.batch_size, count - first)
@@ -202,10 +202,6 @@ class Classifier(abc.ABC):
         if len(outputs) == 1:
             return outputs[0]
         return jax.tree.map(_concatenate, *outputs)
-
-
-def _decision_logits(classifier: Classifier, images: jax.Array) -> jax.Array:
-    return classifier.batch_decision_logits(images)
 
 
 def _concatenate(*parts: Any) -> Any:

@@ -23,10 +23,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero, linear_call
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
 def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
     """Cross-correlates images with a kernel, as neural networks' "convolution" does.
 
@@ -38,33 +36,32 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
     Returns:
         (out, (height - kernel height) // stride + 1, likewise for the width, batch).
     """
-    return _cross_correlate(images, kernel, stride)
-
-
-@functools.partial(convolve.defjvp, symbolic_zeros=True)
-def _convolve_jvp(stride: int, primals: Any, tangents: Any) -> tuple[jax.Array, jax.Array]:
-    images, kernel = primals
-    outputs = convolve(images, kernel, stride)
-    parts = []
-    if not isinstance(tangents[0], SymbolicZero):
-        # The images' gradient is a transposed convolution, in the form that moves less memory.
-        moved = linear_call(
-            lambda kernel, images: _cross_correlate(images, kernel, stride),
-            lambda kernel, outputs: _transpose(outputs, kernel, stride, images.shape),
-            kernel,
-            tangents[0],
-        )
-        parts.append(moved)
-    if not isinstance(tangents[1], SymbolicZero):
-        parts.append(_cross_correlate(images, tangents[1], stride))
-    return outputs, sum(parts[1:], parts[0]) if parts else jnp.zeros_like(outputs)
-
-
-def _cross_correlate(images: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     window = kernel.shape[:2]
     height, width = convolved_size(images.shape[1:3], window, stride)
     products = _flatten(kernel, stride, (height, width)).T @ _gather(images, window, stride)
     return products.reshape(kernel.shape[3], height, width, images.shape[3])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def convolve_for_training(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
+    """`convolve`, whose gradient takes the form of the transposed convolution that moves less.
+
+    It has no derivatives in forward mode (`jax.jvp`), which training does not need.
+    """
+    return convolve(images, kernel, stride)
+
+
+def _keep(images: jax.Array, kernel: jax.Array, stride: int) -> tuple[jax.Array, Any]:
+    return convolve(images, kernel, stride), (images, kernel)
+
+
+def _pull_back(stride: int, kept: Any, outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
+    images, kernel = kept
+    correlate = jax.linear_transpose(lambda kernel: convolve(images, kernel, stride), kernel)
+    return _transpose(outputs, kernel, stride, images.shape), correlate(outputs)[0]
+
+
+convolve_for_training.defvjp(_keep, _pull_back)
 
 
 def _transpose(

@@ -19,6 +19,7 @@ from jax import lax
 
 from abs_model.models.convolutions import (
     convolve,
+    convolve_for_training,
     convolved_size,
     depth_to_space,
     kernel_between_blocks,
@@ -95,7 +96,7 @@ class Layer(nnx.Module):
         kernel, bias = self.kernel[...], self.bias[...]
         if norm is not None and not training:
             kernel, bias = self.without_norm()
-        outputs = self._convolve(hidden, kernel, following)
+        outputs = self._convolve(hidden, kernel, following, training)
         phases = outputs.block**2
         # XLA's loops over four axes are slower (CPU).
         values = outputs.values.reshape(phases, len(bias), -1)
@@ -117,7 +118,9 @@ class Layer(nnx.Module):
             values = values if inside is None else values * inside
         return dataclasses.replace(outputs, values=values.reshape(outputs.values.shape))
 
-    def _convolve(self, hidden: "Hidden", kernel: jax.Array, following: "Layer | None") -> "Hidden":
+    def _convolve(
+        self, hidden: "Hidden", kernel: jax.Array, following: "Layer | None", training: bool
+    ) -> "Hidden":
         values, block, stride = hidden.values, hidden.block, self.stride
         if self.transposed:
             window = kernel.shape[:2]
@@ -135,13 +138,14 @@ class Layer(nnx.Module):
                 values = transposed_convolution(values, kernel, stride)
             return Hidden(values, block, size)
         size = convolved_size(hidden.size, kernel.shape[:2], stride)
+        apply = convolve_for_training if training else convolve
         if block > 1:
-            return Hidden(convolve(values, kernel_from_blocks(kernel, block)), 1, size)
+            return Hidden(apply(values, kernel_from_blocks(kernel, block)), 1, size)
         if following is not None and following._takes_blocks(self, (*hidden.size, *size)):
             block = following.stride
             kernel = kernel_between_blocks(kernel, block, transposed=False)
-            return Hidden(convolve(space_to_depth(values, block), kernel), block, size)
-        return Hidden(convolve(values, kernel, stride), 1, size)
+            return Hidden(apply(space_to_depth(values, block), kernel), block, size)
+        return Hidden(apply(values, kernel, stride), 1, size)
 
     def _takes_blocks(self, before: "Layer", sizes: Sequence[int]) -> bool:
         """Whether blocks of this convolution's stride save shuffling the output of the one before.
@@ -160,6 +164,7 @@ class Layer(nnx.Module):
         if norm is None:
             return kernel, bias
         assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
+        # No function of jnp's, because arrays may be NumPy's (`decoders.fold_decoders`).
         scale = norm.scale[...] / (norm.var[...] + norm.epsilon) ** 0.5
         return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
 
@@ -300,6 +305,7 @@ def _normalize_backward(count: int, epsilon: float, kept: Any, cotangents: Any) 
         slopes = slopes * inside
     total = jnp.sum(slopes, axis=(0, 2))
     weighted = (jnp.sum(slopes * values, axis=(0, 2)) - mean * total) * inverse
+    # Beyond the images gradients are not 0, but meet only kernels and inputs that are.
     # scale * inverse * (slopes - total / count - normalized values * weighted / count)
     by_value = -inverse * weighted / count
     constant = -total / count - mean * by_value

@@ -271,7 +271,7 @@ class Query:
         Returns:
             The same, and where a new example is rejected, what a cold query says of its images.
         """
-        if not self.warm:
+        if not self._needs_verification:
             return answer
         new = self.best.success & ~self.best.verified
         self.rejected = jnp.zeros_like(new)

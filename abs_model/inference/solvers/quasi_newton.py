@@ -32,10 +32,10 @@ _SPREAD = 1.6
 # Points nearer to each other than this on the surrogate, in latent units, lead to the same minimum,
 # though they have not converged.
 _SAME_ON_SURROGATE = 1.0
-# A candidate whose energy on the surrogate is higher than the best one's by more, in nats, is left.
+# A candidate whose energy on the surrogate is above the best one's by more, in nats, is dropped.
 _SURROGATE_MARGIN = 6.0
-# Points on the way are left when nearer to the best minimum than this, in latent units, or when
-# their energy on the surrogate is higher by more than this, in nats.
+# Points on the path are dropped when nearer to the best minimum than this, in latent units, or
+# when their energy on the surrogate is higher by more than this, in nats.
 _ON_PATH_DISTANCE = 0.5
 _ON_PATH_MARGIN = 4.0
 # Starts and steps of an estimate of the energy, which takes fewer than a search.
@@ -178,7 +178,8 @@ class QuasiNewton:
         return jax.tree.map(lambda *parts: jnp.concatenate(parts, axis=-1), minima, on_path)
 
     def _with_curvature(self, minima: bfgs.Iterate, count: int) -> bfgs.Iterate:
-        """The minima, the first `count` of which, each image's best, get better inverse Hessians.
+        """The minima; to inverse Hessians of the first `count`, each image's best, Gauss-Newton's
+        are mixed in.
 
         Gauss-Newton takes the surrogate G for linear: the energy's Hessian is 2 J^T J + 1, with the
         Jacobian J of G (Nocedal & Wright 2006, section 10.3).
@@ -197,7 +198,7 @@ class QuasiNewton:
     def _descend(
         self, now: bfgs.Iterate, targets: jax.Array, num_steps: int
     ) -> tuple[bfgs.Iterate, bfgs.Iterate]:
-        """BFGS on the surrogate: after the last step, and latents and energies before it.
+        """BFGS on the surrogate: after the last step, and with latents and energies before it.
 
         Targets are (components, N); points are any multiple of N columns.
         """

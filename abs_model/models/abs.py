@@ -27,7 +27,7 @@ from abs_model.inference.racing import (
     first_look,
 )
 from abs_model.inference.solvers import Solver
-from abs_model.models.checks import check_images
+from abs_model.models.checks import validate_images
 from abs_model.models.classifier import STATIC, Classifier, as_seen, jitted_cold_logits
 
 PyTree = Any
@@ -171,7 +171,7 @@ class ABSClassifier(Classifier):
             raise ValueError(
                 f"start must be what this model's infer returned, got {type(start).__name__}"
             )
-        expected = (len(check_images(images, self.image_shape)), self.num_classes)
+        expected = (len(validate_images(images, self.image_shape)), self.num_classes)
         required = np.ones(expected, bool) if required is None else np.asarray(required)
         if required.shape != expected or required.dtype != bool:
             raise ValueError(

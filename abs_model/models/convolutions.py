@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array:
@@ -162,10 +163,10 @@ def kernel_from_blocks(kernel: Any, stride: int) -> Any:
 
     Args:
         kernel: (kernel height, kernel width, in, out), multiples of the stride in size.
-        stride: Of the convolution, and the size of the blocks.
+        stride: The convolution's, and the size of the blocks.
 
     Returns:
-        (kernel height / stride, likewise for the width, stride * stride * in, out).
+        (kernel height / stride, kernel width / stride, stride * stride * in, out).
     """
     phases = _split_phases(kernel, stride).transpose(0, 2, 1, 3, 4, 5)
     return phases.reshape(*phases.shape[:2], -1, kernel.shape[3])
@@ -188,6 +189,12 @@ def depth_to_space(blocks: jax.Array, size: int) -> jax.Array:
     _, height, width, batch = blocks.shape
     blocks = blocks.reshape(size, size, -1, height, width, batch).transpose(2, 3, 0, 4, 1, 5)
     return blocks.reshape(-1, height * size, width * size, batch)
+
+
+def blocks_inside(size: Sequence[int], block: int) -> np.ndarray:
+    """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns)."""
+    ones = np.pad(np.ones(tuple(size), np.float32), [(0, -length % block) for length in size])
+    return np.asarray(space_to_depth(ones[None, :, :, None], block))[..., 0]
 
 
 def convolved_size(size: Sequence[int], window: Sequence[int], stride: int) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from flax import nnx
 
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.convolutions import (
+    blocks_inside,
     depth_to_space,
     kernel_between_blocks,
     kernel_to_blocks,
@@ -151,11 +152,11 @@ def _last_bias(
     elu(bias), because nothing else reaches there; what the last layer makes of it is subtracted.
     Beyond the image the bias is -inf, so that pixels and their gradients are 0.
     """
-    inside = _blocks_inside(size)
+    inside = blocks_inside(size, _BLOCK)
     before = biases[-2]
     hidden = np.where(before > 0, before, np.exp(np.minimum(before, 0)) - 1)[:, :, None]  # elu
     margin = np.repeat(1 - inside, len(hidden) // len(inside), axis=0) * hidden
-    image = np.repeat(_blocks_inside(image_shape[:2]), image_shape[2], axis=0)
+    image = np.repeat(blocks_inside(image_shape[:2], _BLOCK), image_shape[2], axis=0)
     bias = np.tile(biases[-1], (_BLOCK**2, 1))[:, :, None]
     bias = bias - _from_blocks(margin, kernel)[:, : image.shape[1], : image.shape[2]]
     return np.where(image > 0, bias, -np.inf).astype(np.float32)[..., None]
@@ -171,9 +172,3 @@ def _from_blocks(blocks: np.ndarray, kernel: np.ndarray) -> np.ndarray:
             added = np.tensordot(kernel[row, column], blocks, (0, 0))
             output[:, row : row + height, column : column + width] += added
     return output
-
-
-def _blocks_inside(size: Sequence[int]) -> np.ndarray:
-    """1 where blocks hold pixels of an image, else 0: (block * block, rows, columns)."""
-    ones = np.pad(np.ones(tuple(size), np.float32), [(0, -length % _BLOCK) for length in size])
-    return np.asarray(space_to_depth(ones[None, :, :, None], _BLOCK))[..., 0]

@@ -13,11 +13,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 
 from abs_model.models.convolutions import (
+    blocks_inside,
     convolve,
     convolve_for_training,
     convolved_size,
@@ -93,9 +93,7 @@ class Layer(nnx.Module):
     def __call__(self, hidden: "Hidden", following: "Layer | None", *, training: bool) -> "Hidden":
         """What the layer makes of its input; `following` is the layer that takes that."""
         norm = self.norm
-        kernel, bias = self.kernel[...], self.bias[...]
-        if norm is not None and not training:
-            kernel, bias = self.without_norm()
+        kernel, bias = (self.kernel[...], self.bias[...]) if training else self.without_norm()
         outputs = self._convolve(hidden, kernel, following, training)
         phases = outputs.block**2
         # XLA's loops over four axes are slower (CPU).
@@ -196,10 +194,8 @@ class Hidden:
         _, rows, columns, batch = self.values.shape
         if (rows * self.block, columns * self.block) == self.size:
             return None
-        padding = [(0, -length % self.block) for length in self.size]
-        ones = np.pad(np.ones(self.size, np.float32), padding)
-        blocks = space_to_depth(ones[None, ..., None], self.block).reshape(self.block**2, 1, -1)
-        return jnp.repeat(blocks, batch, axis=2)
+        inside = blocks_inside(self.size, self.block).reshape(self.block**2, 1, -1)
+        return jnp.repeat(inside, batch, axis=2)
 
 
 def apply_layers(layers: Sequence[Layer], images: jax.Array, *, training: bool) -> jax.Array:
@@ -275,30 +271,25 @@ def normalize_and_activate(
         The values, 0 where not `inside`, and each channel's mean and variance, (channels,), which
         have no gradient.
     """
-    return _normalize_forward(values, scale, offset, inside, count, epsilon)[0]
-
-
-def _normalize_forward(
-    values: jax.Array,
-    scale: jax.Array,
-    offset: jax.Array,
-    inside: jax.Array | None,
-    count: int,
-    epsilon: float,
-) -> tuple[tuple[jax.Array, jax.Array, jax.Array], Any]:
     mean = jnp.sum(values, axis=(0, 2)) / count
     variance = jnp.maximum(jnp.sum(values**2, axis=(0, 2)) / count - mean**2, 0)
-    inverse = lax.rsqrt(variance + epsilon)
-    factor = scale * inverse
+    factor = scale * lax.rsqrt(variance + epsilon)
     outputs = elu(values * factor[:, None] + (offset - mean * factor)[:, None])
     if inside is not None:
         outputs = outputs * inside
-    return (outputs, mean, variance), (values, outputs, mean, inverse, scale, inside)
+    return outputs, mean, variance
+
+
+def _normalize_forward(
+    values: jax.Array, scale: jax.Array, offset: jax.Array, inside: jax.Array | None, *settings: Any
+) -> tuple[Any, Any]:
+    found = normalize_and_activate(values, scale, offset, inside, *settings)
+    return found, (found, values, scale, inside)
 
 
 def _normalize_backward(count: int, epsilon: float, kept: Any, cotangents: Any) -> Any:
-    del epsilon
-    values, outputs, mean, inverse, scale, inside = kept
+    (outputs, mean, variance), values, scale, inside = kept
+    inverse = lax.rsqrt(variance + epsilon)
     # From the output, so that the exponential is not computed again.
     slopes = cotangents[0] * jnp.where(outputs > 0, 1, outputs + 1)
     if inside is not None:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from abs_model.models.layers import LayerShape, apply_layers, make_layers
+from abs_model.models.layers import Layer, LayerShape, apply_layers, make_layers
 
 # Height, width, whether transposed, then (kernel, stride) of each layer. Some stay in blocks, and
 # blocks reach beyond images of odd sizes.
 STACKS = [
     (9, 9, False, [(3, 2)]),
+    (17, 15, False, [(3, 2), (3, 1)]),
     (16, 20, False, [(5, 1), (4, 2), (3, 2)]),
     (17, 20, False, [(5, 1), (4, 2)]),
     (12, 12, False, [(3, 1), (2, 2), (3, 1), (3, 1)]),
@@ -80,6 +81,18 @@ def test_a_stack_equals_plain_layers(stack, training):
         for norm, (mean, variance) in zip(norms, statistics, strict=True):
             np.testing.assert_allclose(norm.mean[...], mean, rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(norm.var[...], variance, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_layer_equals_a_plain_convolution_with_batch_norm_and_elu(training):
+    layer = Layer(LayerShape((3, 3), 2, 4), 2, transposed=False, last=False, rngs=nnx.Rngs(0))
+    layer.norm.mean[...] = jnp.array([0.1, -0.2, 0.3, 0.0])
+    layer.norm.var[...] = jnp.array([1.0, 2.0, 0.5, 0.1])
+    layer.bias[...] = jnp.array([0.5, 0.0, -0.5, 1.0])
+    inputs = jax.random.normal(jax.random.key(0), (2, 9, 9, 3))
+    expected, _ = plainly([layer], inputs, training)
+    found = apply_layers([layer], inputs, training=training)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("training", [False, True])

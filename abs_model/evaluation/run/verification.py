@@ -16,7 +16,7 @@ from abs_model._runtime.checks import check_count
 from abs_model._runtime.precision import single_precision
 from abs_model.attacks._core.checks import check_epsilon, check_labels
 from abs_model.models import decisions
-from abs_model.models.checks import check_images
+from abs_model.models.checks import validate_images
 from abs_model.models.classifier import Classifier
 
 # Attacks project in float32, whose rounding may leave an image this far beyond epsilon.
@@ -152,7 +152,7 @@ def check_arguments(
     Raises:
         ValueError: An argument is not as `verify` describes it.
     """
-    clean = np.asarray(check_images(clean, model.image_shape))
+    clean = np.asarray(validate_images(clean, model.image_shape))
     classes = np.asarray(check_labels(labels, len(clean), model.num_classes))
     if targets is not None:
         goals = np.asarray(check_labels(targets, len(clean), model.num_classes, name="targets"))

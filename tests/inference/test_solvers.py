@@ -179,7 +179,7 @@ def test_polishing_without_a_finite_energy_gives_nan():
 
 
 def test_candidates_are_minima_that_lie_apart_and_points_on_the_path_to_them():
-    keys = jax.random.split(jax.random.key(0), 5)
+    keys = jax.random.split(jax.random.key(1), 5)
     network = (
         (jax.random.normal(keys[0], (32, SIZE)), jax.random.normal(keys[1], (12, 32)) / 4),
         (jax.random.normal(keys[2], (32, 1)), jnp.zeros((12, 1))),
@@ -195,17 +195,17 @@ def test_candidates_are_minima_that_lie_apart_and_points_on_the_path_to_them():
         jax.tree.map(lambda leaf: leaf[None], surrogate),
     )
     one = jax.tree.map(lambda leaf: leaf[0], solver)
-    targets = surrogate(2 * jax.random.normal(keys[4], (SIZE, 400))) + 0.3
+    targets = surrogate(2 * jax.random.normal(keys[4], (SIZE, 50))) + 1.0
     found = jax.jit(type(one)._candidates)(one, targets)
-    energies = np.asarray(found.energies).reshape(5, 400)
-    latents = np.asarray(found.latents).reshape(SIZE, 5, 400)
+    energies = np.asarray(found.energies).reshape(5, 50)
+    latents = np.asarray(found.latents).reshape(SIZE, 5, 50)
     exact = jnp.sum((surrogate(found.latents) - jnp.tile(targets, (1, 5))) ** 2, axis=0)
-    exact = np.asarray(exact + 0.5 * jnp.sum(found.latents**2, axis=0)).reshape(5, 400)
+    exact = np.asarray(exact + 0.5 * jnp.sum(found.latents**2, axis=0)).reshape(5, 50)
     finite = np.isfinite(energies)
     np.testing.assert_allclose(energies[finite], exact[finite], rtol=1e-4)
     assert finite[0].all()
-    assert 0.003 < finite[1:3].mean() < 1
-    assert 0.003 < finite[3:].mean() < 1
+    assert 0.03 < finite[1:3].mean() < 1
+    assert 0.03 < finite[3:].mean() < 1
     distances = np.linalg.norm(latents[:, :, None] - latents[:, None], axis=0)
     both = finite[:, None] & finite[None]
     for i, j in ((0, 1), (0, 2), (1, 2)):

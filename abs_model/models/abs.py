@@ -108,6 +108,12 @@ class ABSClassifier(Classifier):
     def races(self) -> bool:
         return self.race_margin is not None and isinstance(self.solver, RacingSolver)
 
+    @property
+    def _race(self) -> tuple[RacingSolver, jax.Array]:
+        """The solver and the margin of a model that `races`."""
+        assert isinstance(self.solver, RacingSolver) and self.race_margin is not None
+        return self.solver, self.race_margin
+
     def batch_decision_logits(self, images: jax.Array) -> jax.Array:
         if not self.races:
             return super().batch_decision_logits(images)
@@ -269,10 +275,8 @@ def _jitted_certificate(
 @jax.jit
 def _jitted_first_look(classifier: ABSClassifier, images: jax.Array) -> tuple[jax.Array, Standings]:
     """Logits as far as they decide where nothing is left open, and the standings."""
-    solver = classifier.solver
-    assert isinstance(solver, RacingSolver) and classifier.race_margin is not None  # `races`
-    seen = classifier._preprocess(images)
-    found = first_look(solver, seen, classifier.class_weights, classifier.race_margin)
+    solver, margin = classifier._race
+    found = first_look(solver, classifier._preprocess(images), classifier.class_weights, margin)
     return classifier.logits_from_energies(found.energies), found
 
 
@@ -280,10 +284,8 @@ def _jitted_first_look(classifier: ABSClassifier, images: jax.Array) -> tuple[ja
 def _jitted_decision(
     classifier: ABSClassifier, images: jax.Array, standings: Standings
 ) -> jax.Array:
-    solver = classifier.solver
-    assert isinstance(solver, RacingSolver) and classifier.race_margin is not None  # `races`
-    seen = classifier._preprocess(images)
-    weights, margin = classifier.class_weights, classifier.race_margin
+    solver, margin = classifier._race
+    seen, weights = classifier._preprocess(images), classifier.class_weights
     return classifier.logits_from_energies(decide(solver, seen, weights, margin, standings))
 
 

@@ -1,7 +1,10 @@
-"""Decoded data sets, and the file that keeps them beside the prepared TFDS data.
+"""Decoded data sets, and the files that keep them beside the prepared TFDS data.
 
-Decoding 70,000 PNG images takes many seconds, reading 55 MB of arrays a fraction of one. The file
-lies inside TFDS's own folder of the prepared version, so that deleting that folder deletes it too.
+Decoding 70,000 PNG images takes many seconds, opening the arrays a fraction of one. They lie inside
+TFDS's own folder of the prepared version, so that deleting that folder deletes them too::
+
+    abs_model_arrays/description.json    what they are, and the SHA-256 of each file
+    abs_model_arrays/train_images.npy    mapped into memory, of which only what is used takes room
 """
 
 import dataclasses
@@ -9,22 +12,23 @@ import hashlib
 import importlib.metadata
 import io
 import json
-import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
-from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model._runtime.atomic_files import atomic_write_bytes, write_json
 
-ARRAYS_FILE = "abs_model_arrays.npz"
-_LAYOUT = 1  # of the file; an older layout is rebuilt
+ARRAYS_FOLDER = "abs_model_arrays"
+_DESCRIPTION = "description.json"
+_LAYOUT = 2  # of the folder; an older layout is rebuilt
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images and labels of one split, in a fixed order.
+    """Images and labels of one split, in a fixed order; arrays read from files are read-only.
 
     Attributes:
         images: uint8, (N, height, width, channels), 0 to 255.
@@ -54,49 +58,53 @@ class PreparedArrays:
     test: Split
 
 
-def write_arrays(path: Path, prepared: PreparedArrays) -> None:
-    """Writes the file atomically; a folder that cannot be written to is reported, not an error."""
-    arrays = _to_arrays(prepared)
+def write_arrays(folder: Path, prepared: PreparedArrays) -> None:
+    """Writes the arrays; a folder that cannot be written to is reported, not an error."""
+    files = {f"{name}.npy": _npy(array) for name, array in _to_arrays(prepared).items()}
     description = _description(prepared.full_name, prepared.tfds_version)
     description["num_classes"] = prepared.num_classes
-    description["sha256"] = {name: _sha256(array) for name, array in arrays.items()}
-    content = io.BytesIO()
-    named: dict[str, Any] = {"description": json.dumps(description), **arrays}
-    np.savez(content, **named)
+    description["sha256"] = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
     try:
-        atomic_write_bytes(path, content.getvalue())
+        folder.mkdir(exist_ok=True)
+        for name, data in files.items():
+            atomic_write_bytes(folder / name, data)
+        # Last, because it vouches for the others.
+        write_json(folder / _DESCRIPTION, description)
     except OSError as error:
         logging.warning(
-            "Cannot write %s (%s): the images will be decoded again at every start.", path, error
+            "Cannot write %s (%s): the images will be decoded again at every start.", folder, error
         )
 
 
-def read_arrays(path: Path, full_name: str | None, tfds_version: str) -> PreparedArrays | None:
-    """Reads the file, or returns None where it has to be built again.
+def read_arrays(folder: Path, full_name: str | None, tfds_version: str) -> PreparedArrays | None:
+    """Opens the arrays, or returns None where they have to be built again.
 
-    A file that is corrupt (unreadable, or an array that differs from its SHA-256) is announced and
+    Files that are corrupt (unreadable, or with another SHA-256 than described) are announced and
     not used.
 
     Args:
-        path: the file.
-        full_name: the data set and version wanted; None takes what the file holds.
+        folder: Where they are.
+        full_name: the data set and version wanted; None takes what the folder holds.
         tfds_version: the version of TFDS that must have read the arrays.
     """
-    if not path.exists():
+    if not (folder / _DESCRIPTION).exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            description = json.loads(str(file["description"]))
-            wanted = _description(full_name or description["full_name"], tfds_version)
-            if any(description.get(key) != value for key, value in wanted.items()):
-                return None
-            arrays = {name: file[name] for name in description["sha256"]}
-        differing = [n for n, array in arrays.items() if _sha256(array) != description["sha256"][n]]
+        description = json.loads((folder / _DESCRIPTION).read_text("utf-8"))
+        wanted = _description(full_name or description["full_name"], tfds_version)
+        if any(description.get(key) != value for key, value in wanted.items()):
+            return None
+        digests = description["sha256"]
+        differing = [name for name in digests if _sha256(folder / name) != digests[name]]
         if differing:
             raise ValueError(f"SHA-256 of {', '.join(differing)} differs")
+        arrays = {
+            name.removesuffix(".npy"): np.asarray(np.load(folder / name, mmap_mode="r"))
+            for name in digests
+        }
         return _from_arrays(description, arrays)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        logging.warning("%s is corrupt (%s): decoding the prepared data again.", path, error)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        logging.warning("%s is corrupt (%s): decoding the prepared data again.", folder, error)
         return None
 
 
@@ -110,11 +118,11 @@ def find_arrays(data_dir: Path, name: str) -> PreparedArrays | None:
         installed = importlib.metadata.version("tensorflow-datasets")
     except importlib.metadata.PackageNotFoundError:
         return None
-    found = list((data_dir / name).glob(f"*/{ARRAYS_FILE}"))
+    found = list((data_dir / name).glob(f"*/{ARRAYS_FOLDER}"))
     return read_arrays(found[0], None, installed) if len(found) == 1 else None
 
 
-def _description(full_name: str, tfds_version: str) -> dict:
+def _description(full_name: str, tfds_version: str) -> dict[str, Any]:
     return {"layout": _LAYOUT, "full_name": full_name, "tfds_version": tfds_version}
 
 
@@ -127,7 +135,9 @@ def _to_arrays(prepared: PreparedArrays) -> dict[str, np.ndarray]:
     }
 
 
-def _from_arrays(description: dict, arrays: dict[str, np.ndarray]) -> PreparedArrays:
+def _from_arrays(
+    description: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
+) -> PreparedArrays:
     return PreparedArrays(
         full_name=description["full_name"],
         tfds_version=description["tfds_version"],
@@ -137,8 +147,14 @@ def _from_arrays(description: dict, arrays: dict[str, np.ndarray]) -> PreparedAr
     )
 
 
-def _sha256(array: np.ndarray) -> str:
-    """Digest of type, shape and content."""
-    digest = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-    return digest.hexdigest()
+def _npy(array: np.ndarray) -> bytes:
+    """The content of a .npy file."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    return content.getvalue()
+
+
+def _sha256(path: Path) -> str:
+    """Digest of a file, read in pieces: mapped pages would count as memory of the process."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -22,7 +22,7 @@ from tensorflow_datasets.core.download.download_manager import NonMatchingChecks
 from tensorflow_datasets.core.download.util import DownloadError
 
 from abs_model.data import mnist_mirror
-from abs_model.data.arrays import ARRAYS_FILE, PreparedArrays, Split, read_arrays, write_arrays
+from abs_model.data.arrays import ARRAYS_FOLDER, PreparedArrays, Split, read_arrays, write_arrays
 from abs_model.data.errors import CorruptDataError, DataUnavailableError
 from abs_model.data.reachability import unreachable_reason
 from abs_model.data.tensorflow_stand_in import tensorflow_stand_in
@@ -45,13 +45,13 @@ def load_prepared(name: str, data_dir: Path, module: str) -> PreparedArrays:
     if module:
         _import_module(module)
     builder = _make_builder(name, data_dir)
-    arrays_file = Path(builder.data_dir) / ARRAYS_FILE
-    prepared = read_arrays(arrays_file, builder.info.full_name, tfds.__version__)
+    folder = Path(builder.data_dir) / ARRAYS_FOLDER
+    prepared = read_arrays(folder, builder.info.full_name, tfds.__version__)
     if prepared is None:
         _prepare(builder, data_dir)
         # A fresh builder also sees what another process has prepared meanwhile.
         prepared = _decode(_make_builder(name, data_dir))
-        write_arrays(arrays_file, prepared)
+        write_arrays(folder, prepared)
     return prepared
 
 

@@ -219,44 +219,78 @@ def test_loading_again_needs_no_tfds(prepared_dir):
     assert done.stdout == "[]\n", done.stderr
 
 
-@pytest.mark.parametrize("spoil", ["flip", "truncate", "empty", "text"])
+@pytest.mark.parametrize("spoil", ["flip", "truncate", "empty", "missing", "description"])
 @pytest.mark.parametrize("module", [MODULE, ""])
 def test_corrupt_arrays_are_built_anew(data_dir, caplog, spoil, module):
     expected = _load("tiny_rgb", data_dir)
-    path = data_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FILE
+    folder = data_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FOLDER
+    path = folder / ("description.json" if spoil == "description" else "train_images.npy")
     content = bytearray(path.read_bytes())
+    path.unlink()  # what is mapped into memory stays as it is
     content[len(content) // 2] ^= 1
-    spoiled = {"flip": content, "truncate": content[:-500], "empty": b"", "text": b"arrays"}
-    path.write_bytes(spoiled[spoil])
+    spoiled = {"flip": content, "truncate": content[:-500], "empty": b"", "description": b"arrays"}
+    if spoil != "missing":
+        path.write_bytes(spoiled[spoil])
     for _ in range(2):
         loaded = _load("tiny_rgb", data_dir, module=module)
         np.testing.assert_array_equal(loaded.train.images, expected.train.images)
     warnings = [r.getMessage() for r in caplog.records if "is corrupt" in r.getMessage()]
-    # Without a module the file is tried twice, before and after TFDS is imported.
+    # Without a module the files are tried twice, before and after TFDS is imported.
     assert len(warnings) == (1 if module else 2), "announced at the first load only"
 
 
-def test_altered_array_with_intact_file_is_refused(prepared_dir, tmp_path):
-    """The digest of the content counts, not only the checksums inside the file format."""
-    original = prepared_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FILE
-    with np.load(original) as file:
-        content = dict(file)
-    content["train_labels"] = content["train_labels"].copy()
-    content["train_labels"][0] = (content["train_labels"][0] + 1) % 3
-    np.savez(tmp_path / "altered.npz", **content)
+def test_altered_array_in_an_intact_file_is_refused(prepared_dir, tmp_path):
+    """The digest of the content counts, not only that the file can be read."""
+    original = prepared_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FOLDER
+    altered = tmp_path / "altered"
+    shutil.copytree(original, altered)
+    labels = np.load(altered / "train_labels.npy")
+    labels[0] = (labels[0] + 1) % 3
+    np.save(altered / "train_labels.npy", labels)
     assert arrays.read_arrays(original, None, tfds.__version__) is not None
-    assert arrays.read_arrays(tmp_path / "altered.npz", None, tfds.__version__) is None
+    assert arrays.read_arrays(altered, None, tfds.__version__) is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads memory from /proc")
+def test_only_images_that_are_used_take_memory(tmp_path):
+    size = 64 * 2**20
+    prepared = PreparedArrays(
+        "large/1.0.0",
+        tfds.__version__,
+        1,
+        train=Split(np.ones((size // 2**14, 2**7, 2**7, 1), np.uint8), np.zeros(1, np.int32)),
+        test=Split(np.ones((1, 2**7, 2**7, 1), np.uint8), np.zeros(1, np.int32)),
+    )
+    arrays.write_arrays(tmp_path / "arrays", prepared)
+    code = f"""
+import pathlib
+from abs_model.data.arrays import read_arrays
+
+def used():
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0])
+
+before = used()
+found = read_arrays(pathlib.Path({str(tmp_path / "arrays")!r}), None, {tfds.__version__!r})
+found.test.images.sum()
+print(used() - before)
+found.train.images.sum()
+print(used() - before)
+"""
+    done = _run("-c", code)
+    test_only, all_images = (2**10 * int(kib) for kib in done.stdout.split())
+    assert test_only < size / 4 < 0.9 * size < all_images, done.stderr
 
 
 @pytest.mark.parametrize(("name", "version"), [("tiny_rgb/2.0.0", None), (None, "0.0.1")])
 def test_arrays_of_other_versions_are_not_used(prepared_dir, name, version):
-    path = prepared_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FILE
+    path = prepared_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FOLDER
     version = version or tfds.__version__
     assert arrays.read_arrays(path, name or "tiny_rgb/1.0.0", version) is None
 
 
 def test_folder_that_cannot_be_written_is_announced(data_dir, monkeypatch, caplog):
-    (data_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FILE).unlink()
+    shutil.rmtree(data_dir / "tiny_rgb" / "1.0.0" / arrays.ARRAYS_FOLDER)
 
     def refuse(path, content):
         raise PermissionError(f"cannot write {path}")

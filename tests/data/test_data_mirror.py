@@ -26,11 +26,11 @@ from abs_model.data import (
     mnist_mirror,
     tfds_source,
 )
-from abs_model.data.arrays import ARRAYS_FILE
+from abs_model.data.arrays import ARRAYS_FOLDER
 from abs_model.data.datasets import resolve_data_dir
 from abs_model.data.reachability import unreachable_reason
 
-MNIST_PREPARED = list((resolve_data_dir(None) / "mnist").glob(f"*/{ARRAYS_FILE}"))
+MNIST_PREPARED = list((resolve_data_dir(None) / "mnist").glob(f"*/{ARRAYS_FOLDER}"))
 needs_gzip = pytest.mark.skipif(shutil.which("gzip") is None, reason="gzip is not installed")
 needs_mnist = pytest.mark.skipif(not MNIST_PREPARED, reason="MNIST is not prepared here")
 

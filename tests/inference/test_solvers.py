@@ -78,6 +78,14 @@ def test_inverse_hessians_stay_positive_definite_where_curvature_is_negative():
         assert np.linalg.eigvalsh(np.asarray(now.inverse_hessians).transpose(2, 0, 1)).min() > 0
 
 
+def test_inverses_of_positive_definite_matrices():
+    slopes = np.random.default_rng(0).normal(size=(20, SIZE, SIZE)).astype("f")
+    matrices = 50 * slopes @ slopes.transpose(0, 2, 1) + np.eye(SIZE, dtype="f")
+    inverses = bfgs.inverse_of_definite(jnp.asarray(matrices.transpose(1, 2, 0)))
+    expected = np.linalg.inv(matrices.astype("d"))
+    np.testing.assert_allclose(np.asarray(inverses).transpose(2, 0, 1), expected, atol=1e-4)
+
+
 def test_the_first_step_only_evaluates_also_on_the_sphere():
     directions = jax.random.normal(jax.random.key(0), (SIZE, 500))
     start = bfgs.initial_iterate(5 * directions / jnp.linalg.norm(directions, axis=0))

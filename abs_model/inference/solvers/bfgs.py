@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model.inference.solvers.norm_ball import constraint_active, project, tangential
@@ -124,6 +125,23 @@ def predicted_decrease(now: Iterate) -> tuple[jax.Array, jax.Array]:
     it leads, (latent, N)."""
     direction = _direction(now)
     return -0.5 * jnp.sum(now.gradients * direction, axis=0), now.latents + direction
+
+
+def inverse_of_definite(matrices: jax.Array) -> jax.Array:
+    """The inverses of symmetric positive definite matrices, (latent, latent, N).
+
+    By Gauss-Jordan elimination, which needs no pivots for these. For `jnp.linalg.inv`, JAX 0.10.2
+    imports SciPy on CPU: 15 MiB, and 0.1 seconds before the first search.
+    """
+    indices = jnp.arange(len(matrices))
+    in_row, in_column = indices[:, None, None], indices[None, :, None]
+
+    def eliminate(pivot: jax.Array, now: jax.Array) -> jax.Array:
+        row = jnp.where(indices[:, None] == pivot, 1.0, now[pivot]) / now[pivot, pivot]
+        others = jnp.where(in_column == pivot, 0.0, now) - now[:, pivot, None] * row
+        return jnp.where(in_row == pivot, row, others)
+
+    return lax.fori_loop(0, len(matrices), eliminate, matrices)
 
 
 def _direction(now: Iterate) -> jax.Array:

@@ -189,8 +189,8 @@ class QuasiNewton:
         directions = jnp.repeat(jnp.eye(size), count, axis=1)
         _, slopes = jax.jvp(self.surrogate, (jnp.tile(latents, (1, size)),), (directions,))
         jacobians = slopes.reshape(-1, size, count)
-        hessians = 2 * jnp.einsum("cin,cjn->nij", jacobians, jacobians) + jnp.eye(size)
-        inverse = jnp.linalg.inv(hessians).transpose(1, 2, 0)
+        hessians = 2 * jnp.einsum("cin,cjn->ijn", jacobians, jacobians)
+        inverse = bfgs.inverse_of_definite(hessians + jnp.eye(size)[:, :, None])
         learned = minima.inverse_hessians
         mixed = learned[..., :count] + _GAUSS_NEWTON_SHARE * (inverse - learned[..., :count])
         return dataclasses.replace(minima, inverse_hessians=learned.at[..., :count].set(mixed))

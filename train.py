@@ -2,7 +2,7 @@
 
 A configuration is a file with variants, `configs/abs.py:quick`, and any of its values can be set:
 `--config.train.epochs=5`; None stands for no value. Started again with the same command, training
-goes on from the last checkpoint.
+goes on from the last checkpoint. In a sweep, {run_id} in --workdir gives each trial its own.
 """
 
 import sys
@@ -11,6 +11,7 @@ from absl import flags, logging
 
 from abs_model._runtime.command_line import define_config, define_path, run_main
 from abs_model._runtime.configuration import check, one_of
+from abs_model._runtime.wandb_log import with_run_id
 from abs_model.models.architectures import NETWORKS
 from abs_model.training.abs import train_and_evaluate as train_abs
 from abs_model.training.network import train_and_evaluate as train_network
@@ -34,10 +35,11 @@ def main(argv: list[str]) -> None:
     config = _CONFIG.value
     check(config, {"model.name": one_of(*_TRAINERS)})
     train = _TRAINERS[config.model.name]
-    if not train(config, _WORKDIR.value, _WANDB.value):
+    workdir = with_run_id(_WORKDIR.value)
+    if not train(config, workdir, _WANDB.value):
         print("Stopped and saved; the same command goes on from here.", file=sys.stderr)
         return
-    print(f"Trained: {_WORKDIR.value}", file=sys.stderr)
+    print(f"Trained: {workdir}", file=sys.stderr)
 
 
 if __name__ == "__main__":

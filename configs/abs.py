@@ -61,6 +61,10 @@ def _full() -> ml_collections.ConfigDict:
                 "abs_images": 500,
                 "abs_every_epochs": 20,
                 "image_columns": 10,
+                # Images attacked by a short PGD whenever ABS accuracy is measured; None: none.
+                "num_attacked": ml_collections.config_dict.placeholder(int),
+                # What a sweep goes by: "elbo" (None, too), "abs_accuracy" or "robust_accuracy".
+                "objective": ml_collections.config_dict.placeholder(str),
             },
             "inference": {
                 # Or "adam", as in the paper. Settings: of all solvers, see `inference/solvers`.

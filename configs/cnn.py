@@ -48,7 +48,14 @@ def _full() -> ml_collections.ConfigDict:
                 "attack_warmup_steps": 0,
                 "final_attack": {"epochs": 0, "step_size": 0.01, "num_steps": 40},
             },
-            "validation": {"num_attacked": 200, "batch_size": 100, "attack": _attack(40)},
+            "validation": {
+                "num_attacked": 200,
+                "batch_size": 100,
+                "attack": _attack(40),
+                # What a sweep goes by: "accuracy" or "robust_accuracy"; None: the best
+                # checkpoint's metric.
+                "objective": ml_collections.config_dict.placeholder(str),
+            },
             "checkpoint": {"every_epochs": 1, "keep": 2},
         }
     )

@@ -56,7 +56,14 @@ def _full() -> ml_collections.ConfigDict:
                 # The attack of the last epochs, if any.
                 "final_attack": {"epochs": 0, "step_size": 0.01, "num_steps": 40},
             },
-            "validation": {"num_attacked": 500, "batch_size": 100, "attack": _attack()},
+            "validation": {
+                "num_attacked": 500,
+                "batch_size": 100,
+                "attack": _attack(),
+                # What a sweep goes by: "accuracy" or "robust_accuracy"; None: the best
+                # checkpoint's metric.
+                "objective": ml_collections.config_dict.placeholder(str),
+            },
             "checkpoint": {"every_epochs": 1, "keep": 2},
         }
     )

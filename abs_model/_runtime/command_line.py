@@ -146,7 +146,7 @@ def run_main(
 def _parse_flags(argv: Sequence[str]) -> list[str]:
     import_from_working_directory()  # for what configuration files import
     try:
-        arguments = _with_flag_files(argv)
+        arguments = _in_notation_of_type(_with_flag_files(argv))
         given, undone = _without_nones(arguments)
         _ARGUMENTS[:] = given
         remaining = flags.FLAGS(given)
@@ -185,31 +185,96 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
     return [argv[0], *(home.sub(lambda m: m[1] + os.path.expanduser(m[2]), a) for a in arguments)]
 
 
-def _without_nones(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
-    """The arguments but those that set a configuration's key to None, and these keys by flag.
+def _in_notation_of_type(arguments: Sequence[str]) -> list[str]:
+    """The arguments, with whole numbers for keys that hold integers: 8 for 8.0, 1000 for 1e3.
 
-    As for any flag, the last of several settings of a key counts.
+    W&B proposes some integers as 8.0, which config_flags refuses.
+
+    Raises:
+        ConfigError: An override names a section, which config_flags would replace as a whole.
     """
+    kept: list[str] = []
+    configs = dict[str, Any]()
+    for words, name, key, value in _overrides(arguments):
+        if name is None:
+            kept.extend(words)
+            continue
+        if name not in configs:
+            configs[name] = _as_written(arguments, name)
+        *sections, last = key.split(".")
+        place = configs[name]
+        for part in sections:
+            place = place.get(part) if isinstance(place, ml_collections.ConfigDict) else None
+        known = isinstance(place, ml_collections.ConfigDict) and last in place
+        if known and isinstance(place[last], ml_collections.ConfigDict):
+            raise ConfigError(
+                f"--{name}.{key} is a section; set its keys one by one, such as"
+                f" --{name}.{key}.{next(iter(flatten(place[last])))}"
+            )
+        if known and place.get_type(last) is int and (number := _whole_number(value)) is not None:
+            words = [f"--{name}.{key}={number}"]
+        kept.extend(words)
+    return kept
+
+
+def _as_written(arguments: Sequence[str], name: str) -> Any:
+    """The configuration of a flag without overrides; None where it can't be read."""
+    file = _argument(arguments, name)
+    try:
+        return flags.FLAGS[name].parser.parse(file) if file else None
+    except Exception:  # config_flags raises what it likes; parsing all flags reports it
+        return None
+
+
+def _whole_number(text: str | None) -> int | None:
+    """The integer that a text in another notation than an integer's means; None if it does not."""
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    written_as_integer = re.fullmatch(r"[+-]?\d+", text or "") is not None
+    return int(number) if number.is_integer() and not written_as_integer else None
+
+
+def _overrides(
+    arguments: Sequence[str],
+) -> list[tuple[list[str], str | None, str, str | None]]:
+    """The arguments in order, as the words of each, and, of those that set a configuration's key,
+    flag, key and value; else None, "", None."""
     names = "|".join(map(re.escape, _config_flag_names()))
-    kept: list[tuple[tuple[str, str] | None, list[str]]] = []
-    undone: dict[tuple[str, str], None] = {}
+    found: list[tuple[list[str], str | None, str, str | None]] = []
     rest = list(arguments)
     while rest:
         words = [rest.pop(0)]
         match = re.fullmatch(rf"--?({names})\.([^=]+)(?:=(.*))?", words[0], re.DOTALL)
         if match is None:
-            kept.append((None, words))
+            found.append((words, None, "", None))
             continue
-        key, value = (match[1], match[2]), match[3]
+        value = match[3]
         if value is None and rest and not rest[0].startswith("-"):
             value = rest.pop(0)
             words.append(value)
-        undone.pop(key, None)
+        found.append((words, match[1], match[2], value))
+    return found
+
+
+def _without_nones(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+    """The arguments but those that set a configuration's key to None, and these keys by flag.
+
+    As for any flag, the last of several settings of a key counts.
+    """
+    kept: list[tuple[tuple[str, str] | None, list[str]]] = []
+    undone: dict[tuple[str, str], None] = {}
+    for words, name, key, value in _overrides(arguments):
+        if name is None:
+            kept.append((None, words))
+            continue
+        undone.pop((name, key), None)
         if value == "None":
-            kept = [entry for entry in kept if entry[0] != key]
-            undone[key] = None
+            kept = [entry for entry in kept if entry[0] != (name, key)]
+            undone[name, key] = None
         else:
-            kept.append((key, words))
+            kept.append(((name, key), words))
     return [word for _, words in kept for word in words], list(undone)
 
 

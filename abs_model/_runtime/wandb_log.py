@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 import ml_collections
 
 from abs_model._runtime.atomic_files import atomic_write_text
+from abs_model._runtime.errors import UserError
 
 MODES = ("auto", "online", "offline", "off")
 PROJECT = "abs-model"
 RUN_ID_FILE = "wandb_run_id.txt"
 INIT_TIMEOUT = 10.0  # seconds; wandb adds up to 10 of its own for checking the login
 FINISH_TIMEOUT = 60.0  # seconds for the last uploads
+GIVEN_ID, _GIVEN_SWEEP = "WANDB_RUN_ID", "WANDB_SWEEP_ID"
+PLACEHOLDER = "{run_id}"
 _LOGGER = logging.getLogger(__name__)
 
 
@@ -119,7 +122,8 @@ def _init(
     run_id: str,
 ) -> Any:
     run = wandb.init(
-        project=os.environ.get("WANDB_PROJECT", PROJECT),
+        # A sweep has a project, which wins, with a warning about any other.
+        project=None if _GIVEN_SWEEP in os.environ else os.environ.get("WANDB_PROJECT", PROJECT),
         name=workdir.name,
         id=run_id,
         # Offline nothing can be looked up; `wandb sync` joins the parts by the id.
@@ -159,11 +163,29 @@ def _logged_in(wandb: ModuleType) -> bool:
         return False
 
 
+def with_run_id(path: pathlib.Path) -> pathlib.Path:
+    """The path, with the id that Weights & Biases has given the run in place of {run_id}.
+
+    Raises:
+        UserError: The path has a {run_id}, and there is no such id.
+    """
+    run_id = os.environ.get(GIVEN_ID)
+    if PLACEHOLDER not in str(path):
+        return path
+    if not run_id:
+        raise UserError(
+            f"{path}: only in a sweep is there a {PLACEHOLDER}, which `wandb agent` and"
+            f" scripts/sweep.py give in {GIVEN_ID}; elsewhere write a name of your own"
+        )
+    return pathlib.Path(str(path).replace(PLACEHOLDER, run_id))
+
+
 def _run_id(workdir: pathlib.Path) -> str:
-    """The id of the workdir's run, made on first use."""
+    """The id of the workdir's run: the one that a sweep gives, or one made on first use."""
     path = workdir / RUN_ID_FILE
-    if not path.exists():
-        atomic_write_text(path, uuid.uuid4().hex[:12] + "\n")
+    given = os.environ.get(GIVEN_ID)
+    if given or not path.exists():
+        atomic_write_text(path, (given or uuid.uuid4().hex[:12]) + "\n")
     return path.read_text("utf-8").strip()
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import time
 from typing import Any
 
@@ -17,6 +18,7 @@ from abs_model._runtime.configuration import (
     boolean,
     check_all,
     one_of,
+    optional,
     positive,
     positive_int,
     seed,
@@ -64,6 +66,11 @@ _EXPECTED = {
     "validation.abs_images": positive_int,
     "validation.abs_every_epochs": positive_int,
     "validation.image_columns": positive_int,
+    # Configurations from before there were sweeps lack both.
+    "validation.num_attacked": dataclasses.replace(optional(positive_int), required=False),
+    "validation.objective": dataclasses.replace(
+        optional(one_of("elbo", "abs_accuracy", "robust_accuracy")), required=False
+    ),
     "calibration.num_images": positive_int,
     "calibration.fit_abs_class_weights": boolean,
     "calibration.alpha": positive,
@@ -79,7 +86,9 @@ _EXPECTED_TYPES: dict[Any, Expectation] = {
 }
 
 
-def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mode: str) -> bool:
+def train_and_evaluate(
+    config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], wandb_mode: str
+) -> bool:
     """Trains the ABS model of a configuration, resuming where it stopped, then calibrates it.
 
     Args:
@@ -95,6 +104,12 @@ def train_and_evaluate(config: ml_collections.ConfigDict, workdir: str, wandb_mo
             written to, another process trains in it, or training diverged.
     """
     check_all(config, _EXPECTED | expected_of_search())
+    validation = config.validation
+    if validation.get("objective") == "robust_accuracy" and not validation.get("num_attacked"):
+        raise ConfigError(
+            "validation.objective robust_accuracy needs validation.num_attacked, the number of"
+            " validation images to attack, such as 100"
+        )
     if is_finished(workdir, config):
         return True
     task, dataset = build_task(config, ABSTask)

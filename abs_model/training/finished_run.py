@@ -33,7 +33,7 @@ from abs_model.training.workdir import WorkdirError, load_config, open_workdir
 
 _FILE = "run.json"
 _SESSIONS_FILE = "sessions.json"
-_LOCK_FILE = ".training.lock"
+LOCK_FILE = ".training.lock"
 _CHECKPOINTS = "checkpoints"
 _MARGINS_FILE = "race_margins.json"
 PyTree = Any
@@ -123,7 +123,7 @@ def session(
     directory = as_path(workdir).absolute()
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory / _LOCK_FILE):
+        with locked(directory / LOCK_FILE):
             open_workdir(directory, config)
             _note_session(directory)
             yield directory

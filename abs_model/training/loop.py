@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from abs_model._runtime.errors import UserError
 from abs_model.training.checkpoints import CheckpointStore
-from abs_model.training.metrics import SECONDS, MetricsLogger, training_seconds
+from abs_model.training.metrics import OBJECTIVE, SECONDS, MetricsLogger, training_seconds
 from abs_model.training.preemption import graceful_exit
 
 PyTree = Any
@@ -74,7 +74,9 @@ def fit(
 
     Args:
         task: What to train.
-        config: Uses `train.steps_per_dispatch` and `checkpoint.every_epochs`.
+        config: Uses `train.steps_per_dispatch`, `checkpoint.every_epochs`, and
+            `validation.objective`, the validation metric that is also logged as "objective": that
+            of the best checkpoint by default.
         workdir: From `open_workdir`.
         store: Where its checkpoints go.
         wandb_mode: "auto", "online", "offline" or "off".
@@ -119,7 +121,7 @@ def fit(
             last = epoch == task.num_epochs
             if not into_epoch and (epoch % config.checkpoint.every_epochs == 0 or last):
                 progress.update(bar, status="validating")
-                _validate_and_save(task, state, step, start_time, logger, store)
+                _validate_and_save(task, config, state, step, start_time, logger, store)
         if store.latest_step() != step:
             # Mid-epoch: no validation metrics yet. NaN ranks as the worst.
             store.save(step, state, {task.best_metric: math.nan})
@@ -128,6 +130,7 @@ def fit(
 
 def _validate_and_save(
     task: Task,
+    config: ml_collections.ConfigDict,
     state: State,
     step: int,
     start_time: float,
@@ -138,7 +141,11 @@ def _validate_and_save(
     metrics = task.evaluate(state, epoch)
     _check_finite(metrics, step, store)
     seconds = time.perf_counter() - start_time
-    logger.scalars(step, {"epoch": epoch} | metrics | {SECONDS: seconds})
+    chosen = config.validation.get("objective")
+    objective = task.best_metric if chosen is None else f"validation/{chosen}"
+    # Some metrics are measured every few epochs only.
+    objectives = {OBJECTIVE: metrics[objective]} if objective in metrics else {}
+    logger.scalars(step, {"epoch": epoch} | metrics | objectives | {SECONDS: seconds})
     for name, image in task.images(state).items():
         logger.image(step, name, image)
     store.save(step, state, metrics)

@@ -26,6 +26,8 @@ METRICS_FILE = "metrics.jsonl"
 IMAGES_DIRECTORY = "images"
 # Of training and validation so far, over all sessions of a run.
 SECONDS = "seconds"
+# The validation metric that a sweep goes by, under one name for all models.
+OBJECTIVE = "objective"
 _LOGGER = logging.getLogger(__name__)
 
 

@@ -1,5 +1,6 @@
 """Training of feed-forward networks from start to end; see `network_task` for the steps."""
 
+import dataclasses
 import os
 
 import ml_collections
@@ -46,6 +47,10 @@ _EXPECTATIONS = {
     "train.steps_per_dispatch": positive_int,
     "validation.num_attacked": positive_int,
     "validation.batch_size": positive_int,
+    # Configurations from before there were sweeps lack it.
+    "validation.objective": dataclasses.replace(
+        optional(one_of("accuracy", "robust_accuracy")), required=False
+    ),
     "checkpoint.every_epochs": positive_int,
     "checkpoint.keep": positive_int,
     **DATASET_EXPECTED,

@@ -129,6 +129,18 @@ def test_none_undoes_a_setting_whatever_its_type(directory, arguments, shown):
     assert (result.returncode, result.stdout) == (0, f"epochs 1\n{shown}\n"), result.stderr
 
 
+@pytest.mark.parametrize("notation", ["5", "5.0", "5e0", "+5", " 5.0"])
+def test_integers_may_be_in_any_notation(directory, notation):
+    for words in ([f"--config.train.epochs={notation}"], ["--config.train.epochs", notation]):
+        result = run(directory, "--config=conf.py:quick", *words)
+        assert (result.returncode, result.stdout) == (0, "epochs 5\nseed 1 name x\n"), result.stderr
+
+
+def test_large_integers_keep_all_their_digits(directory):
+    result = run(directory, "--config=conf.py:quick", "--config.seed=4294967295")
+    assert result.stdout == "epochs 1\nseed 4294967295 name x\n", result.stderr
+
+
 def test_flag_files_and_a_configuration_in_the_home(directory):
     result = run(directory, "--flagfile=good.flags", "--config.seed=None")
     assert (result.returncode, result.stdout) == (0, "epochs 7\nseed None name x\n")
@@ -152,7 +164,10 @@ def test_flag_files_and_a_configuration_in_the_home(directory):
         (["--config=conf.py", "--config.train.epochs=abc"], "--config.train.epochs=abc"),
         (["--config=conf.py", "--config.train.epochs=1.5"], "--config.train.epochs=1.5"),
         (["--config=conf.py", "--config.train.augment=3"], "--config.train.augment=3"),
-        (["--config=conf.py", "--config.train=3"], "--config.train=3"),
+        (
+            ["--config=conf.py", "--config.train={'epochs': 3}"],
+            "--config.train is a section; set its keys one by one, such as --config.train.augment",
+        ),
         (
             ["--config=conf.py:qiuck"],
             "no configuration variant 'qiuck', did you mean quick?; choose from full, quick",

@@ -1,5 +1,7 @@
 import json
 import math
+import os
+import pathlib
 import subprocess
 import sys
 import types
@@ -13,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from abs_model._runtime import wandb_log
+from abs_model._runtime.errors import UserError
 from abs_model.training.metrics import MetricsLogger, read_metrics
 
 CONFIG = ml_collections.ConfigDict({"train": {"epochs": 2}})
@@ -21,8 +24,9 @@ CONFIG = ml_collections.ConfigDict({"train": {"epochs": 2}})
 @pytest.fixture(autouse=True)
 def no_login(tmp_path, monkeypatch):
     """No test sees the login of whoever runs it."""
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "WANDB_PROJECT"):
-        monkeypatch.delenv(name, raising=False)
+    for name in os.environ:
+        if name.startswith("WANDB_"):
+            monkeypatch.delenv(name)
     monkeypatch.setenv("NETRC", str(tmp_path / "no-netrc"))
 
 
@@ -247,6 +251,25 @@ def test_a_resumed_run_keeps_its_wandb_id(tmp_path, monkeypatch):
         open_metrics(tmp_path, wandb_mode="online").close()
     assert inits[0]["id"] == inits[1]["id"]
     assert inits[1]["resume"] == "allow"
+
+
+def test_in_a_sweep_the_id_that_wandb_gives_is_noted(tmp_path, monkeypatch):
+    inits = fake_wandb(monkeypatch, api_key="k")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
+    open_metrics(tmp_path, wandb_mode="online").close()
+    assert inits[0]["id"] == "trial7" and inits[0]["project"] is None
+    assert (tmp_path / wandb_log.RUN_ID_FILE).read_text() == "trial7\n"
+
+
+def test_run_ids_in_paths(monkeypatch):
+    path = pathlib.Path("runs/{run_id}/x")
+    monkeypatch.setenv("WANDB_RUN_ID", "trial7")
+    assert wandb_log.with_run_id(path) == pathlib.Path("runs/trial7/x")
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert wandb_log.with_run_id(pathlib.Path("runs/x")) == pathlib.Path("runs/x")
+    with pytest.raises(UserError, match=r"only in a sweep is there a \{run_id\}"):
+        wandb_log.with_run_id(path)
 
 
 def test_real_wandb_offline_writes_inside_the_workdir_and_survives_its_service(tmp_path):

@@ -155,12 +155,14 @@ def test_trains_from_the_configuration_to_a_loaded_classifier(tmp_path, network)
         module="tests.tiny_datasets",
         validation_size=30,
     )
+    config.validation.objective = "robust_accuracy"
     assert train_and_evaluate(config, tmp_path / "run", "off")
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert records[-1]["step"] == 8
     accuracies = [records[-1][f"validation/{name}accuracy"] for name in ("robust_", "")]
     assert 0 <= accuracies[0] <= accuracies[1] <= 1
+    assert records[-1]["objective"] == accuracies[0]
     classifier = load(tmp_path / "run")
     images = to_float(rgb_images(4, seed=3)[0])
     assert classifier.logits(images).shape == (4, RGB_CLASSES)

@@ -74,7 +74,11 @@ def test_training_lowers_the_loss_and_raises_the_elbo(mnist_sample):
         state, metrics = task.run_steps(state, epoch * count, count)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < losses[0]
-    assert task.evaluate(state, 1)["validation/elbo"] > before
+    # As many images under attack as without; both are measured in the last epoch.
+    task.config.validation.num_attacked = task.config.validation.abs_images
+    after = task.evaluate(state, task.num_epochs)
+    assert after["validation/elbo"] > before
+    assert 0 <= after["validation/robust_accuracy"] < after["validation/abs_accuracy"] <= 1
 
 
 def test_a_finished_run_leaves_what_the_readme_says(abs_run):
@@ -84,6 +88,10 @@ def test_a_finished_run_leaves_what_the_readme_says(abs_run):
         assert f"train/{name}" in names
     for name in ("elbo", "encoder_accuracy", "abs_accuracy"):
         assert f"validation/{name}" in names
+    validated = [record for record in records if "validation/elbo" in record]
+    assert [record["objective"] for record in validated] == [
+        record["validation/elbo"] for record in validated
+    ]
     assert {path.stem.split("-")[0] for path in (abs_run / "images").iterdir()} >= {"samples"}
     run = json.loads((abs_run / "run.json").read_text())
     for fitted in run["calibration"].values():
@@ -165,6 +173,16 @@ def test_an_unknown_key_is_refused_with_the_near_one(tmp_path, data_dir):
     assert done.returncode == 2
     assert "train.epochs" in done.stderr and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_settings_for_sweeps_are_checked(tmp_path, data_dir):
+    arguments = train_arguments("abs", tmp_path, data_dir, "mnist_sample")
+    result = run_script(*arguments, "--config.validation.objective=robust_accuracy")
+    assert result.returncode == 2
+    assert "needs validation.num_attacked" in result.stderr
+    result = run_script(*arguments, f"--workdir={tmp_path}/{{run_id}}")
+    assert result.returncode == 2
+    assert "only in a sweep is there a {run_id}" in result.stderr
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path, data_dir):

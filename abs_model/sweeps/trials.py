@@ -186,6 +186,7 @@ def _continues(running: _Running, study: optuna.Study, metric: str, progress: Pr
     running.num_reported = max(running.num_reported, len(values))
     progress.update(running.bar, completed=len(values))
     if status is None:
+        # The pruner says it once only (findings/optuna_should_prune_answers_once.sh).
         if not running.trial.should_prune():
             return True
         _stop([running.process])

@@ -1,5 +1,11 @@
-"""Doing the same thing for each class or image, in the form the platform runs fastest."""
+"""Doing the same thing for each class or image, in the form the platform runs fastest.
 
+Loops over classes and over few images at a time on CPU, one batch of everything on accelerators.
+The environment variable ABS_MODEL_FORMULATION, "loops" or "batched", forces either; it is read when
+a program is traced, so set it before the first one.
+"""
+
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +13,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from abs_model._runtime.errors import UserError
+
+FORMULATION = "ABS_MODEL_FORMULATION"
+_LOOPS, _BATCHED = "loops", "batched"
 _CPU_CHUNK = 24
 _REFINED_CHUNK = 16
 _LEAST_CHUNK = 8  # fewer are no faster
@@ -26,7 +36,7 @@ def map_classes(function: Callable[..., Any], *arguments: Any) -> Any:
     Returns:
         What `function` returns, with a leading class axis.
     """
-    if _on_cpu():
+    if _in_loops():
         return lax.map(lambda slices: function(*slices), arguments)
     return jax.vmap(function)(*arguments)
 
@@ -41,14 +51,14 @@ def chunk_size(length: int, most: int = _CPU_CHUNK) -> int:
         length: Number of images.
         most: How many fit on a CPU; by default into a decoder.
     """
-    if not _on_cpu():
+    if not _in_loops():
         return length
     return -(-length // -(-length // most))
 
 
 def list_size(entries: int, images: int) -> int:
     """How many of a list's entries, one or a few for each of `images`, to decode at once."""
-    if not _on_cpu():
+    if not _in_loops():
         return min(entries, images)
     # With one for each image, where latents are refined, only a fifth is worth decoding; with a
     # few, about four for each image.
@@ -132,5 +142,10 @@ def map_chosen(
     return lax.while_loop(lambda carry: carry[0] < count, proceed, (jnp.int32(0), filled))[1]
 
 
-def _on_cpu() -> bool:
-    return jax.default_backend() == "cpu"
+def _in_loops() -> bool:
+    chosen = os.environ.get(FORMULATION)
+    if chosen is None:
+        return jax.default_backend() == "cpu"
+    if chosen not in (_LOOPS, _BATCHED):
+        raise UserError(f"{FORMULATION} must be {_LOOPS} or {_BATCHED}, got {chosen!r}")
+    return chosen == _LOOPS

@@ -8,6 +8,7 @@ import pytest
 from abs_model.attacks import ATTACKS, Access, Batch, distances
 from abs_model.attacks._core.keys import image_keys
 from tests.attacks.cases import CASES, images_for, model_for, settings_for
+from tests.recorded_programs import check_lowering, recorded_programs
 
 KEY = jax.random.key(3)
 COUNT = 6
@@ -68,6 +69,14 @@ def test_the_same_call_has_the_same_result(case):
     again = case.attack()
     for one, other in zip(jax.tree.leaves(case.result), jax.tree.leaves(again), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_programs_lower_for_accelerators(case):
+    with recorded_programs() as calls:
+        case.attack()
+    assert calls
+    for call in calls:
+        check_lowering(*call)
 
 
 def test_queries_are_counted(case):

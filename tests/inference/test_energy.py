@@ -164,7 +164,7 @@ def test_faulty_settings_are_refused():
 def test_accelerators_form_batches_of_classes_and_lists_as_long_as_the_images(
     linear, make, images, monkeypatch
 ):
-    monkeypatch.setattr("abs_model._runtime.vectorize._on_cpu", lambda: False)
+    monkeypatch.setenv("ABS_MODEL_FORMULATION", "batched")
     count = 5
     solver, images = make(SETTINGS["quasi_newton"]), images[:count]
     found = infer(solver, images)

@@ -7,11 +7,17 @@ import pytest
 
 import abs_model
 from abs_model._runtime import vectorize
-from abs_model._runtime.vectorize import map_chosen
+from abs_model._runtime.errors import UserError
+from abs_model._runtime.vectorize import FORMULATION, map_chosen
 from abs_model.data import Dataset, Split
 from abs_model.inference import racing
+from abs_model.inference.certificates import DEFAULT_SETTINGS, certify, decode_samples
+from abs_model.inference.changes import REACHES
 from abs_model.training.abs_task import ABSTask
-from configs.abs import get_config
+from abs_model.training.network_task import NetworkTask
+from configs import abs as abs_config
+from configs import cnn, madry
+from tests.recorded_programs import check_lowering
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
@@ -33,21 +39,84 @@ def test_chosen_entries_are_mapped_in_chunks(share, size):
     assert set(sizes) == {min(size, 21)}
 
 
-def test_training_and_search_of_trained_decoders_work_for_all_classes_at_once(monkeypatch):
-    """As on accelerators; tracing is enough to see that nothing lacks a batched form."""
+@pytest.fixture
+def batched(monkeypatch):
+    """The formulation of accelerators; traces of either one do not serve the other."""
+    jax.clear_caches()
+    monkeypatch.setenv(FORMULATION, "batched")
+    yield
+    jax.clear_caches()
+
+
+def zeros_of(function):
+    """Zeros in the shapes of what a function returns, which is traced only."""
+    shapes = jax.eval_shape(function)
+    return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+
+
+def make_task(configuration, task):
+    config = configuration.get_config("tiny")
+    split = Split(np.zeros((100, 28, 28, 1), np.uint8), np.arange(100, dtype=np.int32) % 10)
+    return task(config, Dataset("black", 10, split, split, split))
+
+
+@pytest.mark.parametrize(
+    ("configuration", "task"), [(abs_config, ABSTask), (cnn, NetworkTask), (madry, NetworkTask)]
+)
+def test_training_steps_lower_for_accelerators(batched, configuration, task):
+    made = make_task(configuration, task)
+    check_lowering(jax.jit(lambda state: made.run_steps(state, 0, 1)), (made.init_state(),), {})
+
+
+def test_inference_lowers_for_accelerators(batched):
+    model = abs_model.load("abs").with_batch_size(2)
+    solver, weights = model.solver, model.class_weights
+    images = jnp.zeros((2, 28, 28, 1))
+    found = zeros_of(lambda: model.batch_inference(images))
+    required = jnp.ones((2, 10), bool)
+    programs = {
+        "search": lambda: model.batch_inference(images),
+        "refinement": lambda: model.batch_refinement(images, found, required),
+        "first look": lambda: racing.first_look(solver, images, weights, 8.0),
+    }
+    for program in programs.values():
+        check_lowering(jax.jit(program), (), {})
+    standings = racing.Standings(found.energies, required, required)
+    check_lowering(jax.jit(lambda: racing.decide(solver, images, weights, 8.0, standings)), (), {})
+
+
+@pytest.mark.parametrize("norm", list(REACHES))
+def test_certificates_lower_for_accelerators(batched, norm):
     model = abs_model.load("abs").with_batch_size(2)
     images = jnp.zeros((2, 28, 28, 1))
-    config = get_config("tiny")
-    split = Split(np.zeros((100, 28, 28, 1), np.uint8), np.arange(100, dtype=np.int32) % 10)
-    monkeypatch.setattr(vectorize, "_on_cpu", lambda: False)
+    found = zeros_of(lambda: model.batch_inference(images))
+    samples = zeros_of(lambda: decode_samples(model.solver, DEFAULT_SETTINGS))
 
-    def search(model, images):
-        found = model.batch_inference(images)
-        return model.batch_refinement(images, found, jnp.ones((2, 10), bool))
+    def certificate():
+        return certify(
+            model.solver, images, found, model.class_weights, samples, DEFAULT_SETTINGS,
+            norm=norm, binary=False,
+        )  # fmt: skip
 
-    jax.eval_shape(search, model, images)
-    solver, weights = model.solver, model.class_weights
-    standings = jax.eval_shape(racing.first_look, solver, images, weights, 8.0)
-    jax.eval_shape(racing.decide, solver, images, weights, 8.0, standings)
-    task = ABSTask(config, Dataset("black", 10, split, split, split))
-    jax.eval_shape(lambda state: task.run_steps(state, 0, 1), task.init_state())
+    check_lowering(jax.jit(certificate), (), {})
+
+
+def test_both_formulations_find_the_same(monkeypatch, mnist_sample):
+    model = abs_model.load("abs").with_batch_size(3)
+    images = mnist_sample["test_images"][:3].astype(np.float32) / 255
+    found = {}
+    for formulation in ("loops", "batched"):
+        jax.clear_caches()
+        monkeypatch.setenv(FORMULATION, formulation)
+        found[formulation] = model.infer(images), model.decision_logits(images)
+    jax.clear_caches()
+    (loops, decided), (batched, others) = found["loops"], found["batched"]
+    # The search ends within its tolerance of a minimum, wherever rounding has led it.
+    np.testing.assert_allclose(loops.energies, batched.energies, atol=0.02)
+    np.testing.assert_array_equal(decided.argmax(axis=1), others.argmax(axis=1))
+
+
+def test_another_formulation_is_refused(monkeypatch):
+    monkeypatch.setenv(FORMULATION, "vectorized")
+    with pytest.raises(UserError, match="must be loops or batched, got 'vectorized'"):
+        vectorize.map_classes(jnp.sin, jnp.zeros(3))

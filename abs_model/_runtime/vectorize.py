@@ -1,8 +1,8 @@
 """Doing the same thing for each class or image, in the form the platform runs fastest.
 
-Loops over classes and over few images at a time on CPU, one batch of everything on accelerators.
-The environment variable ABS_MODEL_FORMULATION, "loops" or "batched", forces either; it is read when
-a program is traced, so set it before the first one.
+Loops over classes and over few images at a time on a CPU, one batch of everything on accelerators
+and on several devices. The environment variable ABS_MODEL_FORMULATION, "loops" or "batched", forces
+either; it is read when a program is traced, so set it before the first one.
 """
 
 import os
@@ -145,7 +145,7 @@ def map_chosen(
 def _in_loops() -> bool:
     chosen = os.environ.get(FORMULATION)
     if chosen is None:
-        return jax.default_backend() == "cpu"
+        return jax.default_backend() == "cpu" and jax.local_device_count() == 1
     if chosen not in (_LOOPS, _BATCHED):
         raise UserError(f"{FORMULATION} must be {_LOOPS} or {_BATCHED}, got {chosen!r}")
     return chosen == _LOOPS

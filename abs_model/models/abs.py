@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.mesh import over_devices
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model.inference.certificates import (
     DEFAULT_SETTINGS,
@@ -260,45 +261,63 @@ def _jitted_certificate(
     settings: CertificateSettings,
     binary: bool,
 ) -> Certificate:
-    return certify(
-        classifier.solver,
-        images,
-        inference,
-        classifier.class_weights,
-        samples,
-        settings,
-        norm=norm,
-        binary=binary,
-    )
+    def certificate(
+        whole: tuple[ABSClassifier, Samples], images: jax.Array, inference: Inference
+    ) -> Certificate:
+        model, samples = whole
+        return certify(
+            model.solver,
+            images,
+            inference,
+            model.class_weights,
+            samples,
+            settings,
+            norm=norm,
+            binary=binary,
+        )
+
+    return over_devices(certificate, (classifier, samples), images, inference)
 
 
 @jax.jit
 def _jitted_first_look(classifier: ABSClassifier, images: jax.Array) -> tuple[jax.Array, Standings]:
     """Logits as far as they decide where nothing is left open, and the standings."""
-    solver, margin = classifier._race
-    found = first_look(solver, classifier._preprocess(images), classifier.class_weights, margin)
-    return classifier.logits_from_energies(found.energies), found
+
+    def look(model: ABSClassifier, images: jax.Array) -> tuple[jax.Array, Standings]:
+        solver, margin = model._race
+        found = first_look(solver, model._preprocess(images), model.class_weights, margin)
+        return model.logits_from_energies(found.energies), found
+
+    return over_devices(look, classifier, images)
 
 
 @jax.jit
 def _jitted_decision(
     classifier: ABSClassifier, images: jax.Array, standings: Standings
 ) -> jax.Array:
-    solver, margin = classifier._race
-    seen, weights = classifier._preprocess(images), classifier.class_weights
-    return classifier.logits_from_energies(decide(solver, seen, weights, margin, standings))
+    def finish(model: ABSClassifier, images: jax.Array, standings: Standings) -> jax.Array:
+        solver, margin = model._race
+        seen, weights = model._preprocess(images), model.class_weights
+        return model.logits_from_energies(decide(solver, seen, weights, margin, standings))
+
+    return over_devices(finish, classifier, images, standings)
 
 
 @jax.jit
 def _jitted_refinement(
     classifier: ABSClassifier, images: jax.Array, start: Inference, required: jax.Array
 ) -> Inference:
-    return classifier.batch_refinement(images, start, required)
+    return over_devices(
+        lambda model, *batch: model.batch_refinement(*batch), classifier, images, start, required
+    )
 
 
 @jax.jit
 def _jitted_estimation_errors(
     classifier: ABSClassifier, images: jax.Array, energies: jax.Array
 ) -> jax.Array:
-    assert isinstance(classifier.solver, RacingSolver)  # checked before
-    return estimation_errors(classifier.solver, classifier._preprocess(images), energies)
+    def errors(model: ABSClassifier, images: jax.Array, energies: jax.Array) -> jax.Array:
+        assert isinstance(model.solver, RacingSolver)  # checked before
+        return estimation_errors(model.solver, model._preprocess(images), energies)
+
+    return over_devices(errors, classifier, images, energies)

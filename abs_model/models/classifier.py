@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.mesh import over_devices
 from abs_model._runtime.precision import single_precision
 from abs_model._runtime.pytrees import is_registered, register_dataclass
 from abs_model.models.checks import validate_images
@@ -223,4 +224,4 @@ def as_seen(images: jax.Array, binary: bool | jax.Array) -> jax.Array:
 @jax.jit
 def jitted_cold_logits(classifier: Classifier, images: jax.Array) -> tuple[jax.Array, PyTree]:
     """`Classifier.cold_logits`, compiled."""
-    return classifier.cold_logits(images)
+    return over_devices(lambda model, images: model.cold_logits(images), classifier, images)

@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 
+from abs_model._runtime.mesh import CLASS, DATA, constrain, place, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks.pgd import pgd
 from abs_model.data import Dataset
@@ -57,7 +58,9 @@ class ABSTask:
         self.num_epochs = train.epochs
         self.images_per_step = per_step
         self.steps_per_epoch = max(1, len(dataset.train.labels) // per_step)
-        self.data = group_by_class(dataset.train, dataset.num_classes)
+        self._mesh = training_mesh(dataset.num_classes, train.batch_size_per_class)
+        data = group_by_class(dataset.train, dataset.num_classes)
+        self.data = place(data, self._mesh, CLASS)
         self.graphdef, self._model = init_vaes(config, dataset.image_shape, dataset.num_classes)
         # Constant while beta falls: what the VAEs learn at beta = 1, they learn at the full rate.
         total_steps = train.epochs * self.steps_per_epoch
@@ -69,7 +72,8 @@ class ABSTask:
 
     def init_state(self) -> State:
         model = jax.tree.map(jnp.copy, self._model)  # steps donate what they are given
-        return {"model": model, "optimizer": self.optimizer.init(model["params"])}
+        state = {"model": model, "optimizer": self.optimizer.init(model["params"])}
+        return place(state, self._mesh, CLASS)
 
     def run_steps(
         self, state: State, first_step: int, num_steps: int
@@ -92,6 +96,7 @@ class ABSTask:
             state, sums = carry
             position = (i % self.steps_per_epoch) * batch_size
             chosen = lax.dynamic_slice_in_dim(order, position, batch_size, axis=1)
+            chosen = constrain(chosen, self._mesh, CLASS, DATA)
             state, metrics = self._step(state, data, chosen, jax.random.fold_in(noise_key, i), i)
             return state, jax.tree.map(jnp.add, sums, metrics)
 

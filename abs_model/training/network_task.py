@@ -24,6 +24,7 @@ from jax import lax
 from abs_model._runtime.configuration import (
     ConfigError,
 )
+from abs_model._runtime.mesh import DATA, constrain, place, replicate, training_mesh
 from abs_model.attacks import ascend, pgd
 from abs_model.data import Dataset
 from abs_model.data.batches import to_float
@@ -65,8 +66,10 @@ class NetworkTask:
         self.steps_per_epoch: int = train.steps_per_epoch or _most_steps(config, dataset)
         self._config = config
         self._dataset = dataset
-        self._images = jnp.asarray(dataset.train.images)
-        self._labels = jnp.asarray(dataset.train.labels)
+        self._mesh = training_mesh(1, train.batch_size)
+        self._images, self._labels = place(
+            (jnp.asarray(dataset.train.images), jnp.asarray(dataset.train.labels)), self._mesh
+        )
         init_key, self._order_key, self._attack_key = jax.random.split(
             jax.random.key(config.seed), 3
         )
@@ -83,7 +86,8 @@ class NetworkTask:
         """The state before step 0: the network's variables, and the state of Adam."""
         variables = jax.tree.map(jnp.copy, self._initial)
         _, parameters, _ = self._split(variables)
-        return {"model": variables, "optimizer": self._optimizer.init(parameters)}
+        state = {"model": variables, "optimizer": self._optimizer.init(parameters)}
+        return place(state, self._mesh)
 
     def run_steps(
         self, state: State, first_step: int, num_steps: int
@@ -130,7 +134,8 @@ class NetworkTask:
             num_classes=self._dataset.num_classes,
             batch_size=self._config.validation.batch_size,
             graphdef=self._graphdef,
-            state=state["model"],
+            # Trained on fewer devices than classify, perhaps.
+            state=replicate(state["model"]),
             binary=False,
         )
 
@@ -151,6 +156,7 @@ class NetworkTask:
         ) -> tuple[State, dict[str, jax.Array]]:
             state, sums = carry
             batch = lax.dynamic_slice_in_dim(order, step % steps * size, size)
+            batch = constrain(batch, self._mesh, DATA)
             chosen = to_float(images[batch])
             if not self._plain:
                 chosen = self._attack(state["model"], chosen, labels[batch], step)

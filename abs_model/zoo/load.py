@@ -14,6 +14,7 @@ from abs_model._runtime.checks import check_count
 from abs_model._runtime.compilation_cache import enable_compilation_cache
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.malloc import retain_freed_memory
+from abs_model._runtime.mesh import replicate
 from abs_model._runtime.precision import single_precision
 from abs_model.data import load_dataset
 from abs_model.inference.racing import RacingSolver
@@ -106,6 +107,7 @@ def load(
         classifier: Classifier = nearest_neighbor(load_dataset("mnist"), name or model)
     else:
         classifier = build_classifier(find_trained(model), binary=binary, name=name, solver=solver)
+    classifier = replicate(classifier)
     return classifier if batch_size is None else classifier.with_batch_size(batch_size)
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from abs_model._runtime.mesh import over_devices
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks._core import best_so_far
@@ -416,8 +417,13 @@ def _answer(
 def _warm_logits(
     model: Classifier, images: jax.Array, state: State, classes: jax.Array | None
 ) -> tuple[jax.Array, State]:
-    required = None if classes is None else jax.nn.one_hot(classes, model.num_classes, dtype=bool)
-    return model.warm_logits(images, state, required)
+    def query(
+        model: Classifier, images: jax.Array, state: State, classes: jax.Array | None
+    ) -> tuple[jax.Array, State]:
+        hot = None if classes is None else jax.nn.one_hot(classes, model.num_classes, dtype=bool)
+        return model.warm_logits(images, state, hot)
+
+    return over_devices(query, model, images, state, classes)
 
 
 @register_dataclass
@@ -442,33 +448,44 @@ def _usable(gradients: jax.Array) -> tuple[jax.Array, _Flaws]:
 def _gradients(
     model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
 ) -> tuple[jax.Array, jax.Array, State, _Flaws]:
-    # A margin is of the class and the largest other; other losses may be of all.
-    required = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool) | (loss is not margins)
+    def query(
+        model: Classifier, images: jax.Array, batch: Batch, state: State
+    ) -> tuple[jax.Array, jax.Array, State, _Flaws]:
+        # A margin is of the class and the largest other; other losses may be of all.
+        required = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool)
+        required |= loss is not margins
 
-    def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, State]]:
-        logits, following = _answer(model, images, state, required)
-        return loss(logits, batch).sum(), (logits, following)
+        def total(images: jax.Array) -> tuple[jax.Array, tuple[jax.Array, State]]:
+            logits, following = _answer(model, images, state, required)
+            return loss(logits, batch).sum(), (logits, following)
 
-    gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
-    gradients, flaws = _usable(gradients)
-    return gradients, logits, following, flaws
+        gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
+        gradients, flaws = _usable(gradients)
+        return gradients, logits, following, flaws
+
+    return over_devices(query, model, images, batch, state)
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def _jacobian(
     model: Classifier, images: jax.Array, state: State, labels: jax.Array | None, count: int
 ) -> tuple[Jacobian, jax.Array, State, _Flaws]:
-    required = jnp.ones((len(images), model.num_classes), bool)
-    logits, pull_back, following = jax.vjp(
-        lambda images: _answer(model, images, state, required), images, has_aux=True
-    )
+    def query(
+        model: Classifier, images: jax.Array, state: State, labels: jax.Array | None
+    ) -> tuple[Jacobian, jax.Array, State, _Flaws]:
+        required = jnp.ones((len(images), model.num_classes), bool)
+        logits, pull_back, following = jax.vjp(
+            lambda images: _answer(model, images, state, required), images, has_aux=True
+        )
 
-    def gradient_of(which: jax.Array) -> jax.Array:
-        return pull_back(jax.nn.one_hot(which, model.num_classes, dtype=logits.dtype))[0]
+        def gradient_of(which: jax.Array) -> jax.Array:
+            return pull_back(jax.nn.one_hot(which, model.num_classes, dtype=logits.dtype))[0]
 
-    classes = _leading(logits, labels, count)
-    gradients, flaws = _usable(map_classes(gradient_of, classes.T).transpose(1, 0, 2, 3, 4))
-    return Jacobian(gradients, classes), logits, following, flaws
+        classes = _leading(logits, labels, count)
+        gradients, flaws = _usable(map_classes(gradient_of, classes.T).transpose(1, 0, 2, 3, 4))
+        return Jacobian(gradients, classes), logits, following, flaws
+
+    return over_devices(query, model, images, state, labels)
 
 
 def _leading(logits: jax.Array, labels: jax.Array | None, count: int) -> jax.Array:

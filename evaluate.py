@@ -3,17 +3,25 @@
 import dataclasses
 import sys
 
+import jax
 import rich.console
 from absl import flags, logging
 
 from abs_model._runtime.command_line import define_config, define_path, run_main
 from abs_model._runtime.configuration import boolean, check_all, positive_int, section, seed
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.processes import (
+    define_process_flags,
+    is_primary,
+    joined,
+    wait_for_all,
+)
 from abs_model._runtime.wandb_log import MODES, open_tracker
 from abs_model.evaluation import (
     RESUME_HINT,
     UNSHARDED,
     Settings,
+    Shard,
     check_any_applicable,
     check_applicable,
     choose_attacks,
@@ -61,8 +69,16 @@ _EXPORT = flags.DEFINE_bool(
 )
 
 
+define_process_flags()
+
+
 def main(argv: list[str]) -> None:
     """Evaluates, and prints the tables."""
+    with joined():
+        _evaluate()
+
+
+def _evaluate() -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     config = _CONFIG.value
@@ -79,6 +95,11 @@ def main(argv: list[str]) -> None:
         },
     )
     shard = parse_shard(_SHARD.value)
+    together = jax.process_count() > 1
+    if together:
+        if shard != UNSHARDED:
+            raise UserError("--shard is for processes that are not joined; leave it out")
+        shard = Shard(jax.process_index() + 1, jax.process_count())
     specs = parse_models(_MODELS.value)
     known = read_suite(config)
     suite = choose_attacks(known, _ATTACKS.value)
@@ -104,7 +125,12 @@ def main(argv: list[str]) -> None:
         "attacks_left_out": [spec.name for spec in known if spec not in suite],
     }
     results = evaluate(models, dataset, suite, settings, workdir, shard=shard, about=about)
-    if shard != UNSHARDED:
+    if together:
+        wait_for_all("evaluated")
+        if not is_primary():
+            return
+        results = collect(workdir)
+    elif shard != UNSHARDED:
         # Tables of all shards at once would be written over each other, each with parts missing.
         print(f"This share is done. The same command without --shard makes the tables: {workdir}/")
         return

@@ -1,4 +1,4 @@
-"""The devices of this process, and how work is spread over them.
+"""Devices, and how work is spread over them.
 
 This is the one place that makes meshes. With one device nothing here does anything; with several,
 all are used, without a flag. (CUDA_VISIBLE_DEVICES, or JAX_NUM_CPU_DEVICES, chooses them.)
@@ -6,18 +6,19 @@ all are used, without a flag. (CUDA_VISIBLE_DEVICES, or JAX_NUM_CPU_DEVICES, cho
 - Images of inference and attacks: `over_devices` gives each device its share. Images do not depend
   on each other, so devices exchange nothing, and each ends its own search when it is done.
 - Training: `training_mesh` has an axis for classes, whose VAEs do not depend on each other either,
-  and one for the images of a batch, over which XLA adds up gradients and batch statistics.
+  and one for the images of a batch, over which XLA adds up gradients and batch statistics. It spans
+  the devices of all processes (`processes`); `over_devices` those of this one.
 """
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import AxisType, Mesh, NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 
 PyTree = Any
@@ -34,14 +35,15 @@ def training_mesh(num_classes: int, batch_size: int) -> Mesh:
         num_classes: Models that are trained side by side; 1 for a network.
         batch_size: Images of a step of each.
     """
-    count = jax.local_device_count()
+    devices = jax.devices()
     shapes = [
         (classes, images)
         for classes in _divisors(num_classes)
         for images in _divisors(batch_size)
-        if classes * images <= count
+        if classes * images <= len(devices)
     ]
-    return _mesh(*max(shapes, key=lambda shape: (math.prod(shape), shape[0])))
+    shape = max(shapes, key=lambda shape: (math.prod(shape), shape[0]))
+    return _mesh(devices, shape)
 
 
 def over_devices(function: Callable[..., PyTree], model: PyTree, *others: PyTree) -> PyTree:
@@ -69,7 +71,7 @@ def over_devices(function: Callable[..., PyTree], model: PyTree, *others: PyTree
     padded = jax.tree.map(lambda leaf: leaf[rows] if is_shared(leaf) else leaf, others)
     outputs = jax.shard_map(
         function,
-        mesh=_mesh(1, count),
+        mesh=_local_mesh(),
         in_specs=(P(), *specs),
         out_specs=P(DATA),
         check_vma=False,
@@ -79,7 +81,7 @@ def over_devices(function: Callable[..., PyTree], model: PyTree, *others: PyTree
 
 def replicate(tree: PyTree) -> PyTree:
     """The arrays on every device, so that no call of `over_devices` has to send them."""
-    return place(tree, _mesh(1, jax.local_device_count()))
+    return place(tree, _local_mesh())
 
 
 def place(tree: PyTree, mesh: Mesh, axis: str | None = None) -> PyTree:
@@ -91,9 +93,18 @@ def place(tree: PyTree, mesh: Mesh, axis: str | None = None) -> PyTree:
         return tree
 
     def placed(leaf: Any) -> jax.Array:
-        return jax.device_put(leaf, NamedSharding(mesh, P(axis) if jnp.ndim(leaf) else P()))
+        return put(leaf, NamedSharding(mesh, P(axis) if jnp.ndim(leaf) else P()))
 
     return jax.tree.map(placed, tree)
+
+
+def put(array: Any, sharding: Sharding) -> jax.Array:
+    """The array, which every process has whole, laid out over devices."""
+    if sharding.is_fully_addressable:
+        return jax.device_put(array, sharding)
+    # jax.device_put would compare the arrays of all processes, and wait for them.
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def constrain(array: jax.Array, mesh: Mesh, *axes: str | None) -> jax.Array:
@@ -104,10 +115,14 @@ def constrain(array: jax.Array, mesh: Mesh, *axes: str | None) -> jax.Array:
 
 
 @functools.cache
-def _mesh(classes: int, images: int) -> Mesh:
-    devices = np.array(jax.local_devices()[: classes * images]).reshape(classes, images)
+def _local_mesh() -> Mesh:
+    return _mesh(jax.local_devices(), (1, jax.local_device_count()))
+
+
+def _mesh(devices: Sequence[jax.Device], shape: tuple[int, int]) -> Mesh:
+    chosen = np.array(devices[: math.prod(shape)]).reshape(shape)
     # XLA lays out what is between, which explicit axes would leave to every line of code.
-    return Mesh(devices, (CLASS, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
+    return Mesh(chosen, (CLASS, DATA), axis_types=(AxisType.Auto, AxisType.Auto))
 
 
 def _divisors(number: int) -> list[int]:

@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from abs_model._runtime.mesh import put
+
 PyTree = Any
 T = TypeVar("T")
 
@@ -157,8 +159,10 @@ def from_arrays(name: str, template: PyTree, found: Mapping[str, np.ndarray]) ->
 
 def _like(template: Any, value: np.ndarray) -> Any:
     """`value` as the kind of leaf that `template` is."""
-    if isinstance(template, jax.Array | jax.ShapeDtypeStruct):
-        return jax.device_put(value, template.sharding)
+    if isinstance(template, jax.Array) or getattr(template, "sharding", None) is not None:
+        return put(value, template.sharding)
+    if isinstance(template, jax.ShapeDtypeStruct):
+        return jax.device_put(value)
     if isinstance(template, np.ndarray):
         return value
     return type(template)(value[()])

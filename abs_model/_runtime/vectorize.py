@@ -145,7 +145,7 @@ def map_chosen(
 def _in_loops() -> bool:
     chosen = os.environ.get(FORMULATION)
     if chosen is None:
-        return jax.default_backend() == "cpu" and jax.local_device_count() == 1
+        return jax.default_backend() == "cpu" and jax.device_count() == 1
     if chosen not in (_LOOPS, _BATCHED):
         raise UserError(f"{FORMULATION} must be {_LOOPS} or {_BATCHED}, got {chosen!r}")
     return chosen == _LOOPS

@@ -6,6 +6,7 @@ import os
 import time
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
@@ -24,6 +25,7 @@ from abs_model._runtime.configuration import (
     seed,
     sequence_of,
 )
+from abs_model._runtime.processes import is_primary
 from abs_model.data import Dataset
 from abs_model.inference.calibration import UnreachableError, search_class_weights, solve_eta
 from abs_model.inference.racing import RacingSolver
@@ -118,8 +120,14 @@ def train_and_evaluate(
         store = open_store(path, task, config.checkpoint.keep)
         if not fit(task, config, path, store, wandb_mode):
             return False
+        if not is_primary():
+            return True  # the rest is for one process
         start = time.perf_counter()
-        best = store.restore_best({"model": task.init_state()["model"]})["model"]
+        # Whole, where devices or processes share the state.
+        template = jax.tree.map(
+            lambda leaf: np.empty(leaf.shape, leaf.dtype), task.init_state()["model"]
+        )
+        best = store.restore_best({"model": template})["model"]
         classifier = build_abs(
             config,
             task.graphdef,

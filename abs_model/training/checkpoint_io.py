@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
@@ -99,14 +100,22 @@ def _checksum(arrays: Arrays) -> int:
 
 @contextlib.contextmanager
 def _checkpointer() -> Iterator[ocp.Checkpointer]:
-    """A synchronous Orbax checkpointer whose messages stay out of the run's log."""
+    """This process's synchronous Orbax checkpointer; its messages stay out of the run's log."""
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(),
+        active_processes={jax.process_index()},
+        barrier_sync_key_prefix=f"process_{jax.process_index()}",
+    )
+    handler = ocp.CompositeCheckpointHandler(
+        composite_options=ocp.CompositeOptions(multiprocessing_options=alone)
+    )
     logger = absl_logging.get_absl_logger()
     level = logger.level
     # Orbax logs through absl's logger, which the user's script logs through as well: quiet it
     # only while Orbax works. Its errors come with tracebacks, and are raised besides.
     logger.setLevel(max(level, logging.CRITICAL))
     try:
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
             yield checkpointer
     finally:
         logger.setLevel(level)

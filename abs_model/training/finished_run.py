@@ -22,6 +22,7 @@ from abs_model._runtime.configuration import (
     text,
 )
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.processes import is_primary, wait_for_all
 from abs_model._runtime.provenance import environment, git_commit
 from abs_model.data import Dataset, load_dataset
 from abs_model.inference.solvers.surrogates import Surrogate
@@ -122,10 +123,15 @@ def session(
     """
     directory = as_path(workdir).absolute()
     try:
+        if not is_primary():
+            wait_for_all("opened the workdir")
+            yield open_workdir(directory, config)
+            return
         directory.mkdir(parents=True, exist_ok=True)
         with locked(directory / LOCK_FILE):
             open_workdir(directory, config)
             _note_session(directory)
+            wait_for_all("opened the workdir")
             yield directory
     except (ConnectionError, TimeoutError):  # of the network, not of the workdir
         raise

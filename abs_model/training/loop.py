@@ -3,13 +3,14 @@
 What a model adds is a `Task`. Steps are counted from 0 over the whole run; an epoch is
 `steps_per_epoch` of them. A dispatch never crosses an epoch's end, and what a step does depends on
 the seed and its number only, so a run that was killed and started again ends with the same
-parameters.
+parameters. Of several processes the primary one logs and saves.
 """
 
+import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import jax
@@ -19,6 +20,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from abs_model._runtime.errors import UserError
+from abs_model._runtime.processes import (
+    any_process,
+    check_same,
+    is_primary,
+    local_copy,
+    primary_first,
+    wait_for_all,
+)
 from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.metrics import OBJECTIVE, SECONDS, MetricsLogger, training_seconds
 from abs_model.training.preemption import graceful_exit
@@ -88,23 +97,23 @@ def fit(
         DivergenceError: A loss is not finite.
     """
     state, step = task.init_state(), 0
-    restored = store.restore_latest(state)
+    restored = primary_first(lambda: store.restore_latest(state), "restored")
     if restored is not None:
         step, state = restored
+    check_same(step, "the checkpoint that they resume from")
+    saved_step = None if restored is None else step
     total = task.num_epochs * task.steps_per_epoch
     if step >= total:
         return True
     with (
         graceful_exit() as stop,
-        MetricsLogger(
-            workdir, config=config, wandb_mode=wandb_mode, resume_step=step if restored else -1
-        ) as logger,
+        _open_metrics(workdir, config, wandb_mode, step if restored else -1) as logger,
         _progress() as progress,
     ):
         # The logger has dropped what came after the checkpoint.
         start_time = time.perf_counter() - training_seconds(workdir)
         bar = progress.add_task("training", total=total, completed=step, status="compiling")
-        while step < total and not stop.requested:
+        while step < total and not any_process(stop.requested):
             to_epoch_end = task.steps_per_epoch - step % task.steps_per_epoch
             num_steps = min(config.train.steps_per_dispatch, to_epoch_end)
             start = time.perf_counter()
@@ -122,9 +131,10 @@ def fit(
             if not into_epoch and (epoch % config.checkpoint.every_epochs == 0 or last):
                 progress.update(bar, status="validating")
                 _validate_and_save(task, config, state, step, start_time, logger, store)
-        if store.latest_step() != step:
+                saved_step = step
+        if saved_step != step:
             # Mid-epoch: no validation metrics yet. NaN ranks as the worst.
-            store.save(step, state, {task.best_metric: math.nan})
+            _save(store, step, local_copy(state), {task.best_metric: math.nan})
     return step >= total
 
 
@@ -134,9 +144,11 @@ def _validate_and_save(
     state: State,
     step: int,
     start_time: float,
-    logger: MetricsLogger,
+    logger: "MetricsLogger | _NoMetrics",
     store: CheckpointStore,
 ) -> None:
+    # Each process computes the metrics, so that all go on or stop alike.
+    state = local_copy(state)
     epoch = step // task.steps_per_epoch
     metrics = task.evaluate(state, epoch)
     _check_finite(metrics, step, store)
@@ -148,7 +160,36 @@ def _validate_and_save(
     logger.scalars(step, {"epoch": epoch} | metrics | objectives | {SECONDS: seconds})
     for name, image in task.images(state).items():
         logger.image(step, name, image)
-    store.save(step, state, metrics)
+    _save(store, step, state, metrics)
+
+
+def _save(store: CheckpointStore, step: int, state: State, metrics: Mapping[str, float]) -> None:
+    if is_primary():
+        store.save(step, state, metrics)
+    wait_for_all(f"saved {step}")
+
+
+class _NoMetrics:
+    """In the place of a `MetricsLogger` in all processes but the primary one."""
+
+    def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+        """Logs nothing."""
+
+    def image(self, step: int, name: str, array: np.ndarray) -> None:
+        """Logs nothing."""
+
+
+@contextlib.contextmanager
+def _open_metrics(
+    workdir: pathlib.Path, config: ml_collections.ConfigDict, wandb_mode: str, resume_step: int
+) -> Iterator[MetricsLogger | _NoMetrics]:
+    if not is_primary():
+        yield _NoMetrics()
+        return
+    with MetricsLogger(
+        workdir, config=config, wandb_mode=wandb_mode, resume_step=resume_step
+    ) as logger:
+        yield logger
 
 
 def _check_finite(values: Mapping[str, float], step: int, store: CheckpointStore) -> None:
@@ -172,4 +213,5 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         TextColumn("left, {task.fields[status]}"),
         console=Console(stderr=True),
+        disable=not is_primary(),
     )

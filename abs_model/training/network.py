@@ -19,6 +19,7 @@ from abs_model._runtime.configuration import (
     seed,
     sequence_of,
 )
+from abs_model._runtime.processes import is_primary
 from abs_model.models.architectures import NETWORKS
 from abs_model.training.finished_run import (
     DATASET_EXPECTED,
@@ -93,6 +94,8 @@ def train_and_evaluate(
         store = open_store(directory, task, config.checkpoint.keep)
         if not fit(task, config, directory, store, wandb_mode):
             return False
+        if not is_primary():
+            return True
         write_run(
             directory,
             task,

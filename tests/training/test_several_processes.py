@@ -1,0 +1,100 @@
+"""Two processes on the loopback interface train together, and one of them is killed."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import abs_model
+from abs_model.training.metrics import read_metrics
+from tests.conftest import ROOT, train_arguments
+
+_STOPPED_WITHIN = 60
+
+
+@contextlib.contextmanager
+def two_processes(arguments, folder, num_devices=1):
+    """Runs a script as two processes; what they print goes to files in the folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    environment = os.environ | {
+        "JAX_COORDINATOR_BIND_ADDRESS": address,
+        "JAX_NUM_CPU_DEVICES": str(num_devices),
+    }
+    started = []
+    for number in range(2):
+        flags = [f"--coordinator={address}", "--num_processes=2", f"--process_id={number}"]
+        command = [sys.executable, *arguments, *flags]
+        with (folder / f"{number}.txt").open("ab") as log:
+            started.append(
+                subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
+            )
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
+
+
+def run_two(arguments, folder, num_devices=1):
+    with two_processes(arguments, folder, num_devices) as started:
+        for number, process in enumerate(started):
+            assert process.wait(300) == 0, (folder / f"{number}.txt").read_text()
+
+
+def checkpoints(workdir):
+    """The steps of finished checkpoints."""
+    names = [path.name for path in (workdir / "checkpoints").glob("*")]
+    return [int(name) for name in names if name.isdecimal()]
+
+
+def parameters(workdir):
+    model = abs_model.load(workdir)
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(model.solver.decoder)]
+
+
+def test_two_processes_train_what_one_trains(abs_run, tmp_path, data_dir):
+    workdir = tmp_path / "two"
+    run_two(train_arguments("abs", workdir, data_dir, "mnist_sample"), tmp_path)
+    # Adam makes a step of its own out of the rounding of a gradient near 0: a share of the rate.
+    for one, two in zip(parameters(abs_run), parameters(workdir), strict=True):
+        np.testing.assert_allclose(one, two, atol=0.05)
+    one, two = (read_metrics(each) for each in (abs_run, workdir))
+    assert [each["step"] for each in one] == [each["step"] for each in two]
+    losses = [[each["train/loss"] for each in run if "train/loss" in each] for run in (one, two)]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("killed", "num_devices"), [(0, 1), (1, 1), (1, 2)])
+def test_a_killed_process_ends_the_other_and_both_resume(tmp_path, data_dir, killed, num_devices):
+    workdir = tmp_path / "run"
+    arguments = train_arguments("abs", workdir, data_dir, "mnist_sample")
+    arguments.append("--config.train.epochs=6")
+    with two_processes(arguments, tmp_path, num_devices) as started:
+        deadline = time.monotonic() + 200
+        while not checkpoints(workdir):
+            assert time.monotonic() < deadline and all(each.poll() is None for each in started), (
+                tmp_path / "0.txt"
+            ).read_text()
+            time.sleep(0.05)
+        started[killed].send_signal(signal.SIGKILL)
+        start = time.monotonic()
+        assert started[1 - killed].wait(_STOPPED_WITHIN) != 0
+    assert time.monotonic() - start < _STOPPED_WITHIN
+    message = (tmp_path / f"{1 - killed}.txt").read_text()
+    assert "another one has ended" in message or "another task died" in message
+    saved = max(checkpoints(workdir))
+    logged = [each["step"] for each in read_metrics(workdir) if each["step"] <= saved]
+    run_two(arguments, tmp_path, num_devices)
+    steps = [each["step"] for each in read_metrics(workdir)]
+    assert steps[: len(logged)] == logged and steps == sorted(steps)
+    assert (workdir / "run.json").exists()

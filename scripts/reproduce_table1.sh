@@ -8,6 +8,13 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
+for flag in "$@"; do
+    if [[ $flag == --workdir* || $flag == --shard* ]]; then
+        echo "$flag can't be given here: the page is made of all of $PWD/runs/table1" >&2
+        exit 2
+    fi
+done
+
 variant=${VARIANT:-cpu}
 runs=runs/table1
 [[ $variant == cpu ]] || runs=runs/table1_$variant

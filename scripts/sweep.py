@@ -19,7 +19,12 @@ from abs_model.sweeps.run import run_sweep
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Reads the command line."""
     parser = argument_parser(__doc__)
-    parser.add_argument("file", metavar="FILE", type=as_path, help="a sweep, such as the above")
+    parser.add_argument(
+        "file",
+        metavar="FILE",
+        type=as_path,
+        help="the sweep's YAML file, such as configs/sweeps/abs_elbo.yaml",
+    )
     parser.add_argument(
         "--count", type=positive, required=True, help="trials that there are to be in the end"
     )

@@ -1,11 +1,11 @@
-"""What a process finds with the devices that it has: python -m tests.device_results FILE.npz"""
+"""What a process finds with its devices: python -m tests.device_results FILE.npz PART..."""
 
 import sys
 
 import jax
 import numpy as np
 
-from abs_model import attacks
+from abs_model import attacks, from_function
 from abs_model.data import Dataset, Split
 from abs_model.models.nearest_neighbor import nearest_neighbor
 from abs_model.training.abs_task import ABSTask
@@ -25,43 +25,74 @@ def small_dataset():
     )
 
 
-def trained(task, steps):
-    state = task.init_state()
-    state, metrics = task.run_steps(state, 0, steps)
-    return {"loss": metrics["loss"]} | {
-        jax.tree_util.keystr(path): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state["model"])
-    }
+def tasks(dataset):
+    """Small trainings of both kinds."""
+    config = abs_config.get_config("tiny")
+    config.train.batch_size_per_class = 8
+    config.validation.num_attacked = 4
+    yield "ABS", ABSTask(config, dataset)
+    config = cnn.get_config("tiny")
+    config.train.batch_size = 40
+    yield "the CNN", NetworkTask(config, dataset)
 
 
-def results():
-    """Arrays by what they are of."""
+def trainings():
+    """What a few steps of training lead to, and what validation says of it."""
+    found = {}
+    for name, task in tasks(small_dataset()):
+        state, metrics = task.run_steps(task.init_state(), 0, 3)
+        leaves = jax.tree_util.tree_leaves_with_path(state["model"])
+        found[f"training of {name}"] = {"loss": metrics["loss"]} | {
+            jax.tree_util.keystr(path): leaf for path, leaf in leaves
+        }
+        found[f"validation of {name}"] = task.evaluate(state, task.num_epochs)
+    return found
+
+
+def answers():
+    """Answers of trained models, and what attacks find."""
     dataset = small_dataset()
     images = np.asarray(dataset.test.images[:5], np.float32) / 255
     labels = dataset.test.labels[:5]
-    found = {}
-    config = abs_config.get_config("tiny")
-    config.train.batch_size_per_class = 8
-    found["training of ABS"] = trained(ABSTask(config, dataset), 3)
-    config = cnn.get_config("tiny")
-    config.train.batch_size = 40
-    found["training of the CNN"] = trained(NetworkTask(config, dataset), 3)
-    model = load("abs", batch_size=5)
-    inference = model.infer(images)
-    found["inference"] = {"energies": inference.energies}
-    found["decisions"] = {"logits": model.decision_logits(images)}
-    neighbors = nearest_neighbor(dataset)
-    found["nearest neighbor"] = {"logits": neighbors.logits(images)}
-    network = load("cnn", batch_size=5)
-    pgd = attacks.pgd(
-        network, images, labels, jax.random.key(0),
-        norm="linf", epsilon=0.1, step_size=0.02, num_steps=5,
-    )  # fmt: skip
-    boundary = attacks.boundary(network, images, labels, jax.random.key(0), num_steps=20)
-    for name, attack in {"PGD": pgd, "Boundary": boundary}.items():
-        found[name] = {"images": attack.images, "success": attack.success}
+    key = jax.random.key(0)
+    model, network = load("abs", batch_size=5), load("cnn", batch_size=5)
+    settings = {"norm": "l2", "epsilon": 1.0, "step_size": 0.2, "num_steps": 3}
+    found = {
+        "inference": {"energies": model.infer(images).energies},
+        "decisions": {"logits": model.decision_logits(images)},
+        "nearest neighbor": {"logits": nearest_neighbor(dataset).logits(images)},
+        "a function": {"logits": _function().logits(images)},
+    }
+    attacked = {
+        "PGD on ABS": attacks.pgd(model, images, labels, key, **settings),
+        "PGD": attacks.pgd(network, images, labels, key, **settings),
+        "DeepFool": attacks.deepfool(network, images, labels, key, norm="l2", num_steps=5),
+        "Boundary": attacks.boundary(network, images, labels, key, num_steps=20),
+    }
+    for name, result in attacked.items():
+        found[name] = {"images": result.images, "success": result.success}
+    return found
+
+
+def _function():
+    """A function that reads what changes after it was wrapped: the snapshot must hold."""
+    weights = jax.random.normal(jax.random.key(0), (784, 10))
+    shift = [0.0]
+    wrapped = from_function(
+        lambda images: images.reshape(-1, 784) @ weights + shift[0], num_classes=10, batch_size=5
+    )
+    shift[0] = 1.0
+    return wrapped
+
+
+def results(parts):
+    """Arrays by what they are of."""
+    found = {name: arrays for part in parts for name, arrays in part().items()}
     return {f"{key}/{name}": np.asarray(x) for key, of in found.items() for name, x in of.items()}
 
 
+PARTS = {"trainings": trainings, "answers": answers}
+
 if __name__ == "__main__":
-    np.savez(sys.argv[1], num_devices=jax.device_count(), **results())
+    _, file, *names = sys.argv
+    np.savez(file, num_devices=jax.device_count(), **results([PARTS[name] for name in names]))

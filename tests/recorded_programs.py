@@ -42,7 +42,20 @@ def recorded_programs():
             setattr(module, attribute, value)
 
 
-def check_lowering(function, arguments, keywords):
-    """Raises an error where a program has no form for CUDA or TPU."""
-    exported = jax.export.export(function, platforms=PLATFORMS)(*arguments, **keywords)
+def check_lowering(function, arguments=(), keywords=None):
+    """Raises an error where a function, jitted or not, has no form for CUDA or TPU.
+
+    It is traced again, so that no trace of another formulation serves.
+    """
+    leaves, structure = jax.tree.flatten((arguments, keywords or {}))
+    places = [place for place, leaf in enumerate(leaves) if hasattr(leaf, "shape")]
+
+    def traced_again(*arrays):
+        filled = dict(zip(places, arrays, strict=True))
+        given = [filled.get(place, leaf) for place, leaf in enumerate(leaves)]
+        arguments, keywords = jax.tree.unflatten(structure, given)
+        return getattr(function, "__wrapped__", function)(*arguments, **keywords)
+
+    arrays = [leaves[place] for place in places]
+    exported = jax.export.export(jax.jit(traced_again), platforms=PLATFORMS)(*arrays)
     assert exported.platforms == PLATFORMS

@@ -9,7 +9,10 @@ import pytest
 
 from tests.conftest import ROOT
 
-SRUN = '#!/usr/bin/env bash\necho srun >> "$NOTES"\nexec "$@"\n'
+SRUN = """#!/usr/bin/env bash
+echo "srun $1" >> "$NOTES"
+exec "${@:2}"
+"""
 PYTHON = """#!/usr/bin/env python3
 import json, os, sys
 with open(os.environ["NOTES"], "a") as notes:
@@ -34,6 +37,7 @@ def cluster(tmp_path):
             "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
             "NOTES": str(notes),
             "SLURM_SUBMIT_DIR": str(tmp_path / "root"),
+            "SLURM_CPUS_PER_TASK": "4",
             **variables,
         }
         done = subprocess.run(
@@ -49,7 +53,7 @@ def test_a_training_gets_its_flags(cluster):
     flags = ["--config=configs/abs.py:quick", "--workdir=runs/a folder"]
     done, (srun, called) = cluster("train.sbatch", *flags)
     assert done.returncode == 0, done.stderr
-    assert srun == "srun" and json.loads(called) == ["train.py", *flags]
+    assert srun == "srun --cpus-per-task=4" and json.loads(called) == ["train.py", *flags]
 
 
 def test_an_array_shares_an_evaluation(cluster):

@@ -10,7 +10,7 @@ file or a missing one end in tracebacks of its own insides. `run_main` turns the
     if __name__ == "__main__":
         run_main(main)
 
-`--config.section.key=None` sets any key to None, whatever its type.
+`--config.section.key=None` sets any key to None, whatever its type. A section can't be set.
 
 Scripts with positional arguments parse them as `absl.flags.argparse_flags` does, in a function of
 their own that `run_main` calls::
@@ -25,6 +25,8 @@ their own that `run_main` calls::
 """
 
 import argparse
+import dataclasses
+import decimal
 import inspect
 import logging
 import os
@@ -185,6 +187,21 @@ def _with_flag_files(argv: Sequence[str]) -> list[str]:
     return [argv[0], *(home.sub(lambda m: m[1] + os.path.expanduser(m[2]), a) for a in arguments)]
 
 
+@dataclasses.dataclass(frozen=True)
+class _Argument:
+    """An argument of the command line.
+
+    Attributes:
+        words: Its words: one, or two where a flag and its value are separate.
+        override: The configuration's flag and the key that it sets; None for other arguments.
+        value: What the key is set to; None without one.
+    """
+
+    words: list[str]
+    override: tuple[str, str] | None = None
+    value: str | None = None
+
+
 def _in_notation_of_type(arguments: Sequence[str]) -> list[str]:
     """The arguments, with whole numbers for keys that hold integers: 8 for 8.0, 1000 for 1e3.
 
@@ -195,26 +212,36 @@ def _in_notation_of_type(arguments: Sequence[str]) -> list[str]:
     """
     kept: list[str] = []
     configs = dict[str, Any]()
-    for words, name, key, value in _overrides(arguments):
-        if name is None:
-            kept.extend(words)
+    for argument in _split_arguments(arguments):
+        if argument.override is None:
+            kept.extend(argument.words)
             continue
+        name, key = argument.override
         if name not in configs:
             configs[name] = _as_written(arguments, name)
-        *sections, last = key.split(".")
-        place = configs[name]
-        for part in sections:
-            place = place.get(part) if isinstance(place, ml_collections.ConfigDict) else None
-        known = isinstance(place, ml_collections.ConfigDict) and last in place
-        if known and isinstance(place[last], ml_collections.ConfigDict):
-            raise ConfigError(
-                f"--{name}.{key} is a section; set its keys one by one, such as"
-                f" --{name}.{key}.{next(iter(flatten(place[last])))}"
-            )
-        if known and place.get_type(last) is int and (number := _whole_number(value)) is not None:
-            words = [f"--{name}.{key}={number}"]
-        kept.extend(words)
+        section, last = _section_of(configs[name], key)
+        if isinstance(section, ml_collections.ConfigDict) and last in section:
+            if isinstance(section[last], ml_collections.ConfigDict):
+                inside = next(iter(flatten(section[last])), "KEY")
+                raise ConfigError(
+                    f"--{name}.{key} is a section; set its keys one by one, such as"
+                    f" --{name}.{key}.{inside}"
+                )
+            number = _whole_number(argument.value)
+            if section.get_type(last) is int and number is not None:
+                kept.append(f"--{name}.{key}={number}")
+                continue
+        kept.extend(argument.words)
     return kept
+
+
+def _section_of(config: Any, key: str) -> tuple[Any, str]:
+    """The section of a configuration that a dotted key is in, or None, and the key's last part."""
+    *sections, last = key.split(".")
+    place = config
+    for part in sections:
+        place = place.get(part) if isinstance(place, ml_collections.ConfigDict) else None
+    return place, last
 
 
 def _as_written(arguments: Sequence[str], name: str) -> Any:
@@ -228,33 +255,31 @@ def _as_written(arguments: Sequence[str], name: str) -> Any:
 
 def _whole_number(text: str | None) -> int | None:
     """The integer that a text in another notation than an integer's means; None if it does not."""
-    try:
-        number = float(text or "")
-    except ValueError:
+    if text is None or re.fullmatch(r"[+-]?\d+", text):
         return None
-    written_as_integer = re.fullmatch(r"[+-]?\d+", text or "") is not None
-    return int(number) if number.is_integer() and not written_as_integer else None
+    try:
+        number = decimal.Decimal(text.strip())
+    except decimal.InvalidOperation:
+        return None
+    return int(number) if number.is_finite() and number == number.to_integral_value() else None
 
 
-def _overrides(
-    arguments: Sequence[str],
-) -> list[tuple[list[str], str | None, str, str | None]]:
-    """The arguments in order, as the words of each, and, of those that set a configuration's key,
-    flag, key and value; else None, "", None."""
+def _split_arguments(arguments: Sequence[str]) -> list[_Argument]:
+    """The arguments in order."""
     names = "|".join(map(re.escape, _config_flag_names()))
-    found: list[tuple[list[str], str | None, str, str | None]] = []
+    found = []
     rest = list(arguments)
     while rest:
         words = [rest.pop(0)]
         match = re.fullmatch(rf"--?({names})\.([^=]+)(?:=(.*))?", words[0], re.DOTALL)
         if match is None:
-            found.append((words, None, "", None))
+            found.append(_Argument(words))
             continue
         value = match[3]
         if value is None and rest and not rest[0].startswith("-"):
             value = rest.pop(0)
             words.append(value)
-        found.append((words, match[1], match[2], value))
+        found.append(_Argument(words, (match[1], match[2]), value))
     return found
 
 
@@ -263,27 +288,22 @@ def _without_nones(arguments: Sequence[str]) -> tuple[list[str], list[tuple[str,
 
     As for any flag, the last of several settings of a key counts.
     """
-    kept: list[tuple[tuple[str, str] | None, list[str]]] = []
+    kept: list[_Argument] = []
     undone: dict[tuple[str, str], None] = {}
-    for words, name, key, value in _overrides(arguments):
-        if name is None:
-            kept.append((None, words))
-            continue
-        undone.pop((name, key), None)
-        if value == "None":
-            kept = [entry for entry in kept if entry[0] != (name, key)]
-            undone[name, key] = None
-        else:
-            kept.append(((name, key), words))
-    return [word for _, words in kept for word in words], list(undone)
+    for argument in _split_arguments(arguments):
+        if argument.override is not None:
+            undone.pop(argument.override, None)
+            if argument.value == "None":
+                kept = [each for each in kept if each.override != argument.override]
+                undone[argument.override] = None
+                continue
+        kept.append(argument)
+    return [word for argument in kept for word in argument.words], list(undone)
 
 
 def _undo(name: str, key: str) -> None:
     """Sets a key of a configuration to None."""
-    *sections, last = key.split(".")
-    place: Any = flags.FLAGS[name].value
-    for part in sections:
-        place = place.get(part) if isinstance(place, ml_collections.ConfigDict) else None
+    place, last = _section_of(flags.FLAGS[name].value, key)
     if not isinstance(place, ml_collections.ConfigDict) or last not in place:
         raise ConfigError(_no_such_key(name, key, flags.FLAGS[name].value))
     place[last] = None
@@ -358,8 +378,8 @@ def _unknown_key(arguments: Sequence[str]) -> str | None:
             continue
         for argument in arguments:
             match = re.match(rf"--?(?:no)?{re.escape(name)}\.([^=]+)", argument)
-            # A prefix of a key is a section, which may be overridden as a whole.
-            if match and not any(f"{key}.".startswith(f"{match[1]}.") for key in flatten(config)):
+            # Sections have been refused before.
+            if match and match[1] not in flatten(config):
                 return _no_such_key(name, match[1], config)
     return None
 

@@ -49,23 +49,26 @@ def training_mesh(num_classes: int, batch_size: int) -> Mesh:
 def over_devices(function: Callable[..., PyTree], model: PyTree, *others: PyTree) -> PyTree:
     """`function(model, *others)`, with each device's share of the images on that device.
 
-    To be called in a jitted function. What the images are padded with, repeating the last one, is
-    dropped again.
+    To be called in a jitted function. Pads the images with copies of the last one, and drops these
+    rows again.
 
     Args:
         function: Returns a pytree whose leaves have a leading axis of images.
-        model: A pytree that all devices get whole.
-        *others: Pytrees. Leaves with a leading axis as long as that of the first leaf are shared
-            out; scalars, all devices get.
+        model: A pytree that every device gets whole.
+        *others: Pytrees of arrays with a leading axis of images, which is shared out, and of
+            scalars, which every device gets.
     """
-    count = jax.local_device_count()
-    if count == 1:
+    if jax.local_device_count() == 1:
         return function(model, *others)
     length = jax.tree.leaves(others)[0].shape[0]
-    rows = np.minimum(np.arange(-(-length // count) * count), length - 1)
+    padded_length = images_per_device(length) * jax.local_device_count()
+    rows = np.minimum(np.arange(padded_length), length - 1)
 
     def is_shared(leaf: jax.Array) -> bool:
-        return leaf.ndim > 0 and leaf.shape[0] == length
+        if leaf.ndim == 0:
+            return False
+        assert leaf.shape[0] == length, (leaf.shape, length)
+        return True
 
     specs = jax.tree.map(lambda leaf: P(DATA) if is_shared(leaf) else P(), others)
     padded = jax.tree.map(lambda leaf: leaf[rows] if is_shared(leaf) else leaf, others)
@@ -77,6 +80,11 @@ def over_devices(function: Callable[..., PyTree], model: PyTree, *others: PyTree
         check_vma=False,
     )(model, *padded)
     return jax.tree.map(lambda leaf: leaf[:length], outputs)
+
+
+def images_per_device(count: int) -> int:
+    """How many of a batch's images `over_devices` gives each device, copies included."""
+    return -(-count // jax.local_device_count())
 
 
 def replicate(tree: PyTree) -> PyTree:

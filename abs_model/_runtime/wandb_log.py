@@ -125,7 +125,8 @@ def _init(
         # A sweep has a project, which wins, with a warning about any other.
         project=None if _GIVEN_SWEEP in os.environ else os.environ.get("WANDB_PROJECT", PROJECT),
         name=workdir.name,
-        id=run_id,
+        # W&B has set it there itself.
+        id=None if _GIVEN_SWEEP in os.environ else run_id,
         # Offline nothing can be looked up; `wandb sync` joins the parts by the id.
         resume="allow" if mode == "online" else None,
         mode=mode,
@@ -184,7 +185,7 @@ def _run_id(workdir: pathlib.Path) -> str:
     """The id of the workdir's run: the one that a sweep gives, or one made on first use."""
     path = workdir / RUN_ID_FILE
     given = os.environ.get(GIVEN_ID)
-    if given or not path.exists():
+    if not path.exists() or (given and _GIVEN_SWEEP in os.environ):
         atomic_write_text(path, (given or uuid.uuid4().hex[:12]) + "\n")
     return path.read_text("utf-8").strip()
 

@@ -5,6 +5,9 @@ TFDS's own folder of the prepared version, so that deleting that folder deletes 
 
     abs_model_arrays/description.json    what they are, and the SHA-256 of each file
     abs_model_arrays/train_images.npy    mapped into memory, of which only what is used takes room
+
+Mapped files must be replaced, as `write_arrays` does it, and not overwritten in place, which would
+end the processes that use them.
 """
 
 import dataclasses

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from abs_model._runtime.checks import check_count
+from abs_model._runtime.mesh import images_per_device
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.snapshots import Snapshot, take
 from abs_model.models.classifier import Classifier
@@ -52,9 +53,10 @@ def from_function(
     The classifier is a snapshot: it answers as the function did when it was wrapped, whatever is
     trained or changed afterwards. A module is copied; wrapped again after an update, it is a
     classifier of its own, without compiling again. Any other function is traced for `batch_size`
-    images. Where another number of images comes first after something that it reads has changed,
-    that is an error that says to call this again. What Python code does in a callback is not in the
-    snapshot.
+    images, or each device's share of them. Where another number of images comes first after
+    something that it reads has changed, that is an error that says to call this again. What Python
+    code does in a callback is not in the snapshot. On several devices, it must not read arrays that
+    are laid out over them, as those of `load` are: give it copies of its own.
 
     Args:
         function: From float32 images (n, height, width, channels) in [0, 1] to logits (n, classes),
@@ -79,7 +81,8 @@ def from_function(
     height, width, channels = (
         check_count("each number in image_shape", size) for size in image_shape
     )
-    snapshot, found = take(function, (height, width, channels), batch_size)
+    share = images_per_device(batch_size)
+    snapshot, found = take(function, (height, width, channels), share)
     shape = getattr(found, "shape", None)
     if shape != (2, num_classes):
         raise ValueError(
@@ -98,6 +101,6 @@ def from_function(
         black_box=(
             bool(black_box)
             or not jnp.issubdtype(kind, jnp.floating)
-            or not snapshot.has_gradient(batch_size)
+            or not snapshot.has_gradient(share)
         ),
     )

@@ -17,11 +17,10 @@ import yaml
 from abs_model._runtime.configuration import suggestion
 from abs_model._runtime.errors import UserError
 
-METHODS = ("grid", "random", "bayes")
+_METHODS = ("grid", "random", "bayes")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
-_MACRO = re.compile(r"\$\{([^}]*)\}")
-_MACROS = ("env", "interpreter", "program", "args")
-_DEFAULT_COMMAND = ("${env}", "${interpreter}", "${program}", "${args}")
+# Words of a command that stand for others; also the command of a file that has none.
+MACROS = ("${env}", "${interpreter}", "${program}", "${args}")
 
 # Keys of the format; True for those that this project runs.
 _KEYS = {
@@ -63,11 +62,11 @@ class Parameter:
 
     Attributes:
         values: The choices; empty for a range.
-        low: Of a range, included.
-        high: Likewise.
+        low: The least number of the range.
+        high: The largest number of the range.
         integer: Whether the range is of integers.
-        log: Whether its logarithm is uniform.
-        step: Of a range of multiples: their distance; None without.
+        log: Whether the logarithm of the number is uniform.
+        step: The distance of the range's numbers; None where it is continuous.
     """
 
     values: tuple[Any, ...] = ()
@@ -91,8 +90,8 @@ class Sweep:
     """A sweep, as its file describes it.
 
     Attributes:
-        path: Of the file.
-        method: One of `METHODS`.
+        path: The file.
+        method: grid, random or bayes.
         metric: Name of the metric to optimize.
         maximize: Whether large values are good.
         parameters: By flag without its dashes, such as "config.train.epochs".
@@ -170,8 +169,8 @@ def _method(content: Mapping[str, Any], problems: _Problems) -> str:
     method = content.get("method")
     if method == "custom":
         problems.add("method", "W&B knows custom, but this project does not run such sweeps")
-    elif method not in METHODS:
-        problems.add("method", f"must be one of {', '.join(METHODS)}, got {method!r}")
+    elif method not in _METHODS:
+        problems.add("method", f"must be one of {', '.join(_METHODS)}, got {method!r}")
     return str(method)
 
 
@@ -229,7 +228,7 @@ def _parameter(key: str, description: Mapping[str, Any], problems: _Problems) ->
             problems.add(f"{key}.{name}", _not_a_number(description[name]))
             return Parameter()
     kind = description.get("distribution", _implied(description))
-    if kind not in _DISTRIBUTIONS:
+    if not isinstance(kind, str) or kind not in _DISTRIBUTIONS:
         known = ", ".join(_DISTRIBUTIONS)
         problems.add(f"{key}.distribution", f"must be one of {known}, got {kind!r}")
         return Parameter()
@@ -245,9 +244,9 @@ def _parameter(key: str, description: Mapping[str, Any], problems: _Problems) ->
         problems.add(key, f"W&B knows {kind}, but this project samples from {names} only")
         return Parameter()
     if kind == "constant":
-        return Parameter((description["value"],))
+        return _choices(f"{key}.value", [description["value"]], problems)
     if kind == "categorical":
-        return _choices(key, description["values"], problems)
+        return _choices(f"{key}.values", description["values"], problems)
     return _range(key, kind, description, problems)
 
 
@@ -263,13 +262,13 @@ def _implied(description: Mapping[str, Any]) -> str:
 
 def _choices(key: str, values: Any, problems: _Problems) -> Parameter:
     if not isinstance(values, list) or not values:
-        problems.add(f"{key}.values", f"must be a list of at least one value, got {values!r}")
+        problems.add(key, f"must be a list of at least one value, got {values!r}")
         return Parameter()
     if len({str(value) for value in values}) < len(values):
-        problems.add(f"{key}.values", f"must differ, got {values}")
+        problems.add(key, f"must differ, got {values}")
     for value in values:
         if isinstance(value, str) and _is_float(value):
-            problems.add(f"{key}.values", _not_a_number(value))
+            problems.add(key, _not_a_number(value))
     return Parameter(tuple(values))
 
 
@@ -290,6 +289,8 @@ def _range(key: str, kind: str, description: Mapping[str, Any], problems: _Probl
         problems.add(f"{key}.min", f"must be above 0, got {low}")
     if kind == "q_uniform" and step <= 0:
         problems.add(f"{key}.q", f"must be above 0, got {step}")
+    elif kind == "q_uniform" and any(abs(x / step - round(x / step)) > 1e-9 for x in (low, high)):
+        problems.add(key, f"min and max must be multiples of q here, got {low}, {high} and {step}")
     return Parameter(
         low=low,
         high=high,
@@ -300,18 +301,19 @@ def _range(key: str, kind: str, description: Mapping[str, Any], problems: _Probl
 
 
 def _command(content: Mapping[str, Any], problems: _Problems) -> tuple[str, ...]:
-    command = content.get("command", list(_DEFAULT_COMMAND))
+    command = content.get("command", list(MACROS))
     if not isinstance(command, list) or not command:
         problems.add("command", f"must be a list of words, got {command!r}")
         return ()
     words = tuple(map(str, command))
     for word in words:
-        for macro in _MACRO.findall(word):
-            if macro not in _MACROS:
-                known = ", ".join(f"${{{name}}}" for name in _MACROS)
-                problems.add("command", f"this project knows {known}, got ${{{macro}}}")
-    if "${args}" not in words:
-        problems.add("command", "must have the word ${args}, or no setting would reach a trial")
+        if "${" in word and word not in MACROS:
+            known = ", ".join(MACROS)
+            problems.add("command", f"this project knows the words {known}, got {word}")
+    if words.count("${args}") != 1:
+        problems.add(
+            "command", "must have the word ${args} once, with which settings reach a trial"
+        )
     return words
 
 

@@ -102,7 +102,7 @@ def _row(trial: FrozenTrial, sweep: Sweep) -> dict[str, Any]:
         "trial": trial.number,
         "outcome": _OUTCOMES[trial.state],
         "objective": trial.value,
-        "settings": {name: trial.params[name] for name in sweep.parameters},
+        "settings": {name: trial.params.get(name) for name in sweep.parameters},
         "objectives logged": len(trial.intermediate_values),
         "training seconds": None if workdir is None else round(training_seconds(workdir), 1),
         "run_id": trial.user_attrs.get(RUN_ID),

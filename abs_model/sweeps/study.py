@@ -17,19 +17,20 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import optuna
+import sqlalchemy.exc
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import Trial, TrialState
 
 from abs_model._runtime.atomic_files import atomic_write_text
 from abs_model.sweeps.definition import Parameter, Sweep, SweepError
 
-STUDY_FILE = "study.db"
-SWEEP_FILE = "sweep.yaml"
+_STUDY_FILE = "study.db"
+_SWEEP_FILE = "sweep.yaml"
 _SCALARS = (type(None), bool, int, float, str)
 
 
@@ -38,15 +39,14 @@ def open_study(sweep: Sweep, folder: pathlib.Path, seed: int) -> optuna.Study:
 
     Args:
         sweep: The sweep.
-        folder: Where its study is kept.
-        seed: Of the proposals.
+        folder: The folder that keeps its study; it must exist.
+        seed: The seed of the proposals.
 
     Raises:
-        SweepError: The folder holds another sweep.
-        OSError: It can't be written to.
+        SweepError: The folder holds another sweep, or a study that can't be read.
+        OSError: The folder can't be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    begun, text = folder / SWEEP_FILE, sweep.path.read_text("utf-8")
+    begun, text = folder / _SWEEP_FILE, sweep.path.read_text("utf-8")
     if begun.exists() and begun.read_text("utf-8") != text:
         raise SweepError(
             f"{folder} holds a sweep of another file than {sweep.path}; compare with {begun}, and"
@@ -56,13 +56,17 @@ def open_study(sweep: Sweep, folder: pathlib.Path, seed: int) -> optuna.Study:
     # Its messages about each trial would run into the table of progress.
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    study = optuna.create_study(
-        study_name="sweep",
-        storage=f"sqlite:///{folder.absolute() / STUDY_FILE}",
-        direction="maximize" if sweep.maximize else "minimize",
-        load_if_exists=True,
-        pruner=_pruner(sweep),
-    )
+    file = folder.absolute() / _STUDY_FILE
+    try:
+        study = optuna.create_study(
+            study_name="sweep",
+            storage=f"sqlite:///{file}",
+            direction="maximize" if sweep.maximize else "minimize",
+            load_if_exists=True,
+            pruner=_pruner(sweep),
+        )
+    except sqlalchemy.exc.SQLAlchemyError as error:
+        raise SweepError(f"{file} can't be read: {error}; give another --folder") from error
     # A sampler that starts again with the same seed would repeat its first proposals.
     study.sampler = _sampler(sweep, seed + num_trials(study))
     return study
@@ -91,15 +95,20 @@ def limit(sweep: Sweep, count: int) -> int:
     return min(limits)
 
 
-def interrupted_trials(study: optuna.Study) -> list[Trial]:
-    """The trials that were running when the sweep was stopped."""
-    return [
+def interrupted_trials(study: optuna.Study, sweep: Sweep) -> list[Trial]:
+    """The trials that were running when the sweep was stopped; all of their settings are chosen."""
+    trials = [
         Trial(study, found._trial_id)
         for found in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
     ]
+    for trial in trials:
+        # A kill within `Study.ask` leaves some settings open; those that are chosen stay.
+        for name, parameter in sweep.parameters.items():
+            trial._suggest(name, _distribution(parameter))
+    return trials
 
 
-def settings_of(trial: Trial | FrozenTrial, sweep: Sweep) -> dict[str, str]:
+def settings_of(trial: Trial, sweep: Sweep) -> dict[str, str]:
     """The settings of a trial as an agent of W&B writes them, by flag without its dashes."""
     return {name: str(trial.params[name]) for name in sweep.parameters}
 

@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jax import lax
 
-from abs_model._runtime.mesh import CLASS, DATA, constrain, place, training_mesh
+from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks.pgd import pgd
 from abs_model.data import Dataset
@@ -50,8 +50,17 @@ class ABSTask:
         Args:
             config: As in `configs/abs.py`.
             dataset: What to train on.
+
+        Raises:
+            ValueError: More images are to be attacked than there are.
         """
         train = config.train
+        num_attacked = config.validation.get("num_attacked") or 0
+        if num_attacked > len(dataset.validation.labels):
+            raise ValueError(
+                f"validation.num_attacked must be at most the {len(dataset.validation.labels)}"
+                f" validation images there are, got {num_attacked}"
+            )
         per_step = train.batch_size_per_class * dataset.num_classes
         self.config = config
         self.dataset = dataset
@@ -190,6 +199,8 @@ class ABSTask:
             self.dataset.image_shape,
             search=search_settings(self.config, "adam"),
         )
+        # Trained on fewer devices than classify, perhaps.
+        classifier = replicate(classifier)
 
         def first(count: int) -> tuple[np.ndarray, np.ndarray]:
             return split.images[:count].astype(np.float32) / 255, split.labels[:count]
@@ -197,7 +208,7 @@ class ABSTask:
         images, labels = first(settings.abs_images)
         accuracy = float(np.mean(classifier.predict(images) == labels))
         found = {"validation/abs_accuracy": accuracy}
-        if num_attacked := settings.get("num_attacked"):
+        if num_attacked := settings.get("num_attacked"):  # absent in older configurations
             found["validation/robust_accuracy"] = 1.0 - float(
                 pgd(classifier, *first(num_attacked), jax.random.key(0), **_ATTACK).success.mean()
             )

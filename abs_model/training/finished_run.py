@@ -34,7 +34,7 @@ from abs_model.training.workdir import WorkdirError, load_config, open_workdir
 
 _FILE = "run.json"
 _SESSIONS_FILE = "sessions.json"
-LOCK_FILE = ".training.lock"
+_LOCK_FILE = ".training.lock"
 _CHECKPOINTS = "checkpoints"
 _MARGINS_FILE = "race_margins.json"
 PyTree = Any
@@ -128,7 +128,7 @@ def session(
             yield open_workdir(directory, config)
             return
         directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory / LOCK_FILE):
+        with locked(directory / _LOCK_FILE):
             open_workdir(directory, config)
             _note_session(directory)
             wait_for_all("opened the workdir")

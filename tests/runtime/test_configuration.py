@@ -137,8 +137,10 @@ def test_integers_may_be_in_any_notation(directory, notation):
 
 
 def test_large_integers_keep_all_their_digits(directory):
-    result = run(directory, "--config=conf.py:quick", "--config.seed=4294967295")
-    assert result.stdout == "epochs 1\nseed 4294967295 name x\n", result.stderr
+    # More digits than a float has.
+    for notation in ("9007199254740993", "9007199254740993.0"):
+        result = run(directory, "--config=conf.py:quick", f"--config.train.epochs={notation}")
+        assert result.stdout == "epochs 9007199254740993\nseed 1 name x\n", result.stderr
 
 
 def test_flag_files_and_a_configuration_in_the_home(directory):

@@ -65,7 +65,7 @@ def make_task(configuration, task):
 )
 def test_training_steps_lower_for_accelerators(batched, configuration, task):
     made = make_task(configuration, task)
-    check_lowering(jax.jit(lambda state: made.run_steps(state, 0, 1)), (made.init_state(),), {})
+    check_lowering(lambda state: made.run_steps(state, 0, 1), (made.init_state(),))
 
 
 def test_inference_lowers_for_accelerators(batched):
@@ -80,7 +80,7 @@ def test_inference_lowers_for_accelerators(batched):
         "first look": lambda: racing.first_look(solver, images, weights, 8.0),
     }
     for program in programs.values():
-        check_lowering(jax.jit(program), (), {})
+        check_lowering(program)
     standings = racing.Standings(found.energies, required, required)
     check_lowering(jax.jit(lambda: racing.decide(solver, images, weights, 8.0, standings)), (), {})
 
@@ -98,7 +98,7 @@ def test_certificates_lower_for_accelerators(batched, norm):
             norm=norm, binary=False,
         )  # fmt: skip
 
-    check_lowering(jax.jit(certificate), (), {})
+    check_lowering(certificate)
 
 
 def test_both_formulations_find_the_same(monkeypatch, mnist_sample):

@@ -1,6 +1,9 @@
 """Stands for train.py in the tests of sweeps: logs objectives, resumes, and notes its end.
 
 --workdir=PATH --x=NUMBER --epochs=NUMBER --seconds=NUMBER (of an epoch) --fail=True
+--before=NUMBER (seconds before it comes to its workdir)
+
+Resumed, it logs its last epoch again, as a training does that resumes from a checkpoint.
 """
 
 import ast
@@ -15,11 +18,14 @@ from abs_model._runtime.atomic_files import locked
 
 
 def main(flags):
+    time.sleep(float(flags.get("before", 0)))
     workdir = pathlib.Path(flags["workdir"].replace("{run_id}", os.environ["WANDB_RUN_ID"]))
     workdir.mkdir(parents=True, exist_ok=True)
     with locked(workdir / ".training.lock"):
         metrics = workdir / "metrics.jsonl"
-        done = len(metrics.read_text().splitlines()) if metrics.exists() else 0
+        lines = metrics.read_text().splitlines(keepends=True)[:-1] if metrics.exists() else []
+        metrics.write_text("".join(lines))
+        done = len(lines)
         with (workdir / "starts.txt").open("a") as starts:
             starts.write(f"{json.dumps(flags)}\n")
         for epoch in range(done + 1, int(flags.get("epochs", 3)) + 1):

@@ -11,9 +11,10 @@ import time
 import pytest
 import yaml
 
+from abs_model._runtime.atomic_files import locked
 from abs_model.sweeps.definition import SweepError, read_sweep
 from abs_model.sweeps.run import run_sweep
-from abs_model.sweeps.study import open_study
+from abs_model.sweeps.study import open_study, propose
 from abs_model.sweeps.trials import command_of
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -130,6 +131,74 @@ def test_a_stopped_sweep_resumes_its_trials(tmp_path, number):
         assert rows[place]["objectives logged"] == 8
     # The third does not repeat the settings of the first.
     assert rows[2]["settings"] not in before.values()
+
+
+def test_a_trial_of_a_killed_sweep_is_not_started_twice(tmp_path):
+    """Its process lives on, and has not come to its workdir yet when the sweep is resumed."""
+    path = write_sweep(tmp_path, ["--before=3"])
+    command = [sys.executable, "-m", "scripts.sweep", str(path), "--count=1"]
+    command.append(f"--folder={tmp_path / 'out'}")
+    with subprocess.Popen(command, cwd=ROOT) as runner:
+        deadline = time.monotonic() + 60
+        while not [each for each in tmp_path.glob("out/logs/*.lock") if each.read_text()]:
+            assert time.monotonic() < deadline and runner.poll() is None
+            time.sleep(0.05)
+        runner.kill()
+    assert run_sweep(path, tmp_path / "out", count=1)[0]
+    (row,) = results(tmp_path / "out")
+    # Once by the killed sweep, and once more, one after the other, to see that it has finished.
+    assert row["outcome"] == "complete" and len(starts(row)) == 2
+
+
+def test_a_kill_while_settings_are_chosen_is_survived(tmp_path):
+    path = write_sweep(tmp_path)
+    (tmp_path / "out").mkdir()
+    study = open_study(read_sweep(path), tmp_path / "out", 0)
+    study._storage.create_new_trial(study._study_id)  # what `Study.ask` does first
+    assert run_sweep(path, tmp_path / "out", count=1)[0]
+    (row,) = results(tmp_path / "out")
+    assert row["outcome"] == "complete" and 0 <= row["settings"]["x"] <= 1
+
+
+def test_a_trial_that_was_to_be_stopped_early_is_not_resumed(tmp_path):
+    path = write_sweep(tmp_path)
+    (tmp_path / "out").mkdir()
+    sweep = read_sweep(path)
+    trial = propose(open_study(sweep, tmp_path / "out", 0), sweep)
+    trial.set_user_attr("pruned", True)
+    assert run_sweep(path, tmp_path / "out", count=1)[0]
+    (row,) = results(tmp_path / "out")
+    assert row["outcome"] == "stopped early" and not pathlib.Path(row["workdir"]).exists()
+
+
+def test_the_cap_of_a_sweep_and_small_objectives(tmp_path):
+    goal = {"name": "objective", "goal": "minimize"}
+    path = write_sweep(tmp_path, metric=goal, run_cap=3)
+    assert run_sweep(path, tmp_path / "out", count=9, parallel=3)[0]
+    objectives = [row["objective"] for row in results(tmp_path / "out")]
+    assert len(objectives) == 3 and objectives == sorted(objectives)
+
+
+def test_a_sweep_whose_first_trials_fail_is_ended(tmp_path):
+    path = write_sweep(tmp_path, ["--fail=True"])
+    with pytest.raises(SweepError, match="the first 3 trials have failed; see"):
+        run_sweep(path, tmp_path / "out", count=9)
+
+
+def test_what_cannot_be_run_is_explained(tmp_path):
+    path = write_sweep(tmp_path, program="nowhere.py")
+    with pytest.raises(SweepError, match=r"there is no program nowhere\.py here"):
+        run_sweep(path, tmp_path / "out", count=1)
+    path = write_sweep(tmp_path, command=["none", f"--workdir={tmp_path}/{{run_id}}", "${args}"])
+    with pytest.raises(SweepError, match="can't start none"):
+        run_sweep(path, tmp_path / "out", count=1)
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "study.db").write_text("no database at all, but a text of some length")
+    with pytest.raises(SweepError, match=r"study\.db can't be read"):
+        run_sweep(path, tmp_path / "damaged", count=1)
+    with locked(tmp_path / "out" / ".sweep.lock"):
+        with pytest.raises(SweepError, match="another process runs the sweep"):
+            run_sweep(path, tmp_path / "out", count=1)
 
 
 def test_a_folder_belongs_to_one_sweep(tmp_path):

@@ -258,8 +258,16 @@ def test_in_a_sweep_the_id_that_wandb_gives_is_noted(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_RUN_ID", "trial7")
     monkeypatch.setenv("WANDB_SWEEP_ID", "sweep")
     open_metrics(tmp_path, wandb_mode="online").close()
-    assert inits[0]["id"] == "trial7" and inits[0]["project"] is None
+    assert inits[0]["id"] is None and inits[0]["project"] is None  # W&B knows both
     assert (tmp_path / wandb_log.RUN_ID_FILE).read_text() == "trial7\n"
+
+
+def test_outside_of_a_sweep_a_run_keeps_its_id(tmp_path, monkeypatch):
+    inits = fake_wandb(monkeypatch, api_key="k")
+    for run_id in ("first", "second"):
+        monkeypatch.setenv("WANDB_RUN_ID", run_id)
+        open_metrics(tmp_path, wandb_mode="online").close()
+    assert [init["id"] for init in inits] == ["first", "first"]
 
 
 def test_run_ids_in_paths(monkeypatch):

@@ -10,8 +10,13 @@ import pytest
 from tests.conftest import ROOT
 
 SRUN = """#!/usr/bin/env bash
-echo "srun $1" >> "$NOTES"
-exec "${@:2}"
+options=srun
+while [[ $1 == --* ]]; do
+    options+=" $1"
+    shift
+done
+echo "$options" >> "$NOTES"
+exec "$@"
 """
 PYTHON = """#!/usr/bin/env python3
 import json, os, sys
@@ -56,6 +61,13 @@ def test_a_training_gets_its_flags(cluster):
     assert srun == "srun --cpus-per-task=4" and json.loads(called) == ["train.py", *flags]
 
 
+def test_many_processes_are_told_to_join(cluster):
+    done, (srun, called) = cluster("train_many.sbatch", "--workdir=runs/x")
+    assert done.returncode == 0, done.stderr
+    assert srun == "srun --cpus-per-task=4 --kill-on-bad-exit=1"
+    assert json.loads(called) == ["train.py", "--cluster", "--workdir=runs/x"]
+
+
 def test_an_array_shares_an_evaluation(cluster):
     called = []
     for task in ("1", "2", "3"):
@@ -83,7 +95,7 @@ def test_an_array_that_would_leave_work_undone_is_refused(cluster, first, last, 
     assert "the array must be 1 to n" in done.stderr
 
 
-@pytest.mark.parametrize("script", ["train.sbatch", "evaluate.sbatch"])
+@pytest.mark.parametrize("script", ["train.sbatch", "train_many.sbatch", "evaluate.sbatch"])
 def test_a_submission_from_elsewhere_is_explained(cluster, tmp_path, script):
     done, lines = cluster(script, SLURM_SUBMIT_DIR=str(tmp_path))
     assert done.returncode == 2 and not lines

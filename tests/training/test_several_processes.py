@@ -1,6 +1,7 @@
-"""Two processes on the loopback interface train together, and one of them is killed."""
+"""Two processes on the loopback interface train and evaluate; one of them is killed."""
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -14,7 +15,7 @@ import pytest
 
 import abs_model
 from abs_model.training.metrics import read_metrics
-from tests.conftest import ROOT, train_arguments
+from tests.conftest import ROOT, run_script, train_arguments
 
 _STOPPED_WITHIN = 60
 
@@ -72,6 +73,27 @@ def test_two_processes_train_what_one_trains(abs_run, tmp_path, data_dir):
     assert [each["step"] for each in one] == [each["step"] for each in two]
     losses = [[each["train/loss"] for each in run if "train/loss" in each] for run in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-3)
+
+
+def test_two_processes_evaluate_what_one_evaluates(abs_run, tmp_path):
+    def arguments(workdir):
+        return [
+            "evaluate.py", "--config=configs/table1.py:tiny", "--attacks=mim_linf,salt_and_pepper",
+            f"--models=binary_abs={abs_run}:binary", "--config.batch_size=1",
+            "--config.certify=False", f"--workdir={workdir}", "--wandb=off",
+        ]  # fmt: skip
+
+    def rows(workdir):
+        rows = json.loads((workdir / "results.json").read_text())["rows"]
+        return [(row["row"], row["norm"], row["accuracy"], row["median"]) for row in rows]
+
+    run_two(arguments(tmp_path / "two"), tmp_path)
+    # Each has its own part of the ledger.
+    parts = {path.name for path in (tmp_path / "two").glob("ledger/*/*/*/*.jsonl")}
+    assert parts == {"1-of-2.jsonl", "2-of-2.jsonl"}
+    one = run_script(*arguments(tmp_path / "one"))
+    assert one.returncode == 0, one.stderr
+    assert rows(tmp_path / "one") == rows(tmp_path / "two")
 
 
 @pytest.mark.parametrize(("killed", "num_devices"), [(0, 1), (1, 1), (1, 2)])

@@ -11,7 +11,7 @@ import abs_model
 from abs_model import register_dataclass
 from abs_model.attacks import Batch, log_odds
 from abs_model.attacks._core.keys import image_keys
-from abs_model.attacks._core.query import Query, _jacobian
+from abs_model.attacks._core.query import Query, _Flaws, _jacobian
 from abs_model.attacks._core.run import run
 from abs_model.models.classifier import Classifier
 from tests.linear_classifiers import grays, linear_classifier
@@ -82,9 +82,10 @@ def test_a_jacobian_of_leading_classes_takes_memory_for_these_only():
     model = linear_classifier(np.zeros((60, 1000)), np.zeros(1000))
     images = jnp.asarray(grays(32))
     labels = jnp.zeros(32, jnp.int32)
+    flaws = _Flaws(labels, labels)
     taken = []
     for count in (1000, 10):
-        program = _jacobian.lower(model, images, None, labels, count).compile()
+        program = _jacobian.lower(model, images, None, flaws, labels, count).compile()
         found = program.memory_analysis()
         taken.append(found.temp_size_in_bytes + found.output_size_in_bytes)
     assert taken[0] >= 32 * 1000 * 60 * 4

@@ -115,9 +115,6 @@ class Query:
         rejected: Images whose example the last `verify` has rejected, bool (n,).
         num_queries: Evaluations of the model so far, for each image of the batch.
         num_gradients: Those with gradient among them.
-        num_zero_gradients: How many gradients of each image were zero, int32 (n,), or 0.
-        num_nonfinite_gradients: How many had entries that were not finite, int32 (n,), or 0. These
-            entries are zero in what attacks get, so that they go by the others.
     """
 
     best: BestSoFar
@@ -152,8 +149,8 @@ class Query:
         self.rejected = jnp.zeros(len(batch.images), bool)
         self.num_queries = 0
         self.num_gradients = 0
-        self.num_zero_gradients: int | jax.Array = 0
-        self.num_nonfinite_gradients: int | jax.Array = 0
+        none = jnp.zeros(len(batch.images), jnp.int32)
+        self._flaws = _Flaws(none, none)
         self._epsilon = epsilon
         self._verify_regularly = verify_regularly
         self._progress = progress
@@ -222,10 +219,10 @@ class Query:
             ValueError: The model is a black box.
         """
         self._count(gradient=True)
-        gradients, logits, state, flaws = _gradients(
-            self.model, images, self.batch if goal is None else goal, _state(near), loss
+        goal = self.batch if goal is None else goal
+        gradients, logits, state, self._flaws = _gradients(
+            self.model, images, goal, _state(near), self._flaws, loss
         )
-        self._count_flaws(flaws)
         answer = GradientAnswer(images, logits, state, gradients)
         return self._take(answer, near) if record else answer
 
@@ -254,6 +251,19 @@ class Query:
         """
         answer = self._query_jacobian(images, near, num_classes)
         return self._take(answer, near) if record else answer
+
+    @property
+    def num_zero_gradients(self) -> jax.Array:
+        """How many gradients of each image were zero, int32 (n,)."""
+        return self._flaws.zero
+
+    @property
+    def num_nonfinite_gradients(self) -> jax.Array:
+        """How many gradients of each image had entries that were not finite, int32 (n,).
+
+        These entries are zero in what attacks get, so that they go by the others.
+        """
+        return self._flaws.nonfinite
 
     def all_succeeded(self) -> bool:
         """Whether all images are adversarial, and verified to be."""
@@ -336,8 +346,9 @@ class Query:
         self._count(gradient=True)
         labels = None if num_classes is None else self.batch.classes
         count = min(num_classes or self.model.num_classes, self.model.num_classes)
-        jacobian, logits, state, flaws = _jacobian(self.model, images, _state(near), labels, count)
-        self._count_flaws(flaws)
+        jacobian, logits, state, self._flaws = _jacobian(
+            self.model, images, _state(near), self._flaws, labels, count
+        )
         return JacobianAnswer(images, logits, state, jacobian)
 
     def _take(self, answer: AnyAnswer, near: Answer | None) -> AnyAnswer:
@@ -389,10 +400,6 @@ class Query:
         if self._progress is not None:
             self._progress(self.num_queries)
 
-    def _count_flaws(self, flaws: "_Flaws") -> None:
-        self.num_zero_gradients += flaws.zero
-        self.num_nonfinite_gradients += flaws.nonfinite
-
 
 def _state(near: Answer | None) -> State:
     """None without leaves, too: the programs of cold queries then serve all."""
@@ -429,27 +436,30 @@ def _warm_logits(
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Flaws:
-    """Which images have a gradient that is zero, or not finite, int32 (n,): 0 or 1."""
+    """How many gradients of each image were zero, or not finite, int32 (n,)."""
 
     zero: jax.Array
     nonfinite: jax.Array
 
 
-def _usable(gradients: jax.Array) -> tuple[jax.Array, _Flaws]:
-    """Gradients (n, ...) with zero for what is not finite, and what was wrong with them."""
+def _usable(gradients: jax.Array, flaws: _Flaws) -> tuple[jax.Array, _Flaws]:
+    """Gradients (n, ...) with zero for what is not finite; their flaws are added to earlier ones.
+
+    In the program of the gradients, because one more program for a query takes longer than that.
+    """
     finite = jnp.isfinite(gradients)
     axes = tuple(range(1, gradients.ndim))
     usable = jnp.where(finite, gradients, 0.0)
     zero, nonfinite = ~(usable != 0).any(axes), ~finite.all(axes)
-    return usable, _Flaws((zero & ~nonfinite).astype(jnp.int32), nonfinite.astype(jnp.int32))
+    return usable, _Flaws(flaws.zero + (zero & ~nonfinite), flaws.nonfinite + nonfinite)
 
 
 @functools.partial(jax.jit, static_argnames="loss")
 def _gradients(
-    model: Classifier, images: jax.Array, batch: Batch, state: State, loss: Loss
+    model: Classifier, images: jax.Array, batch: Batch, state: State, flaws: _Flaws, loss: Loss
 ) -> tuple[jax.Array, jax.Array, State, _Flaws]:
     def query(
-        model: Classifier, images: jax.Array, batch: Batch, state: State
+        model: Classifier, images: jax.Array, batch: Batch, state: State, flaws: _Flaws
     ) -> tuple[jax.Array, jax.Array, State, _Flaws]:
         # A margin is of the class and the largest other; other losses may be of all.
         required = jax.nn.one_hot(batch.classes, model.num_classes, dtype=bool)
@@ -460,18 +470,27 @@ def _gradients(
             return loss(logits, batch).sum(), (logits, following)
 
         gradients, (logits, following) = jax.grad(total, has_aux=True)(images)
-        gradients, flaws = _usable(gradients)
+        gradients, flaws = _usable(gradients, flaws)
         return gradients, logits, following, flaws
 
-    return over_devices(query, model, images, batch, state)
+    return over_devices(query, model, images, batch, state, flaws)
 
 
 @functools.partial(jax.jit, static_argnames="count")
 def _jacobian(
-    model: Classifier, images: jax.Array, state: State, labels: jax.Array | None, count: int
+    model: Classifier,
+    images: jax.Array,
+    state: State,
+    flaws: _Flaws,
+    labels: jax.Array | None,
+    count: int,
 ) -> tuple[Jacobian, jax.Array, State, _Flaws]:
     def query(
-        model: Classifier, images: jax.Array, state: State, labels: jax.Array | None
+        model: Classifier,
+        images: jax.Array,
+        state: State,
+        flaws: _Flaws,
+        labels: jax.Array | None,
     ) -> tuple[Jacobian, jax.Array, State, _Flaws]:
         required = jnp.ones((len(images), model.num_classes), bool)
         logits, pull_back, following = jax.vjp(
@@ -482,10 +501,11 @@ def _jacobian(
             return pull_back(jax.nn.one_hot(which, model.num_classes, dtype=logits.dtype))[0]
 
         classes = _leading(logits, labels, count)
-        gradients, flaws = _usable(map_classes(gradient_of, classes.T).transpose(1, 0, 2, 3, 4))
+        every = map_classes(gradient_of, classes.T).transpose(1, 0, 2, 3, 4)
+        gradients, flaws = _usable(every, flaws)
         return Jacobian(gradients, classes), logits, following, flaws
 
-    return over_devices(query, model, images, state, labels)
+    return over_devices(query, model, images, state, flaws, labels)
 
 
 def _leading(logits: jax.Array, labels: jax.Array | None, count: int) -> jax.Array:

@@ -83,7 +83,7 @@ def importances_of(study: optuna.Study) -> dict[str, float]:
 
 
 def _sorted_trials(study: optuna.Study, sweep: Sweep) -> list[FrozenTrial]:
-    """Complete ones first, the best in front; then those stopped early, likewise; then others."""
+    """Complete ones first, then those stopped early, the best of each in front; then others."""
     order = list(_OUTCOMES)
     sign = -1.0 if sweep.maximize else 1.0
     return sorted(

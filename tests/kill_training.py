@@ -3,7 +3,8 @@
 python -m tests.kill_training runs/killed -- --config=configs/abs.py:tiny --config.train.epochs=20
 
 Runs train.py with the arguments after -- as two processes: undisturbed in WORKDIR/whole, and in
-WORKDIR/killed with SIGKILL to either of them at random moments, after which both are started again.
+WORKDIR/killed with SIGKILL to either of them at random moments after they have joined, after which
+both are started again.
 Ends with status 1 where a finished checkpoint or a line of metrics up to it is gone after a kill,
 the other process does not end within a minute, or the trained parameters differ in the end.
 """
@@ -47,7 +48,11 @@ def main() -> None:
         saved = max(checkpoints(killed), default=-1)
         logged = [line for line in read_metrics(killed) if line["step"] <= saved]
         which, seconds = moments.randrange(2), moments.uniform(0.0, options.longest)
+        joined = [_joinings(options.workdir / f"{each}.txt") for each in range(2)]
         with two_processes(command, options.workdir) as started:
+            # One that is lost before is waited for as long as JAX waits, five minutes.
+            while [_joinings(options.workdir / f"{each}.txt") for each in range(2)] == joined:
+                time.sleep(0.1)
             try:
                 started[0].wait(seconds)
                 sys.exit(f"kill {number} came too late: the training has ended")
@@ -70,6 +75,11 @@ def main() -> None:
     same = all(map(np.array_equal, _parameters(whole), _parameters(killed)))
     print(f"{options.kills} kills: the parameters {'are the same' if same else 'DIFFER'}")
     sys.exit(0 if same else 1)
+
+
+def _joinings(log: pathlib.Path) -> int:
+    """How often a process has joined the other, as the collectives' library prints it."""
+    return log.read_text().count("is connected to 1 peer") if log.exists() else 0
 
 
 def _parameters(workdir: pathlib.Path) -> list[np.ndarray]:

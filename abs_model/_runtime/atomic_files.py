@@ -10,7 +10,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -34,20 +34,23 @@ def as_path(path: PathLike) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def locked(path: PathLike, *, shared: bool = False) -> Iterator[None]:
+def locked(path: PathLike, *, shared: bool = False) -> Iterator[TextIO]:
     """Holds the lock of a file while the context lasts; a kill of the process frees it, too.
 
     Args:
         path: The file, made if needed; its directory must exist.
         shared: Whether others may hold it at the same time, if theirs are shared, too.
 
+    Yields:
+        The file, open for appending. A process that inherits it holds the lock until it ends, too.
+
     Raises:
         BlockingIOError: Another process holds it.
         OSError: The file can't be made or locked.
     """
-    with open(path, "w") as file:
+    with open(path, "a") as file:
         fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-        yield
+        yield file
 
 
 def atomic_write_bytes(path: PathLike, data: bytes) -> None:

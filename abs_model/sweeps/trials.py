@@ -8,8 +8,8 @@ are logged. Trials resume as their program does: rerunning a stopped sweep start
 were running again, with the same settings, run ids and workdirs.
 """
 
+import contextlib
 import dataclasses
-import fcntl
 import math
 import os
 import pathlib
@@ -25,8 +25,9 @@ from optuna.trial import Trial, TrialState
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from abs_model._runtime.atomic_files import locked
 from abs_model._runtime.wandb_log import GIVEN_ID, PLACEHOLDER
-from abs_model.sweeps.definition import MACROS, Sweep, SweepError
+from abs_model.sweeps.definition import Sweep, SweepError
 from abs_model.sweeps.study import interrupted_trials, limit, num_trials, propose, settings_of
 from abs_model.training.finished_run import read_run
 from abs_model.training.metrics import read_metrics
@@ -135,8 +136,12 @@ def command_of(sweep: Sweep, settings: Mapping[str, str]) -> list[str]:
         sweep: The sweep.
         settings: Values by flag without its dashes.
     """
-    known = dict(zip(MACROS, (["/usr/bin/env"], [sys.executable], [sweep.program]), strict=False))
-    known["${args}"] = [f"--{name}={value}" for name, value in settings.items()]
+    known = {
+        "${env}": ["/usr/bin/env"],
+        "${interpreter}": [sys.executable],
+        "${program}": [sweep.program],
+        "${args}": [f"--{name}={value}" for name, value in settings.items()],
+    }
     return [each for word in sweep.command for each in known.get(word, [word])]
 
 
@@ -188,11 +193,12 @@ def _launch(running: _Running) -> bool:
     becomes of this one.
     """
     run_id = running.trial.user_attrs[RUN_ID]
-    with running.lock.open("a") as lock, running.log.open("ab") as log:
+    with contextlib.ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock = stack.enter_context(locked(running.lock))
         except BlockingIOError:
             return False
+        log = stack.enter_context(running.log.open("ab"))
         try:
             running.process = subprocess.Popen(
                 running.command,
@@ -281,12 +287,11 @@ def _reason(status: int, values: Sequence[float], metric: str) -> str:
 
 def _is_locked(path: pathlib.Path) -> bool:
     """Whether a process holds the lock of a trial."""
-    with path.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+    try:
+        with locked(path):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def _tell_to_stop(running: _Running) -> None:

@@ -140,13 +140,19 @@ def _queries_of(
     assert result.num_queries is not None and result.num_gradients is not None  # ours count
     num_gradients = int(result.num_gradients.max())
     num_others = int(result.num_queries.max()) - num_gradients
-    gradients = jax.grad(lambda images: model.batch_logits(images)[:, 0].sum())
 
-    def one_by_one(query: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    def gradients(model: Classifier, images: jax.Array) -> jax.Array:
+        return jax.grad(lambda images: model.batch_logits(images)[:, 0].sum())(images)
+
+    def one_by_one(
+        query: Callable[[Classifier, jax.Array], jax.Array],
+    ) -> Callable[[jax.Array], jax.Array]:
         # The same images, but not before the query is answered: an attack waits for it, too.
-        return jax.jit(lambda images: images + 0.0 * query(images).sum())
+        answer = jax.jit(lambda model, images: images + 0.0 * query(model, images).sum())
+        return functools.partial(answer, model)
 
-    query_gradients, query_logits = one_by_one(gradients), one_by_one(model.batch_logits)
+    query_gradients = one_by_one(gradients)
+    query_logits = one_by_one(lambda model, images: model.batch_logits(images))
 
     def run() -> None:
         queried = jnp.asarray(images)

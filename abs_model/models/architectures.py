@@ -4,9 +4,11 @@ Madry et al., "Towards Deep Learning Models Resistant to Adversarial Attacks", I
 (https://arxiv.org/abs/1706.06083); their code: https://github.com/MadryLab/mnist_challenge.
 
 A new network is a new class, whose `__call__(images, *, training=False)` gives logits, an entry in
-`NETWORKS` and `create_network`, and a check of its settings in `abs_model.training.network`.
+`NETWORKS` and `create_network`, and a check of its settings in `abs_model.training.network`. Where
+each query would prepare the weights first, a method `folded` does that once; see `CNN.folded`.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,9 +16,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model._runtime.vectorize import chunk_size, map_chunks
 from abs_model.models.convolutions import convolve
-from abs_model.models.layers import apply_layers, encoder_shapes, make_layers
+from abs_model.models.layers import (
+    FoldedLayer,
+    apply_folded,
+    apply_layers,
+    encoder_shapes,
+    fold_layers,
+    make_layers,
+)
 
 NETWORKS = ("cnn", "madry")
 
@@ -68,8 +78,30 @@ class CNN(nnx.Module):
 
     def __call__(self, images: jax.Array, *, training: bool = False) -> jax.Array:
         """Logits (N, classes) of images float32 (N, height, width, channels) in [0, 1]."""
-        hidden = apply_layers(self.layers, images.transpose(3, 1, 2, 0), training=training)
+        if not training:
+            return self.folded(images.shape[1:])(images)
+        hidden = apply_layers(self.layers, images.transpose(3, 1, 2, 0), training=True)
         return hidden[:, 0, 0].T
+
+    def folded(self, image_shape: Sequence[int]) -> "FoldedCNN":
+        """A copy for inference on images of a shape (height, width, channels).
+
+        Its queries do not fold batch norm and lay out kernels again, an eighth of the time of a
+        gradient of ten images. Arrays are NumPy's where ours are.
+        """
+        return FoldedCNN(fold_layers(self.layers, image_shape[:2]))
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FoldedCNN:
+    """A trained `CNN` in the form that is queried fastest."""
+
+    layers: tuple[FoldedLayer, ...]
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Logits (N, classes) of images float32 (N, height, width, channels) in [0, 1]."""
+        return apply_folded(self.layers, images.transpose(3, 1, 2, 0))[:, 0, 0].T
 
 
 class MadryCNN(nnx.Module):

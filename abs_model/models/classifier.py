@@ -107,7 +107,8 @@ class Classifier(abc.ABC):
         return [
             getattr(self, field.name)
             for field in own
-            if not (field.metadata.get("static") or field.metadata.get("label"))
+            if field.metadata.get("identifies", True)
+            and not (field.metadata.get("static") or field.metadata.get("label"))
         ]
 
     def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:

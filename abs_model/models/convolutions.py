@@ -8,7 +8,7 @@ pixel shuffle copies contiguous runs of numbers. `benchmarks/speed.py training` 
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 
-`kernel_to_blocks`, `kernel_between_blocks` and `space_to_depth` also take NumPy arrays.
+Functions that lay out kernels (`kernel_...`) and `space_to_depth` also take NumPy arrays.
 
 `_gather` lays the shifts of an image that meet each of the kernel's pixels under each other. Where
 the stride s divides the kernel's size, the image is first split into s x s phases, which become
@@ -38,9 +38,31 @@ def convolve(images: jax.Array, kernel: jax.Array, stride: int = 1) -> jax.Array
         (out, (height - kernel height) // stride + 1, likewise for the width, batch).
     """
     window = kernel.shape[:2]
+    matrix = kernel_to_matrix(kernel, stride, convolved_size(images.shape[1:3], window, stride))
+    return multiply_windows(images, matrix, window, stride)
+
+
+def kernel_to_matrix(kernel: Any, stride: int, size: tuple[int, int]) -> Any:
+    """The kernel as `multiply_windows` takes it.
+
+    Args:
+        kernel: (kernel height, kernel width, in, out).
+        stride: The same for both directions.
+        size: (height, width) of the output.
+
+    Returns:
+        (out, kernel height * kernel width * in), in the order of `_gather`'s rows.
+    """
+    return _flatten(kernel, stride, size).T
+
+
+def multiply_windows(
+    images: jax.Array, matrix: jax.Array, window: Sequence[int], stride: int
+) -> jax.Array:
+    """`convolve` with the matrix that `kernel_to_matrix` makes of a kernel of size `window`."""
     height, width = convolved_size(images.shape[1:3], window, stride)
-    products = _flatten(kernel, stride, (height, width)).T @ _gather(images, window, stride)
-    return products.reshape(kernel.shape[3], height, width, images.shape[3])
+    products = matrix @ _gather(images, window, stride)
+    return products.reshape(len(matrix), height, width, images.shape[3])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -16,15 +16,17 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
+from abs_model._runtime.pytrees import register_dataclass
 from abs_model.models.convolutions import (
     blocks_inside,
-    convolve,
     convolve_for_training,
     convolved_size,
     depth_to_space,
     kernel_between_blocks,
     kernel_from_blocks,
     kernel_to_blocks,
+    kernel_to_matrix,
+    multiply_windows,
     space_to_depth,
     transposed_convolution,
     transposed_convolution_to_blocks,
@@ -90,60 +92,62 @@ class Layer(nnx.Module):
             else nnx.BatchNorm(shape.features, axis=0, momentum=0.9, epsilon=1e-5, rngs=rngs)
         )
 
-    def __call__(self, hidden: "Hidden", following: "Layer | None", *, training: bool) -> "Hidden":
-        """What the layer makes of its input; `following` is the layer that takes that."""
-        norm = self.norm
-        kernel, bias = (self.kernel[...], self.bias[...]) if training else self.without_norm()
-        outputs = self._convolve(hidden, kernel, following, training)
-        phases = outputs.block**2
-        # XLA's loops over four axes are slower (CPU).
-        values = outputs.values.reshape(phases, len(bias), -1)
-        inside = outputs.inside()
+    def __call__(self, hidden: "Hidden", following: "Layer | None") -> "Hidden":
+        """What the layer makes of its input in training; `following` is the layer that takes that.
+
+        Batch norm uses the batch's statistics, and updates the running ones.
+        """
+        kernel, bias, norm = self.kernel[...], self.bias[...], self.norm
+        outputs = self.lay_out(kernel, hidden.size, hidden.block, following)(hidden)
+        values = outputs.as_phases(len(bias))
         if norm is None:
             values = values + bias[:, None]
-        elif training:
+        else:
             assert norm.scale is not None and norm.bias is not None  # BatchNorm's defaults
             count = math.prod(outputs.size) * outputs.values.shape[-1]
             # Without the bias, because the mean that is subtracted has it, too.
             values, mean, variance = normalize_and_activate(
-                values, norm.scale[...], norm.bias[...], inside, count, norm.epsilon
+                values, norm.scale[...], norm.bias[...], outputs.inside(), count, norm.epsilon
             )
             for average, new in ((norm.mean, mean + bias), (norm.var, variance)):
                 new = lax.stop_gradient(new)
                 average[...] = norm.momentum * average[...] + (1 - norm.momentum) * new
-        else:
-            values = elu(values + bias[:, None])
-            values = values if inside is None else values * inside
-        return dataclasses.replace(outputs, values=values.reshape(outputs.values.shape))
+        return outputs.with_phases(values)
 
-    def _convolve(
-        self, hidden: "Hidden", kernel: jax.Array, following: "Layer | None", training: bool
-    ) -> "Hidden":
-        values, block, stride = hidden.values, hidden.block, self.stride
+    def lay_out(
+        self, kernel: Any, size: Sequence[int], block: int, following: "Layer | None"
+    ) -> "Convolution":
+        """The layer's convolution, in the blocks that move the least memory.
+
+        Args:
+            kernel: (height, width, in, out); may be NumPy's.
+            size: (height, width) of the input's images.
+            block: Height and width of the input's blocks.
+            following: The layer that takes the output.
+        """
+        stride, window = self.stride, kernel.shape[:2]
+
+        def laid_out(kernel: Any, stride: int, takes: int, gives: int) -> Convolution:
+            return Convolution(
+                kernel, kernel.shape[:2], stride, self.transposed, takes, gives, after
+            )
+
         if self.transposed:
-            window = kernel.shape[:2]
-            size = tuple((n - 1) * stride + k for n, k in zip(hidden.size, window, strict=True))
-            if stride > 1:
-                values, block = hidden.images(), 1
-            if block > 1:
+            after = tuple((n - 1) * stride + k for n, k in zip(size, window, strict=True))
+            if stride == 1 < block:
                 kernel = kernel_between_blocks(kernel, block, transposed=True)
-                rows, columns = (-(-n // block) for n in size)
-                values = transposed_convolution(values, kernel)[:, :rows, :columns]
-            elif stride > 1 and following is not None and following.stride == 1:
-                block = stride
-                values = transposed_convolution_to_blocks(values, kernel_to_blocks(kernel, stride))
-            else:
-                values = transposed_convolution(values, kernel, stride)
-            return Hidden(values, block, size)
-        size = convolved_size(hidden.size, kernel.shape[:2], stride)
-        apply = convolve_for_training if training else convolve
+                return laid_out(kernel, 1, block, block)
+            if stride > 1 and following is not None and following.stride == 1:
+                return laid_out(kernel_to_blocks(kernel, stride), 1, 1, stride)
+            return laid_out(kernel, stride, 1, 1)
+        after = convolved_size(size, window, stride)
         if block > 1:
-            return Hidden(apply(values, kernel_from_blocks(kernel, block)), 1, size)
-        if following is not None and following._takes_blocks(self, (*hidden.size, *size)):
+            return laid_out(kernel_from_blocks(kernel, block), 1, block, 1)
+        if following is not None and following._takes_blocks(self, (*size, *after)):
             block = following.stride
             kernel = kernel_between_blocks(kernel, block, transposed=False)
-            return Hidden(apply(space_to_depth(values, block), kernel), block, size)
-        return Hidden(apply(values, kernel, stride), 1, size)
+            return laid_out(kernel, 1, block, block)
+        return laid_out(kernel, stride, 1, 1)
 
     def _takes_blocks(self, before: "Layer", sizes: Sequence[int]) -> bool:
         """Whether blocks of this convolution's stride save shuffling the output of the one before.
@@ -167,6 +171,76 @@ class Layer(nnx.Module):
         return kernel * scale, (bias - norm.mean[...]) * scale + norm.bias[...]
 
 
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Convolution:
+    """A (transposed) convolution with its kernel laid out for blocks of pixels.
+
+    Attributes:
+        kernel: (height, width, features of an input block, features of an output block); after
+            `as_matrix` that of `kernel_to_matrix`.
+        window: Height and width of the kernel.
+        stride: Between blocks.
+        transposed: Whether it is a transposed convolution.
+        takes: Height and width of the input's blocks.
+        gives: Height and width of the output's blocks.
+        size: (height, width) of the output's images.
+    """
+
+    kernel: jax.Array
+    window: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    stride: int = dataclasses.field(metadata={"static": True})
+    transposed: bool = dataclasses.field(metadata={"static": True})
+    takes: int = dataclasses.field(metadata={"static": True})
+    gives: int = dataclasses.field(metadata={"static": True})
+    size: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def as_matrix(self) -> "Convolution":
+        """The same for inference; a transposed one is returned as it is."""
+        if self.transposed:
+            return self
+        height, width = (-(-n // self.gives) for n in self.size)
+        matrix = kernel_to_matrix(self.kernel, self.stride, (height, width))
+        return dataclasses.replace(self, kernel=matrix)
+
+    def __call__(self, hidden: "Hidden") -> "Hidden":
+        values = hidden.in_blocks(self.takes)
+        if not self.transposed and self.kernel.ndim == 2:
+            values = multiply_windows(values, self.kernel, self.window, self.stride)
+        elif not self.transposed:
+            values = convolve_for_training(values, self.kernel, self.stride)
+        elif self.gives > self.takes:
+            values = transposed_convolution_to_blocks(values, self.kernel)
+        else:
+            rows, columns = (-(-n // self.gives) for n in self.size)
+            values = transposed_convolution(values, self.kernel, self.stride)[:, :rows, :columns]
+        return Hidden(values, self.gives, self.size)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class FoldedLayer:
+    """A layer outside of training: batch norm is folded into the convolution.
+
+    Attributes:
+        convolution: The layer's, with batch norm's factors in its kernel.
+        bias: (out,), with batch norm's offsets.
+        last: Whether it has no ELU.
+    """
+
+    convolution: Convolution
+    bias: jax.Array
+    last: bool = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, hidden: "Hidden") -> "Hidden":
+        outputs = self.convolution(hidden)
+        values = outputs.as_phases(len(self.bias)) + self.bias[:, None]
+        if not self.last:
+            values, inside = elu(values), outputs.inside()
+            values = values if inside is None else values * inside
+        return outputs.with_phases(values)
+
+
 @dataclasses.dataclass(frozen=True)
 class Hidden:
     """Images between layers, whose blocks of pixels are channels, as `space_to_depth` makes them.
@@ -186,6 +260,19 @@ class Hidden:
         height, width = self.size
         return depth_to_space(self.values, self.block)[:, :height, :width]
 
+    def in_blocks(self, block: int) -> jax.Array:
+        """The values in blocks of another size."""
+        return self.values if block == self.block else space_to_depth(self.images(), block)
+
+    def as_phases(self, channels: int) -> jax.Array:
+        """The values as (block * block, channels, rows * columns * batch)."""
+        # XLA's loops over four axes are slower (CPU).
+        return self.values.reshape(self.block**2, channels, -1)
+
+    def with_phases(self, values: jax.Array) -> "Hidden":
+        """The same with other values, from `as_phases`."""
+        return dataclasses.replace(self, values=values.reshape(self.values.shape))
+
     def inside(self) -> jax.Array | None:
         """1 for pixels of the images and 0 beyond, (block * block, 1, rows * columns * batch).
 
@@ -203,10 +290,34 @@ def apply_layers(layers: Sequence[Layer], images: jax.Array, *, training: bool) 
 
     Between two layers images stay in blocks where the second would have to shuffle pixels.
     """
+    if not training:
+        return apply_folded(fold_layers(layers, images.shape[1:3]), images)
     hidden = Hidden(images, 1, images.shape[1:3])
     for layer, following in itertools.zip_longest(layers, layers[1:]):
-        hidden = layer(hidden, following, training=training)
+        hidden = layer(hidden, following)
     return hidden.images()
+
+
+def apply_folded(layers: Sequence[FoldedLayer], images: jax.Array) -> jax.Array:
+    """`apply_layers` outside of training, of layers that are folded already."""
+    hidden = Hidden(images, 1, images.shape[1:3])
+    for layer in layers:
+        hidden = layer(hidden)
+    return hidden.images()
+
+
+def fold_layers(layers: Sequence[Layer], size: Sequence[int]) -> tuple[FoldedLayer, ...]:
+    """A stack for inference on images of (height, width) `size`.
+
+    Layers may hold NumPy's arrays, and so do the folded ones then.
+    """
+    folded, block, size = [], 1, tuple(size)
+    for layer, following in itertools.zip_longest(layers, layers[1:]):
+        kernel, bias = layer.without_norm()
+        convolution = layer.lay_out(kernel, size, block, following).as_matrix()
+        folded.append(FoldedLayer(convolution, bias, last=layer.norm is None))
+        block, size = convolution.gives, convolution.size
+    return tuple(folded)
 
 
 def make_layers(

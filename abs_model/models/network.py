@@ -1,9 +1,11 @@
 """Feed-forward networks as classifiers."""
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import jax
+import numpy as np
 from flax import nnx
 
 from abs_model._runtime.pytrees import register_dataclass
@@ -23,13 +25,33 @@ class NetworkClassifier(Classifier):
     Attributes:
         state: The module's parameters and other variables.
         graphdef: Its structure, from `nnx.split`.
+        folded: What computes the same from prepared weights; see `with_folded_weights`. It is not
+            part of a fingerprint, because it follows from the others.
     """
 
     state: PyTree
     graphdef: nnx.GraphDef = dataclasses.field(metadata=STATIC)
+    folded: Callable[[jax.Array], jax.Array] | None = dataclasses.field(
+        default=None, metadata={"identifies": False}
+    )
+
+    def with_folded_weights(self) -> Self:
+        """The same classifier, whose weights are prepared once instead of in each query.
+
+        A module's method `folded(image_shape)` prepares them, and returns a pytree that is called
+        with images. A classifier whose module has no such method is returned as it is.
+        """
+        # With NumPy, because a program for so little would take longer to compile than to run.
+        network = nnx.merge(self.graphdef, jax.tree.map(np.asarray, self.state))
+        if not hasattr(network, "folded"):
+            return self
+        return dataclasses.replace(self, folded=jax.device_put(network.folded(self.image_shape)))
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
-        return nnx.merge(self.graphdef, self.state)(as_seen(images, self.binary))
+        network = self.folded
+        if network is None:
+            network = nnx.merge(self.graphdef, self.state)
+        return network(as_seen(images, self.binary))
 
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         return jax.nn.softmax(logits)

@@ -128,16 +128,17 @@ class NetworkTask:
 
     def classifier(self, state: State) -> NetworkClassifier:
         """The network being trained, with the parameters of a state."""
-        return NetworkClassifier(
+        classifier = NetworkClassifier(
             name=self._config.model.name,
             image_shape=self._dataset.image_shape,
             num_classes=self._dataset.num_classes,
             batch_size=self._config.validation.batch_size,
             graphdef=self._graphdef,
-            # Trained on fewer devices than classify, perhaps.
-            state=replicate(state["model"]),
+            state=state["model"],
             binary=False,
         )
+        # Trained on fewer devices than classify, perhaps.
+        return replicate(classifier.with_folded_weights())
 
     def _trace_steps(
         self,

@@ -150,7 +150,7 @@ def build_classifier(
         graphdef=graphdef,
         state=arrays,
         binary=binary,
-    )
+    ).with_folded_weights()
 
 
 def find_trained(model: str | os.PathLike[str]) -> Trained:

@@ -10,6 +10,7 @@ from flax import nnx
 
 import abs_model
 from abs_model._runtime.errors import UserError
+from abs_model.evaluation.run.workdir import model_identity
 from abs_model.inference.calibration import confidences
 from abs_model.models.classifier import threshold
 from abs_model.models.network import NetworkClassifier
@@ -63,6 +64,26 @@ def test_a_network_classifier_is_its_network(linear):
     exponentials = np.exp(logits)
     expected = exponentials / exponentials.sum(1, keepdims=True)
     np.testing.assert_allclose(model.confidences(images), expected, rtol=1e-5)
+
+
+def test_folded_weights_change_nothing(images):
+    model = abs_model.load("cnn", batch_size=4)
+    assert model.folded is not None
+    plain = dataclasses.replace(model, folded=None)
+    assert model_identity(model) == model_identity(plain)
+    labels = np.arange(len(images)) % 10
+
+    def with_gradients(model):
+        loss = lambda x: model.logits(x)[np.arange(len(images)), labels].sum()  # noqa: E731
+        return model.logits(images), jax.grad(loss)(jnp.asarray(images))
+
+    for found, expected in zip(with_gradients(model), with_gradients(plain), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_module_that_folds_no_weights_is_left_as_it_is(linear):
+    model, _ = linear
+    assert model.with_folded_weights() is model
 
 
 def test_a_binary_network_sees_thresholded_images_and_passes_gradients_through(linear):

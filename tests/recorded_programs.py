@@ -6,17 +6,23 @@ import sys
 import jax
 import jax.export
 
+from abs_model._runtime.precision import current_switches
+
 _JITTED = type(jax.jit(lambda: 0))
 PLATFORMS = ("cuda", "tpu")
 
 
 @contextlib.contextmanager
 def recorded_programs():
-    """Yields a list of (function, arguments, keywords), one for each program that is called."""
+    """Yields a list of (function, arguments, keywords), one for each program that is called.
+
+    All must be called in single precision.
+    """
     calls, seen, originals = [], set(), []
 
     def recording(function):
         def call(*arguments, **keywords):
+            assert current_switches() == (False, "float32"), function
             leaves, structure = jax.tree.flatten((arguments, keywords))
             kinds = tuple(
                 (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "shape") else type(leaf)

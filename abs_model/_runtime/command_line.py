@@ -38,7 +38,6 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
-import jax
 import ml_collections
 from absl import app, flags
 from absl.flags import argparse_flags
@@ -50,6 +49,7 @@ from abs_model._runtime.compilation_cache import enable_compilation_cache
 from abs_model._runtime.configuration import ConfigError, flatten, suggestion
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.malloc import retain_freed_memory
+from abs_model._runtime.precision import use_single_precision
 from abs_model._runtime.registries import import_from_working_directory
 
 # config_flags would read flag files while the script is being imported, where nothing could catch
@@ -131,8 +131,8 @@ def run_main(
     """
 
     def guarded(options: Any) -> int | None:
-        # Training and ledgers are the same whatever JAX_ENABLE_X64 says; see `precision`.
-        jax.config.update("jax_enable_x64", False)
+        # Training and ledgers are the same whatever JAX's switches say; see `precision`.
+        use_single_precision()
         # At INFO it reports each kind of device that there isn't, which looks like an error.
         logging.getLogger("jax").setLevel(logging.WARNING)
         enable_compilation_cache()

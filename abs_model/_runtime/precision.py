@@ -1,14 +1,17 @@
-"""Single precision, whatever JAX's switch for 64-bit types (`JAX_ENABLE_X64`) says.
+"""Single precision, whatever JAX's switches say.
 
-Models, training and attacks are made for float32 and int32. With 64-bit types on, JAX makes float64
-of what names no type, such as `jnp.zeros(n)` or a random draw, and of all that meets it. So what
-is public runs with 64-bit types off, and gives the same results either way. A user's function
-(`abs_model.from_function`) is traced with the switch as it was at that call, and may compute in
-float64.
+Models, training and attacks are made for float32 and int32. With 64-bit types on
+(`JAX_ENABLE_X64`), JAX makes float64 of what names no type, such as `jnp.zeros(n)` or a random
+draw, and of all that meets it. And matrix products of float32 are rounded by default: to bfloat16
+on TPUs, to TF32 on GPUs (`jax_default_matmul_precision`), which changes energies of 100 nats by
+more than a search's tolerance. So what is public runs with 64-bit types off and exact products, and
+gives the same results either way. A user's function (`abs_model.from_function`) is traced with both
+switches as they were at that call.
 """
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import ParamSpec, TypeVar
 
 import jax
@@ -16,13 +19,34 @@ import jax
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_PRODUCTS = "float32"
+
 
 def single_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """The function with JAX's 64-bit types off while it runs; a decorator."""
+    """The function with JAX's switches for single precision while it runs; a decorator."""
 
     @functools.wraps(function)
     def in_single_precision(*args: P.args, **kwargs: P.kwargs) -> T:
-        with jax.enable_x64(False):
+        with switches(False, _PRODUCTS):
             return function(*args, **kwargs)
 
     return in_single_precision
+
+
+def use_single_precision() -> None:
+    """Sets the switches for single precision for the rest of the process."""
+    jax.config.update("jax_enable_x64", False)
+    jax.config.update("jax_default_matmul_precision", _PRODUCTS)
+
+
+def current_switches() -> tuple[bool, str | None]:
+    """Whether 64-bit types are on, and the precision of products, for `switches`."""
+    values = jax.config.values
+    return values["jax_enable_x64"], values["jax_default_matmul_precision"]
+
+
+@contextlib.contextmanager
+def switches(x64: bool, products: str | None) -> Iterator[None]:
+    """A context in which JAX's switches are as given."""
+    with jax.enable_x64(x64), jax.default_matmul_precision(products):
+        yield

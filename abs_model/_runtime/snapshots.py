@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from flax import errors, nnx
 from jax.extend.core import ClosedJaxpr
 
+from abs_model._runtime.precision import current_switches, switches
 from abs_model._runtime.pytrees import array_identity
 from abs_model._runtime.traces import Program, copied, inlined, program, trace, trace_identity
 
@@ -39,18 +40,18 @@ class _Source:
         call: From the state and images (n, *image_shape) to logits.
         code: The function or class that has the Python code.
         image_shape: (height, width, channels).
-        x64: Whether JAX had 64-bit types on when the function was wrapped: its traces have, too.
+        switches: For precision, as they were when the function was wrapped: it is traced with them.
     """
 
     call: Callable[[PyTree, jax.Array], Any]
     code: Any
     image_shape: tuple[int, ...]
-    x64: bool = dataclasses.field(default_factory=lambda: bool(jax.config.read("jax_enable_x64")))
+    switches: tuple[bool, str | None] = dataclasses.field(default_factory=current_switches)
 
     def trace(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr:
         """The operations on `count` images."""
         try:
-            with jax.enable_x64(self.x64):
+            with switches(*self.switches):
                 traced = trace(self.call, state, self.images(count))
         except errors.TraceContextError as error:
             raise ValueError(f"{self} changes a module's state ({error}){_EVAL}") from error
@@ -69,7 +70,7 @@ class _Source:
 
     def trace_closed(self, state: PyTree) -> ClosedJaxpr:
         """The same with the state among the arrays that it holds."""
-        with jax.enable_x64(self.x64):
+        with switches(*self.switches):
             return trace(functools.partial(self.call, state), self.images(_REFERENCE))
 
     def trace_gradient(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr | None:
@@ -80,7 +81,7 @@ class _Source:
             return pull_back(gradients)[0]
 
         try:
-            with jax.enable_x64(self.x64):
+            with switches(*self.switches):
                 logits = jax.eval_shape(self.call, state, self.images(count))
                 return trace(pull, state, self.images(count), logits)
         except (TypeError, ValueError):  # such as of a callback: whoever asks is told so by JAX

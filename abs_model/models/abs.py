@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from abs_model._runtime.mesh import over_devices
+from abs_model._runtime.precision import single_precision
 from abs_model._runtime.pytrees import register_dataclass
 from abs_model.inference.certificates import (
     DEFAULT_SETTINGS,
@@ -211,6 +212,7 @@ class ABSClassifier(Classifier):
             raise TypeError(f"solver {type(self.solver).__name__} makes no estimates of energies")
         return self._in_batches(_jitted_estimation_errors, images, energies)
 
+    @single_precision
     def certify(
         self,
         images: jax.Array | np.ndarray,

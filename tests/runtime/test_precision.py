@@ -1,10 +1,12 @@
-"""JAX's switch for 64-bit types, which changes nothing of what models, attacks and scripts give."""
+"""JAX's switches for precision, which change nothing of what models, attacks and scripts give."""
 
 import os
+import re
 import subprocess
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -126,13 +128,40 @@ def test_verification_takes_what_attacks_give():
     assert again.images.dtype == jnp.float32
 
 
-def test_scripts_switch_64_bit_types_off():
+def test_scripts_run_in_single_precision():
     code = (
-        "import jax.numpy as jnp; from abs_model._runtime.command_line import run_main; "
-        "run_main(lambda argv: print(jnp.zeros(1).dtype, jnp.arange(1).dtype))"
+        "import jax, jax.numpy as jnp; from abs_model._runtime.command_line import run_main; "
+        "run_main(lambda argv: print(jnp.zeros(1).dtype, jnp.arange(1).dtype, "
+        "jax.config.jax_default_matmul_precision))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60,
-        env=os.environ | {"JAX_ENABLE_X64": "1"},
+        env=os.environ | {"JAX_ENABLE_X64": "1", "JAX_DEFAULT_MATMUL_PRECISION": "bfloat16"},
     )  # fmt: skip
-    assert done.stdout.split() == ["float32", "int32"], done.stderr
+    assert done.stdout.split() == ["float32", "int32", "float32"], done.stderr
+
+
+def products(function, *arguments):
+    """The matrix products and convolutions of a function on a TPU, as text."""
+    exported = jax.export.export(jax.jit(function), platforms=("tpu",))(*arguments)
+    lines = exported.mlir_module().splitlines()
+    return [line for line in lines if re.search(r"stablehlo\.(dot_general|convolution)", line)]
+
+
+@pytest.mark.parametrize("name", ["cnn", "madry", "abs"])
+def test_products_of_models_are_exact_on_accelerators(name):
+    model = abs_model.load(name, batch_size=2)
+    images = jnp.zeros((2, 28, 28, 1))
+    with jax.default_matmul_precision("bfloat16"):
+        found = products(jax.grad(lambda images: model.logits(images).sum()), images)
+    assert found and all("HIGHEST, HIGHEST" in line for line in found)
+
+
+def test_products_of_a_wrapped_function_are_as_it_was_wrapped():
+    with jax.default_matmul_precision("bfloat16"):
+        model = abs_model.from_function(
+            lambda images: images.reshape(len(images), -1) @ jnp.ones((16, 3)),
+            num_classes=3, image_shape=(4, 4, 1), batch_size=4,
+        )  # fmt: skip
+    found = products(model.logits, jnp.zeros((5, 4, 4, 1)))
+    assert found and not any("HIGHEST" in line for line in found)

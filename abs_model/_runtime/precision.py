@@ -3,10 +3,10 @@
 Models, training and attacks are made for float32 and int32. With 64-bit types on
 (`JAX_ENABLE_X64`), JAX makes float64 of what names no type, such as `jnp.zeros(n)` or a random
 draw, and of all that meets it. And matrix products of float32 are rounded by default: to bfloat16
-on TPUs, to TF32 on GPUs (`jax_default_matmul_precision`), which changes energies of 100 nats by
-more than a search's tolerance. So what is public runs with 64-bit types off and exact products, and
-gives the same results either way. A user's function (`abs_model.from_function`) is traced with both
-switches as they were at that call.
+on TPUs, to TF32 on GPUs (`jax_default_matmul_precision`). Simulated on MNIST, that moves energies
+by up to 0.2 and 0.03 nats, more than a search's tolerance of 0.01. So what is public runs with
+64-bit types off and exact products, and gives the same results either way. A user's function
+(`abs_model.from_function`) is traced with both switches as they were at that call.
 """
 
 import contextlib

@@ -78,9 +78,9 @@ class Search:
         pixels: Values of an image.
         latents: Size of the latent space.
         samples: Prior samples that starts are chosen from.
-        widths: Of the surrogate's layers, the last being the components.
+        widths: Outputs of the surrogate's layers; the last ones are the components.
         surrogate_steps: BFGS steps on the surrogate, of all starts together.
-        evaluations: Of the decoder and its gradient.
+        evaluations: How often the decoder and its gradient are evaluated.
         decoder: FLOP of one decoded latent vector.
     """
 

@@ -74,8 +74,8 @@ def measure(
     result = _rates(candidates, turns)
     evaluations = {
         "adam": adam.solver.settings.num_steps,
-        "quasi_newton": _mean_evaluations(ours, images),
-        "quasi_newton_fast": _mean_evaluations(fast, images),
+        "quasi_newton": round(mean_evaluations(ours, images[:_COUNTED]), 1),
+        "quasi_newton_fast": round(mean_evaluations(fast, images[:_COUNTED]), 1),
     }
     result |= {"evaluations_per_image_and_class": evaluations}
     result |= {"gflops": _throughput(result["best_images_per_second"], evaluations, layers)}
@@ -245,15 +245,15 @@ def _folded_layers(workdir: str) -> list[_Layers]:
     return layers
 
 
-def _mean_evaluations(model: ABSClassifier, images: np.ndarray) -> float:
+def mean_evaluations(model: ABSClassifier, images: np.ndarray) -> float:
     """How often a decoder and its gradient are evaluated per image and class."""
-    pixels = model.solver.decoder.to_pixels(jnp.asarray(images[:_COUNTED]))
+    pixels = model.solver.decoder.to_pixels(jnp.asarray(images))
 
     @jax.jit
     def count(solver: QuasiNewton) -> jax.Array:
         return map_classes(lambda one: one.search(pixels).evaluations, solver)
 
-    return round(float(count(model.solver).sum()) / (pixels.shape[1] * _NUM_CLASSES), 1)
+    return float(count(model.solver).sum()) / (pixels.shape[1] * _NUM_CLASSES)
 
 
 def _throughput(

@@ -27,7 +27,6 @@ import abs_model
 from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
 from abs_model._runtime.provenance import environment, git_commit
-from abs_model._runtime.vectorize import map_classes
 from abs_model.evaluation.run.suite import AttackSpec, read_suite
 from abs_model.inference.solvers import QuasiNewton, bfgs
 from abs_model.models.abs import ABSClassifier
@@ -43,6 +42,7 @@ from benchmarks.costs import (
     madry_flop,
     most_queries,
 )
+from benchmarks.inference_speed import mean_evaluations
 from benchmarks.speed import training_steps
 from benchmarks.timing import median_ratio, time_in_turns
 from configs import table1
@@ -68,8 +68,8 @@ class Device:
 
     Attributes:
         name: For tables.
-        flop_rate: Of matrix products of float32, in FLOP/s.
-        byte_rate: Of its memory, in bytes/s.
+        flop_rate: FLOP/s of matrix products of float32.
+        byte_rate: Bytes/s of its memory.
         count: How many.
     """
 
@@ -96,7 +96,7 @@ class Program:
 
     Attributes:
         flop: By formula, of one unit; None without a formula.
-        unit: Of what, such as an image.
+        unit: What the costs are of, such as an image.
         units: How many a run takes.
         run: Runs it and waits.
         counted: Compiles it for XLA's counts, and of how many units; None where it has loops.
@@ -138,18 +138,16 @@ def main(options: argparse.Namespace) -> None:
 def count_search(model: Classifier) -> Search:
     """What a search of a class costs on clean images, by the mean number of evaluations."""
     assert isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton)
-    pixels = model.solver.decoder.to_pixels(jnp.asarray(_images(100)))
-    count = jax.jit(lambda solver: map_classes(lambda one: one.search(pixels).evaluations, solver))
     settings, surrogate = model.solver.settings, model.solver.surrogate
     kernels = [one.shape[1] for one in surrogate.kernels]
     starts, minima = settings.num_starts, settings.num_minima
     return Search(
-        pixels=pixels.shape[0],
+        pixels=math.prod(_SHAPE),
         latents=model.solver.decoder.latent_size,
         samples=model.solver.latents.shape[1],
         widths=tuple(kernels),
         surrogate_steps=(starts + minima) * _SURROGATE_STEPS // 2,
-        evaluations=float(count(model.solver).sum()) / (100 * _CLASSES),
+        evaluations=mean_evaluations(model, _images(100)),
         decoder=decoder_flop(derive_shape(_SHAPE)),
     )
 

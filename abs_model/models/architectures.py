@@ -78,9 +78,7 @@ class CNN(nnx.Module):
 
     def __call__(self, images: jax.Array, *, training: bool = False) -> jax.Array:
         """Logits (N, classes) of images float32 (N, height, width, channels) in [0, 1]."""
-        if not training:
-            return self.folded(images.shape[1:])(images)
-        hidden = apply_layers(self.layers, images.transpose(3, 1, 2, 0), training=True)
+        hidden = apply_layers(self.layers, images.transpose(3, 1, 2, 0), training=training)
         return hidden[:, 0, 0].T
 
     def folded(self, image_shape: Sequence[int]) -> "FoldedCNN":

@@ -41,10 +41,10 @@ class NetworkClassifier(Classifier):
         A module's method `folded(image_shape)` prepares them, and returns a pytree that is called
         with images. A classifier whose module has no such method is returned as it is.
         """
+        if not hasattr(nnx.merge(self.graphdef, self.state), "folded"):
+            return self
         # With NumPy, because a program for so little would take longer to compile than to run.
         network = nnx.merge(self.graphdef, jax.tree.map(np.asarray, self.state))
-        if not hasattr(network, "folded"):
-            return self
         return dataclasses.replace(self, folded=jax.device_put(network.folded(self.image_shape)))
 
     def batch_logits(self, images: jax.Array) -> jax.Array:

@@ -39,6 +39,8 @@ def _full() -> ml_collections.ConfigDict:
                 "module": "",
                 # True: classes without training images are left out, and the others renumbered.
                 "drop_empty_classes": ml_collections.config_dict.placeholder(bool),
+                # True: validation images are trained on, too; for a final training only.
+                "train_on_validation": ml_collections.config_dict.placeholder(bool),
             },
             "model": {
                 "name": "abs",
@@ -54,6 +56,9 @@ def _full() -> ml_collections.ConfigDict:
                 "beta_start": 10.0,
                 # The first 50 epochs anneal beta, the last 20 decay the rate.
                 "beta_fraction": 50 / 70,
+                # Largest random shift of a training image, in pixels, and rotation, in degrees.
+                "max_shift": ml_collections.config_dict.placeholder(float),
+                "max_rotation": ml_collections.config_dict.placeholder(float),
                 "steps_per_dispatch": 17,
             },
             "validation": {

@@ -18,6 +18,7 @@ from abs_model._runtime.configuration import (
     between,
     boolean,
     check_all,
+    non_negative,
     one_of,
     optional,
     positive,
@@ -63,6 +64,9 @@ _EXPECTED = {
     "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
     "train.beta_fraction": between(0, 1),
+    # Configurations from before there was augmentation lack both.
+    "train.max_shift": dataclasses.replace(optional(non_negative), required=False),
+    "train.max_rotation": dataclasses.replace(optional(between(0, 180)), required=False),
     "train.steps_per_dispatch": positive_int,
     "validation.elbo_images": positive_int,
     "validation.abs_images": positive_int,

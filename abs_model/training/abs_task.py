@@ -21,6 +21,7 @@ from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, tr
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks.pgd import pgd
 from abs_model.data import Dataset
+from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
 from abs_model.models.build import build_abs, init_vaes, search_settings
 from abs_model.models.vae import elbo_terms
@@ -119,11 +120,16 @@ class ABSTask:
     ) -> tuple[State, dict[str, jax.Array]]:
         """One update of all VAEs; `chosen` (classes, batch) indexes each class's images."""
         beta = self._beta(step)
+        # Absent in older configurations.
+        changes = {k: self.config.train.get(k) or 0.0 for k in ("max_shift", "max_rotation")}
 
         def class_gradient(
             params: PyTree, statistics: PyTree, images: jax.Array, chosen: jax.Array, key: jax.Array
         ) -> tuple[PyTree, tuple[dict[str, jax.Array], PyTree]]:
             batch = to_float(images[chosen])
+            if any(changes.values()):
+                key, change_key = jax.random.split(key)
+                batch = shift_and_rotate(batch, change_key, **changes)
 
             def loss(params: PyTree) -> tuple[jax.Array, tuple[dict[str, jax.Array], PyTree]]:
                 vae = nnx.merge(self.graphdef, params, statistics)

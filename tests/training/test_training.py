@@ -57,6 +57,18 @@ def test_a_step_trains_each_vae_on_its_own_class_only(mnist_sample):
     assert not np.allclose(kernel[0][3], kernel[1][3], atol=1e-7)
 
 
+def test_augmentation_changes_what_is_learned_only_where_it_is_wanted(mnist_sample):
+    plain, none, shifted = (
+        task.run_steps(task.init_state(), 0, 2)[1]["reconstruction"]
+        for task in (
+            make_task(mnist_sample),
+            make_task(mnist_sample, max_shift=0.0, max_rotation=0.0),
+            make_task(mnist_sample, max_shift=3.0),
+        )
+    )
+    assert plain == none != shifted
+
+
 def test_beta_falls_linearly_to_one(mnist_sample):
     task = make_task(mnist_sample, beta_start=10.0, beta_fraction=0.5, epochs=8)
     steps = task.steps_per_epoch

@@ -1,8 +1,8 @@
 """Measures what `docs/scaling.md` rests on: python benchmarks/scaling.py [--json PATH]
 
 Three tables. Programs: FLOP by formula and as XLA counts them, and how fast they run here, in turns
-with a matrix product. Attacks: the queries of a published table and their time, beside the formula.
-Accelerators: how long the table would take there, by the FLOP, the bytes and the number of kernels.
+with a matrix product. Attacks: the queries and times of a published table, beside the most queries
+that are declared. Accelerators: how long `configs/table1.py` would take there (`accelerators.py`).
 """
 
 import argparse
@@ -12,7 +12,6 @@ import functools
 import json
 import math
 import pathlib
-import re
 import statistics
 import tarfile
 from collections.abc import Callable, Sequence
@@ -24,14 +23,18 @@ import numpy as np
 from flax import nnx
 
 import abs_model
-from abs_model._runtime.atomic_files import write_json
+from abs_model._runtime.atomic_files import as_path, write_json
 from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
+from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
+from abs_model.attacks import Queries, estimate_gradients
 from abs_model.evaluation.run.suite import AttackSpec, read_suite
 from abs_model.inference.solvers import QuasiNewton, bfgs
+from abs_model.inference.solvers.quasi_newton import SURROGATE_STEPS
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.classifier import Classifier
 from abs_model.models.vae import VAE, derive_shape, elbo_terms
+from benchmarks.accelerators import Cost, ModelCosts, count_kernels, device_table, predict
 from benchmarks.costs import (
     GRADIENT,
     TRAINING,
@@ -40,7 +43,6 @@ from benchmarks.costs import (
     decoder_flop,
     encoder_flop,
     madry_flop,
-    most_queries,
 )
 from benchmarks.inference_speed import mean_evaluations
 from benchmarks.speed import training_steps
@@ -55,39 +57,9 @@ _COLUMNS = 24  # latent vectors that a CPU decodes at once
 _PRODUCT = 2048
 _TRAINING_BATCH, _TRAINING_STEPS = 64, 8
 _MOVE = 0.1  # L2, of the images between warm-started searches
-# A search's BFGS steps on the surrogate, and on the decoder as many as the slowest image may take.
-_SURROGATE_STEPS, _DECODER_STEPS = 12, 25
-# Instructions that start no kernel.
-_FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\([^=]*\)|\S+) ([\w\-]+)\(")
-
-
-@dataclasses.dataclass(frozen=True)
-class Device:
-    """An accelerator, by its data sheet.
-
-    Attributes:
-        name: For tables.
-        flop_rate: FLOP/s of matrix products of float32.
-        byte_rate: Bytes/s of its memory.
-        count: How many.
-    """
-
-    name: str
-    flop_rate: float
-    byte_rate: float
-    count: int = 1
-
-
-# TPUs multiply float32 in six passes of bfloat16.
-_H100 = Device("H100 SXM", 67e12, 3.35e12)
-DEVICES = (
-    _H100,
-    dataclasses.replace(_H100, name="8 H100 SXM", count=8),
-    Device("TPU v5e-64", 197e12 / 6, 0.82e12, 64),
-)
-# What is reached of either rate; seconds for each kernel, and for each query in Python.
-EFFICIENCY, PER_KERNEL, PER_QUERY = 0.5, 5e-6, 5e-4
+_TITLES = {"cnn": "CNN", "madry": "Madry", "abs": "ABS"}
+_FLOP = {"cnn": cnn_flop(_SHAPE, _FEATURES, _CLASSES), "madry": madry_flop(_SHAPE, _CLASSES)}
+_REPOSITORY = pathlib.Path(__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +86,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argument_parser(__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--turns", type=positive, default=7, help="how often each is timed")
     parser.add_argument(
-        "--results", type=pathlib.Path, default="results/table1", help="a published table"
+        "--results", type=as_path, default=_REPOSITORY / "results/table1", help="a published table"
     )
     parser.add_argument("--json", type=output_file, help="also write the figures to this file")
     return parser.parse_args(argv[1:])
@@ -122,16 +94,19 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def main(options: argparse.Namespace) -> None:
     """Measures, and prints the tables as Markdown."""
-    models = {name: abs_model.load(name, batch_size=100) for name in ("cnn", "madry", "abs")}
+    models = {name: abs_model.load(name, batch_size=100) for name in _TITLES}
+    attacks = measure_attacks(models, options.results)  # first, because it checks the folder
     search = count_search(models["abs"])
     measured = measure_programs(make_programs(models, search), options.turns)
-    attacks = measure_attacks(models, options.results)
-    kernels = count_kernels(models, search)
-    predicted = predict(models, search, kernels, measured)
-    print("\n\n".join((program_table(measured), attack_table(attacks), device_table(predicted))))
+    costs = {name: network_costs(name, models[name], measured) for name in ("cnn", "madry")}
+    costs["abs"] = search_costs(models["abs"], search, measured)
+    predicted = predict(models, costs)
+    tables = program_table(measured), attack_table(attacks), device_table(predicted, _TITLES)
+    print("\n\n".join(tables))
     if options.json:
         about = {"benchmark": "scaling", "commit": git_commit()} | environment()
-        found = {"programs": measured, "attacks": attacks, "kernels": kernels}
+        found = {"programs": measured, "attacks": attacks}
+        found["queries"] = {name: dataclasses.asdict(cost) for name, cost in costs.items()}
         write_json(options.json, about | found | {"devices": predicted})
 
 
@@ -139,14 +114,14 @@ def count_search(model: Classifier) -> Search:
     """What a search of a class costs on clean images, by the mean number of evaluations."""
     assert isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton)
     settings, surrogate = model.solver.settings, model.solver.surrogate
-    kernels = [one.shape[1] for one in surrogate.kernels]
     starts, minima = settings.num_starts, settings.num_minima
+    first, second = SURROGATE_STEPS
     return Search(
         pixels=math.prod(_SHAPE),
         latents=model.solver.decoder.latent_size,
         samples=model.solver.latents.shape[1],
-        widths=tuple(kernels),
-        surrogate_steps=(starts + minima) * _SURROGATE_STEPS // 2,
+        widths=tuple(kernel.shape[1] for kernel in surrogate.kernels),
+        surrogate_steps=starts * first + minima * second,
         evaluations=mean_evaluations(model, _images(100)),
         decoder=decoder_flop(derive_shape(_SHAPE)),
     )
@@ -183,27 +158,20 @@ def make_programs(models: dict[str, Classifier], search: Search) -> dict[str, Pr
     )
     images = _images(100)
     found |= _searches(models["abs"], images, search)
-    for name, flop in (
-        ("cnn", cnn_flop(_SHAPE, _FEATURES, _CLASSES)),
-        ("madry", madry_flop(_SHAPE, _CLASSES)),
-    ):
-        for kind, function, factor in (
-            ("logits", _logits, 1),
-            ("gradient", _gradient, GRADIENT),
-        ):
-            run = jax.jit(function)
-            found[f"{_title(name)}, {kind}"] = Program(
+    for name, flop in _FLOP.items():
+        for kind, factor in (("logits", 1), ("gradient", GRADIENT)):
+            found[f"{_TITLES[name]}, {kind}"] = Program(
                 factor * flop,
                 "image",
                 len(images),
-                functools.partial(_wait, run, models[name], images),
-                (functools.partial(_compile, run, models[name], images[:_COUNTED]), _COUNTED),
+                functools.partial(_wait, _NETWORK_PROGRAMS[kind], models[name], images),
+                (functools.partial(_compiled_query, kind, models[name]), _COUNTED),
             )
     return found
 
 
 def _searches(model: Any, images: np.ndarray, search: Search) -> dict[str, Program]:
-    """The queries of ABS, with and without a start."""
+    """Programs that search explanations: cold, warm-started, and for a prediction."""
     found = model.infer(images)
     step = np.float32(_MOVE / images[0].size ** 0.5)
     moved = np.where(images < 0.5, images + step, images - step)
@@ -248,12 +216,22 @@ def measure_programs(programs: dict[str, Program], turns: int) -> dict[str, dict
 def measure_attacks(
     models: dict[str, Classifier], results: pathlib.Path
 ) -> dict[str, dict[str, Any]]:
-    """By attack and model: the most queries by formula, the mean of the table, and their time."""
+    """By attack and model: the most queries declared, the mean of the table, and their time.
+
+    Raises:
+        UserError: There is no published table in the folder.
+    """
+    ledger = results / "workdir.tar.xz"
+    if not ledger.is_file():
+        raise UserError(
+            f"--results must be a folder with results.json and workdir.tar.xz, as"
+            f" scripts/publish_results.py writes it, got {results}"
+        )
     rows = json.loads((results / "results.json").read_text())["rows"]
     counted = {(row["attack"], row["model"]): row["num_queries"] for row in rows if row["attack"]}
     seconds: collections.Counter[tuple[str, str]] = collections.Counter()
     images: collections.Counter[tuple[str, str]] = collections.Counter()
-    with tarfile.open(results / "workdir.tar.xz") as archive:
+    with tarfile.open(ledger) as archive:
         lines = archive.extractfile("timings.jsonl")
         assert lines is not None
         for line in lines:
@@ -267,105 +245,60 @@ def measure_attacks(
             key = spec.name, name
             if key in counted and seconds[key]:
                 found.setdefault(spec.name, {})[name] = {
-                    "most_queries": queries(spec, model),
+                    "most_queries": most_queries(spec, model).evaluations(
+                        estimate_gradients(model) if spec.estimate_gradients else model
+                    ),
                     "queries": counted[key],
                     "milliseconds_per_query": 1e3 * seconds[key] / images[key] / counted[key],
                 }
     return found
 
 
-def queries(spec: AttackSpec, model: Classifier) -> float:
-    """The most queries of an image that a row of the table makes of a model."""
-    return most_queries(
-        spec.reference,
-        spec.norm,
-        spec.settings_on(model),
-        num_classes=model.num_classes,
-        estimated=math.prod(model.image_shape) if spec.estimate_gradients else 0,
-    )
+def most_queries(spec: AttackSpec, model: Classifier) -> Queries:
+    """What the attack of a row of the table declares."""
+    assert spec.info.most_queries is not None
+    return spec.info.most_queries(spec.settings_on(model), spec.norm, model)
 
 
-def count_kernels(models: dict[str, Classifier], search: Search) -> dict[str, int]:
-    """How many kernels follow each other in a query, by the CPU's optimized programs.
+def network_costs(name: str, model: Classifier, measured: dict[str, dict[str, Any]]) -> ModelCosts:
+    """Of a network: FLOP by formula, bytes and kernels of the CPU's programs."""
+    costs = {}
+    for kind in _NETWORK_PROGRAMS:
+        program = measured[f"{_TITLES[name]}, {kind}"]
+        kernels = count_kernels(_compiled_query(kind, model))
+        costs[kind] = Cost(program["flop"], program["xla_bytes"], kernels)
+    return ModelCosts(**costs)
 
-    For ABS those of one BFGS step of all classes at once on the decoder, and on the surrogate.
+
+def search_costs(
+    model: Classifier, search: Search, measured: dict[str, dict[str, Any]]
+) -> ModelCosts:
+    """Of ABS, with or without gradient: a search of every class.
+
+    On an accelerator every step decodes for all images, until the slowest one is done: as many
+    steps as there may be from a candidate. Of the bytes, those of the decoder.
     """
-    images = _images(_COUNTED)
-    found = {
-        name: _kernels(_compile(jax.jit(_gradient), models[name], images))
-        for name in ("cnn", "madry")
-    }
-    solver = models["abs"].solver  # type: ignore[attr-defined]
+    assert isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton)
+    solver = model.solver
+    steps = solver.settings.max_evaluations
+    slowest = dataclasses.replace(search, evaluations=steps)
+    moved = _CLASSES * steps * measured["ABS, decoder and gradient"]["xla_bytes"]
     latents = jnp.zeros((_CLASSES, search.latents, _COUNTED))
-    for name, network, outputs in (
-        ("step on the decoder", solver.decoder, search.pixels),
-        ("step on the surrogate", solver.surrogate, search.widths[-1]),
-    ):
+
+    def kernels(network: Any, outputs: int) -> int:
         targets = jnp.zeros((_CLASSES, outputs, _COUNTED))
+        step = jax.jit(jax.vmap(functools.partial(_step, solver.settings.max_norm)))
+        return count_kernels(step.lower(network, latents, targets).compile())
 
-        def step(network: Any, latents: jax.Array, targets: jax.Array) -> Any:
-            def one(network: Any, latents: jax.Array, targets: jax.Array) -> Any:
-                now = bfgs.initial_iterate(latents)
-                return bfgs.step(network, targets, now, solver.settings.max_norm)
-
-            return jax.vmap(one)(network, latents, targets)
-
-        found[name] = _kernels(jax.jit(step).lower(network, latents, targets).compile())
-    return found
+    started = sum(SURROGATE_STEPS) * kernels(solver.surrogate, search.widths[-1])
+    started += steps * kernels(solver.decoder, search.pixels)
+    cost = Cost(_CLASSES * sum(slowest.flop().values()), moved, started)
+    return ModelCosts(cost, cost)
 
 
-def predict(
-    models: dict[str, Classifier],
-    search: Search,
-    kernels: dict[str, int],
-    measured: dict[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
-    """Hours that the table of the paper's budgets takes, by device, number of images and model.
-
-    A query is one batch's gradient, for ABS a search of every class; warm starts take less.
-    """
-    suite = read_suite(table1.get_config())
-    decoded = _CLASSES * search.evaluations
-    found = []
-    searched = (
-        _CLASSES * sum(search.flop().values()),
-        decoded * measured["ABS, decoder and gradient"]["xla_bytes"],
-    )
-    steps = _SURROGATE_STEPS * kernels["step on the surrogate"]
-    steps += _DECODER_STEPS * kernels["step on the decoder"]
-    for name, launches, (flop, moved) in (
-        ("cnn", kernels["cnn"], _cost(measured["CNN, gradient"])),
-        ("madry", kernels["madry"], _cost(measured["Madry, gradient"])),
-        ("abs", steps, searched),
-    ):
-        model = models[name]
-        total = sum(queries(spec, model) for spec in suite if spec.why_not(model) is None)
-        waiting = launches * PER_KERNEL + PER_QUERY
-        for device in DEVICES:
-            for images, batch in ((1000, 100), (1000, 1000), (10_000, 1000)):
-                # Batches are shared out; a device that gets none waits.
-                batches = -(-images // batch)
-                rounds = -(-batches // device.count)
-                working = batch * max(flop / device.flop_rate, moved / device.byte_rate)
-                working /= EFFICIENCY
-                found.append(
-                    {
-                        "device": device.name,
-                        "images": images,
-                        "batch": batch,
-                        "model": name,
-                        "queries": total,
-                        "hours": rounds * total * (waiting + working) / 3600,
-                        "share_waiting": waiting / (waiting + working),
-                        "devices_at_work": min(batches, device.count),
-                    }
-                )
-    return found
-
-
-def _cost(program: dict[str, Any]) -> tuple[float, float]:
-    """FLOP and bytes of a unit."""
-    return program["flop"], program["xla_bytes"]
+def _step(max_norm: float, network: Any, latents: jax.Array, targets: jax.Array) -> Any:
+    """The first BFGS step of one class."""
+    return bfgs.step(network, targets, bfgs.initial_iterate(latents), max_norm)
 
 
 def program_table(measured: dict[str, dict[str, Any]]) -> str:
@@ -385,12 +318,11 @@ def program_table(measured: dict[str, dict[str, Any]]) -> str:
 
 def attack_table(attacks: dict[str, dict[str, Any]]) -> str:
     """Markdown of `measure_attacks`: queries, the most by formula, milliseconds for each."""
-    names = ("cnn", "madry", "abs")
-    titles = [f"{_title(n)}: queries | most | ms" for n in names]
+    titles = [f"{title}: queries | most | ms" for title in _TITLES.values()]
     lines = [f"| Attack | {' | '.join(titles)} |", f"| --- |{' ---: |' * 9}"]
     for attack, row in attacks.items():
         cells = []
-        for name in names:
+        for name in _TITLES:
             one = row.get(name)
             cells += (
                 ["", "", ""]
@@ -405,41 +337,17 @@ def attack_table(attacks: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def device_table(predicted: list[dict[str, Any]]) -> str:
-    """Markdown of `predict`: hours, and the share of them that waits for kernels to start."""
-    names = ("cnn", "madry", "abs")
-    titles = " | ".join(f"{_title(name)}: hours | waiting" for name in names)
-    lines = [
-        f"| Device | Images | Batch | At work | {titles} |",
-        f"| --- |{' ---: |' * 9}",
-    ]
-    rows: dict[tuple[str, int, int, int], dict[str, Any]] = {}
-    for one in predicted:
-        key = one["device"], one["images"], one["batch"], one["devices_at_work"]
-        rows.setdefault(key, {})[one["model"]] = one
-    for (device, images, batch, at_work), row in rows.items():
-        cells = [device, f"{images:,}", f"{batch:,}", str(at_work)]
-        for name in names:
-            cells += [f"{row[name]['hours']:,.2g}", f"{row[name]['share_waiting']:.0%}"]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def _images(count: int) -> np.ndarray:
     """Validation images, which nothing is tuned on test images by."""
     return abs_model.load_dataset("mnist").validation.images[:count].astype(np.float32) / 255
-
-
-def _title(name: str) -> str:
-    return "Madry" if name == "madry" else name.upper()
 
 
 def _wait(run: Callable[..., object], *arguments: Any) -> None:
     jax.block_until_ready(run(*arguments))
 
 
-def _compile(run: Any, *arguments: Any) -> Any:
-    return run.lower(*arguments).compile()
+def _compiled_query(kind: str, model: Classifier) -> Any:
+    return _NETWORK_PROGRAMS[kind].lower(model, _images(_COUNTED)).compile()
 
 
 def _logits(model: Classifier, images: jax.Array) -> jax.Array:
@@ -448,6 +356,9 @@ def _logits(model: Classifier, images: jax.Array) -> jax.Array:
 
 def _gradient(model: Classifier, images: jax.Array) -> jax.Array:
     return jax.grad(lambda images: model.batch_logits(images)[:, 0].sum())(images)
+
+
+_NETWORK_PROGRAMS: dict[str, Any] = {"logits": jax.jit(_logits), "gradient": jax.jit(_gradient)}
 
 
 def _decode(decoder: Any, latents: jax.Array) -> Any:
@@ -467,17 +378,6 @@ def _compiled_training() -> Any:
 
     images = jnp.zeros((_TRAINING_BATCH, *_SHAPE))
     return jax.jit(jax.grad(loss)).lower(parameters, images).compile()
-
-
-def _kernels(compiled: Any) -> int:
-    """Instructions of an optimized program that do something, but for those inside of fusions."""
-    count, counts = 0, True
-    for line in compiled.as_text().splitlines():
-        if line and not line[0].isspace():
-            counts = "fused" not in line.split("(")[0] and "wrapped" not in line.split("(")[0]
-        elif counts and (match := _INSTRUCTION.match(line)) and match[1] not in _FREE:
-            count += 1
-    return count
 
 
 if __name__ == "__main__":

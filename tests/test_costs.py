@@ -2,12 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 import abs_model
-from abs_model.attacks.registry import ATTACKS
-from abs_model.evaluation.run.suite import read_suite
 from abs_model.models.vae import derive_shape
 from benchmarks.costs import (
     Search,
@@ -15,9 +12,7 @@ from benchmarks.costs import (
     decoder_flop,
     encoder_flop,
     madry_flop,
-    most_queries,
 )
-from configs import table1
 
 SHAPE = (28, 28, 1)
 
@@ -61,30 +56,6 @@ def test_the_stages_of_a_search():
     surrogate = 2 * (2 * 3 + 3 * 4)
     assert search.flop() == {
         "samples": 2 * 4 * (10 + 5),
-        "surrogate": 14 * surrogate + 2 * surrogate,
+        "surrogate": (14 + 4) * surrogate,
         "decoder": 500,
     }
-
-
-def test_every_attack_of_the_table_has_a_formula():
-    for spec in read_suite(table1.get_config()):
-        assert most_queries(spec.reference, spec.norm, spec.settings) > 1
-    assert {spec.reference for spec in read_suite(table1.get_config())} == set(ATTACKS)
-
-
-@pytest.mark.parametrize("attack", ["bim", "deepfool", "fast_gradient", "mim"])
-def test_estimated_gradients_take_a_query_for_each_value(attack):
-    random = np.random.default_rng(0)
-    weights = jnp.asarray(random.normal(size=(16, 3)), jnp.float32)
-    model = abs_model.from_function(
-        lambda images: (images.reshape(-1, 16) - 0.5) @ weights,
-        num_classes=3, image_shape=(4, 4, 1), batch_size=4,
-    )  # fmt: skip
-    images = random.uniform(size=(4, 4, 4, 1)).astype(np.float32)
-    settings = ATTACKS[attack].smoke
-    found = ATTACKS[attack].function(
-        abs_model.attacks.estimate_gradients(model), images, model.predict(images),
-        jax.random.key(0), norm="l2", **settings,
-    )  # fmt: skip
-    most = most_queries(attack, "l2", settings, num_classes=3, estimated=16)
-    assert 16 < np.max(found.num_queries) <= most

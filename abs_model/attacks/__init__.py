@@ -62,7 +62,7 @@ from abs_model.attacks.latent_descent import latent_descent
 from abs_model.attacks.mim import mim
 from abs_model.attacks.pgd import ascend, pgd
 from abs_model.attacks.pointwise import pointwise
-from abs_model.attacks.registry import ATTACKS, Access, AttackInfo, register
+from abs_model.attacks.registry import ATTACKS, Access, AttackInfo, Queries, register
 from abs_model.attacks.salt_and_pepper import salt_and_pepper
 from abs_model.attacks.sparse_rs import sparse_rs
 from abs_model.attacks.square import square
@@ -78,6 +78,7 @@ __all__ = [
     "AttackInfo",
     "AttackResult",
     "Batch",
+    "Queries",
     "Query",
     "apgd",
     "ascend",

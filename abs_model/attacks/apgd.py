@@ -30,7 +30,7 @@ from abs_model.attacks._core.norms import ascent_direction, choose, per_image, p
 from abs_model.attacks._core.query import Answer, GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -62,6 +62,13 @@ def min_num_classes(settings: Mapping[str, Any], targeted: bool) -> int:
     return 4 if targeted or settings["loss"] == "targeted_dlr" else 3
 
 
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    ascents = settings["num_restarts"]
+    if settings["loss"] == "targeted_dlr":
+        ascents *= min(settings["num_targets"], model.num_classes - 1)
+    return Queries(logits=1 + ascents, gradients=ascents * settings["num_steps"])
+
+
 @register(
     title="APGD",
     norms=_NORMS,
@@ -69,6 +76,7 @@ def min_num_classes(settings: Mapping[str, Any], targeted: bool) -> int:
     source="Croce and Hein 2020",
     smoke={"num_restarts": 1, "num_steps": 5},
     min_num_classes=min_num_classes,
+    most_queries=_most_queries,
 )
 def apgd(
     model: Classifier,

@@ -10,6 +10,7 @@ are often adversarial, the boundary is flat there, and steps may grow.
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -23,9 +24,17 @@ from abs_model.attacks._core.norms import choose, distances, lengths, per_image
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks._search.line_search import bisect_to_boundary, interpolate
-from abs_model.attacks._search.starting_points import read_starting_points, search_starting_points
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks._search.line_search import (
+    bisect_to_boundary,
+    interpolate,
+    queries_of_bisection,
+)
+from abs_model.attacks._search.starting_points import (
+    max_starting_queries,
+    read_starting_points,
+    search_starting_points,
+)
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
@@ -43,6 +52,12 @@ _TINY = 1e-12  # keeps quotients of distances finite
 _CHECK_EVERY = 50
 
 
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    start = max_starting_queries(settings["starting_points"])
+    bisections = 2 * queries_of_bisection(_NUM_BISECTIONS)
+    return Queries(logits=2 + start + settings["num_steps"] + bisections)
+
+
 @register(
     title="Boundary",
     norms=_NORMS,
@@ -50,6 +65,7 @@ _CHECK_EVERY = 50
     source="Brendel et al. 2018",
     smoke={"num_steps": 10},
     resources=("starting_points",),
+    most_queries=_most_queries,
 )
 def boundary(
     model: Classifier,

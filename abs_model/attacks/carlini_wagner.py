@@ -21,7 +21,7 @@ from abs_model.attacks._core.norms import choose, dual_norms, lengths, max_dista
 from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
@@ -95,6 +95,9 @@ class _Descent:
     access=Access.GRADIENTS,
     source="Carlini and Wagner 2017",
     smoke={"num_searches": 2, "num_steps": 5},
+    most_queries=lambda settings, norm, model: Queries(
+        gradients=1 + settings["num_searches"] * settings["num_steps"]
+    ),
 )
 def carlini_wagner(
     model: Classifier,

@@ -18,6 +18,7 @@ image in all of them, in each norm. For Binary ABS the change is one of threshol
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from typing import Any, Self
 
 import jax
@@ -43,7 +44,7 @@ from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import interpolate, search_line
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.abs import ABSClassifier
 from abs_model.models.classifier import Classifier, threshold
 
@@ -71,12 +72,26 @@ _HALF_RANGE = 0.5  # how far it is to flip white or black
 _LEAST_LEVEL = 1e-3
 
 
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    others = model.num_classes - 1
+    runs = settings["num_restarts"] + 1
+    steps = min(settings["num_classes"], others) * settings["num_steps"]
+    bisections = 1 + _NUM_BISECTIONS if _bisects(norm, model) else 0
+    return Queries(logits=_NUM_SCOUTING_STEPS * others + runs * (1 + steps) + bisections)
+
+
+def _bisects(norm: str, model: Classifier) -> bool:
+    """Whether changes can be halved: those of counted or thresholded pixels cannot."""
+    return norm != "l0" and not model.binary
+
+
 @register(
     title="Cutting planes",
     norms=NORMS,
     access=Access.ABS,
     source="this project",
     smoke={"num_classes": 1, "num_steps": 8, "num_restarts": 0},
+    most_queries=_most_queries,
 )
 def cutting_planes(
     model: Classifier,
@@ -123,7 +138,6 @@ def cutting_planes(
         ValueError: An argument is invalid; the model is no ABS model.
     """
     check_abs(model, "cutting_planes")
-    bisects = norm != "l0" and not model.binary
     num_classes = check_count("num_classes", num_classes)
     num_steps = check_count("num_steps", num_steps)
     num_restarts = check_count("num_restarts", num_restarts, minimum=0)
@@ -138,7 +152,7 @@ def cutting_planes(
                 )
             for classes in nearest:
                 _approach(query, classes, answer, num_steps)
-        if bisects:
+        if _bisects(norm, model):
             _bisect_last_part(query)
 
     return run(attack, model, images, labels, key, norm=norm, norms=NORMS, progress=progress)

@@ -23,7 +23,7 @@ from abs_model.attacks._core.query import JacobianAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.linearized_boundary import nearest_boundaries
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -37,6 +37,7 @@ _SHORTEST_STEP = 1e-4
     access=Access.GRADIENTS,
     source="Moosavi-Dezfooli et al. 2016",
     smoke={"num_steps": 5},
+    most_queries=lambda settings, norm, model: Queries(jacobians=1 + settings["num_steps"]),
     newer=("num_classes",),
 )
 def deepfool(

@@ -5,6 +5,7 @@ ICML 2020 (https://arxiv.org/abs/1907.02044), Algorithm 1.
 """
 
 import functools
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,7 +25,7 @@ from abs_model.attacks._search.linearized_boundary import (
     nearest_boundaries,
     project_in_box,
 )
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -33,12 +34,18 @@ _SEARCH_STEPS = 3
 _FALSE_POSITION_BIAS = 0.01
 
 
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    steps = settings["num_restarts"] * settings["num_steps"]
+    return Queries(logits=1 + steps + _SEARCH_STEPS, jacobians=steps)
+
+
 @register(
     title="FAB",
     norms=_NORMS,
     access=Access.GRADIENTS,
     source="Croce and Hein 2020",
     smoke={"num_restarts": 1, "num_steps": 5},
+    most_queries=_most_queries,
     newer=("num_classes",),
 )
 def fab(

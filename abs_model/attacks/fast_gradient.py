@@ -24,7 +24,7 @@ from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import search_line
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -38,6 +38,9 @@ _SHORTEST = 1e-3
     access=Access.GRADIENTS,
     source="Goodfellow et al. 2015",
     smoke={"num_epsilons": 5},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=settings["num_epsilons"] + settings["num_bisections"], gradients=1
+    ),
 )
 def fast_gradient(
     model: Classifier,

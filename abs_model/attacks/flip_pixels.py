@@ -7,6 +7,7 @@ to first order; attacks that follow them in small steps through images are guide
 """
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,8 +25,8 @@ from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.edit_space import EditSpace
-from abs_model.attacks._search.greedy import search_greedily
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks._search.greedy import most_queries, search_greedily
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier, threshold
 
 # Bisections of [0, 0.5]: to half the distance between neighboring values of an 8-bit image.
@@ -34,12 +35,20 @@ _NUM_LEVELS = 10
 _SMALLEST_COST = 1e-4
 
 
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    if norm == "linf":
+        walks = _NUM_LEVELS * settings["num_restarts"]
+        return Queries(logits=1, gradients=walks * (1 + settings["num_steps"]))
+    return most_queries(settings["max_flips"], settings["num_candidates"], settings["num_rounds"])
+
+
 @register(
     title="Pixel flips",
     norms=NORMS,
     access=Access.BINARY,
     source="this project",
     smoke={"max_flips": 5, "num_rounds": 1, "num_steps": 3},
+    most_queries=_most_queries,
     limits={"l0": "max_flips"},
 )
 def flip_pixels(

@@ -26,7 +26,7 @@ from abs_model.attacks._core.norms import (
 from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 # Where the annealing ends: the authors' settings, which Foolbox shares.
@@ -42,6 +42,7 @@ _OVERSHOOT = 0.001
     access=Access.GRADIENTS,
     source="Pintor et al. 2021",
     smoke={"num_steps": 10},
+    most_queries=lambda settings, norm, model: Queries(gradients=1 + settings["num_steps"]),
 )
 def fmn(
     model: Classifier,

@@ -21,7 +21,7 @@ from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import search_line
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
@@ -34,6 +34,9 @@ _NUM_BISECTIONS = 10
     access=Access.DECISIONS,
     source="Schott et al. 2019",
     smoke={"num_directions": 1, "num_epsilons": 4},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + settings["num_directions"] * (settings["num_epsilons"] + _NUM_BISECTIONS)
+    ),
 )
 def gaussian_noise(
     model: Classifier,

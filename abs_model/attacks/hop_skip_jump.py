@@ -15,6 +15,7 @@ a point on the boundary:
 import functools
 import itertools
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,20 +30,37 @@ from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.gradient_direction import estimate_direction
-from abs_model.attacks._search.line_search import bisect_to_boundary
+from abs_model.attacks._search.line_search import bisect_to_boundary, queries_of_bisection
 from abs_model.attacks._search.starting_points import (
     max_starting_queries,
     read_starting_points,
     search_starting_points,
 )
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
-# Of a move, after which an image stays where it is for this step.
-_NUM_HALVINGS = 15
+# Lengths of a move that are tried, before an image stays where it is for this step.
+_NUM_LENGTHS = 16
 _FIRST_DELTA = 0.1
 _LEAST_CHANGE = 1e-6
+
+
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    bisections = _bisections(math.prod(model.image_shape), settings["gamma"], norm)
+    approach = queries_of_bisection(bisections)
+    start = 1 + max_starting_queries(settings["starting_points"]) + approach
+    sizes = _sizes(*(settings[k] for k in ("num_steps", "initial_num_evals", "max_num_evals")))
+    steps = (size + _NUM_LENGTHS + approach for size in sizes)
+    return Queries(logits=min(start + sum(steps), settings["max_queries"] or math.inf))
+
+
+def _sizes(num_steps: int, initial_num_evals: int, max_num_evals: int) -> list[int]:
+    """How many points each step's estimate of the direction has."""
+    return [
+        min(math.floor(initial_num_evals * math.sqrt(step + 1)), max_num_evals)
+        for step in range(num_steps)
+    ]
 
 
 @register(
@@ -52,6 +70,7 @@ _LEAST_CHANGE = 1e-6
     source="Chen et al. 2020",
     smoke={"num_steps": 2, "max_num_evals": 8},
     resources=("starting_points",),
+    most_queries=_most_queries,
 )
 def hop_skip_jump(
     model: Classifier,
@@ -84,7 +103,7 @@ def hop_skip_jump(
     - in step t, min(floor(initial_num_evals * sqrt(t)), max_num_evals) for the direction, at most
       16 for the length of the move, and b for a bisection.
 
-    With the defaults, on MNIST: some 36,500.
+    With the defaults, on MNIST: some 36,700 in L2 and 37,000 in L-infinity.
 
     Args:
         model, images, labels, key, progress: As for every attack; see `abs_model.attacks`.
@@ -116,13 +135,11 @@ def hop_skip_jump(
     points = read_starting_points(starting_points, model.image_shape)
     num_values = math.prod(model.image_shape)
     num_bisections = _bisections(num_values, gamma, norm)
-    sizes = [
-        min(math.floor(initial_num_evals * math.sqrt(step + 1)), max_num_evals)
-        for step in range(num_steps)
-    ]
+    sizes = _sizes(num_steps, initial_num_evals, max_num_evals)
     if max_queries is not None:
         max_queries = check_count("max_queries", max_queries)
-        sizes = _affordable(sizes, max_queries, max_starting_queries(points), num_bisections + 2)
+        for_start = max_starting_queries(points)
+        sizes = _affordable(sizes, max_queries, for_start, queries_of_bisection(num_bisections))
 
     def attack(query: Query, batch: Batch) -> None:
         query.logits(batch.images)
@@ -157,7 +174,7 @@ def _affordable(sizes: list[int], max_queries: int, for_start: int, for_approach
             f"max_queries must be at least {max_queries - remaining}, which finding and bisecting a"
             f" start can take; got {max_queries}"
         )
-    costs = itertools.accumulate(size + _NUM_HALVINGS + 1 + for_approach for size in sizes)
+    costs = itertools.accumulate(size + _NUM_LENGTHS + for_approach for size in sizes)
     return [size for size, cost in zip(sizes, costs, strict=True) if cost <= remaining]
 
 
@@ -179,7 +196,7 @@ def _move(
     """Moves by the largest length tried that is adversarial; not at all where `idle` or none is."""
     length = _first_length(points, query.batch.images, step, query.norm)
     done, moved = idle, points
-    for _ in range(_NUM_HALVINGS + 1):
+    for _ in range(_NUM_LENGTHS):
         answer = query.decisions(_ahead(points, direction, length, done, moved))
         done, moved, length = _try(query.batch, done, moved, length, answer)
         if bool(done.all()):

@@ -16,8 +16,8 @@ from abs_model.attacks._core.norms import choose, take_class
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks._search.line_search import bisect_to_boundary
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks._search.line_search import bisect_to_boundary, queries_of_bisection
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2",)
@@ -29,6 +29,9 @@ _NORMS = ("l2",)
     access=Access.ABS,
     source="Schott et al. 2019",
     smoke={"num_steps": 10, "step_size": 0.1},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + settings["num_steps"] + queries_of_bisection(settings["num_bisections"])
+    ),
 )
 def latent_descent(
     model: Classifier,

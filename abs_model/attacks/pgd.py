@@ -27,7 +27,7 @@ from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._core.steps import take_step
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 LogitsFunction = Callable[[jax.Array], jax.Array]
@@ -40,6 +40,10 @@ _NORMS = ("l2", "linf")
     access=Access.GRADIENTS,
     source="Madry et al. 2018",
     smoke={"num_restarts": 1, "num_steps": 5},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + settings["num_restarts"],
+        gradients=settings["num_restarts"] * settings["num_steps"],
+    ),
 )
 def pgd(
     model: Classifier,

@@ -7,6 +7,7 @@ long as the image stays adversarial, until no single one can be. For L2, values 
 back then move towards the original, one by one, as far as a bisection finds possible.
 """
 
+import math
 from typing import Any
 
 import jax
@@ -29,7 +30,7 @@ from abs_model.attacks._search.starting_points import (
     read_starting_points,
     search_starting_points,
 )
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "l0")
@@ -43,6 +44,7 @@ _NUM_EPSILONS = 20  # of the salt-and-pepper noise
     source="Schott et al. 2019",
     smoke={"num_restarts": 1, "max_queries": 30},
     resources=("starting_points",),
+    most_queries=lambda settings, norm, model: Queries(logits=settings["max_queries"] or math.inf),
 )
 def pointwise(
     model: Classifier,

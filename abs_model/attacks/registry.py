@@ -43,8 +43,38 @@ class Access(enum.Enum):
 # An attack that sees no more than these can be made on any classifier.
 BLACK_BOX = (Access.DECISIONS, Access.SCORES)
 
+# Parameters of attacks that are no settings.
+GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
+
 # The setting that limits how far from the clean images an attack looks, in each norm.
 _EPSILON = dict.fromkeys(NORMS, "epsilon")
+
+
+@dataclasses.dataclass(frozen=True)
+class Queries:
+    """Numbers of queries of an image; infinite where nothing limits them.
+
+    Attributes:
+        logits: Those without gradient.
+        gradients: Those with the gradient of a loss.
+        jacobians: Those with gradients of several logits.
+    """
+
+    logits: float = 0
+    gradients: float = 0
+    jacobians: float = 0
+
+    def evaluations(self, model: Classifier) -> float:
+        """How often a classifier is evaluated for them; see `AttackResult.num_queries`."""
+        with_gradients = self.gradients + self.jacobians
+        return (
+            self.logits * model.evaluations_per_query
+            + with_gradients * model.evaluations_per_gradient
+        )
+
+
+# From an attack's settings, the defaults included, the norm and the classifier.
+MostQueries = Callable[[Mapping[str, Any], str, Classifier], Queries]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +91,9 @@ class AttackInfo:
         resources: Settings that an evaluation provides from a name or a number: "surrogate", a
             model; "starting_points", training images.
         limits: By norm, the setting that limits how far it looks, where it has such a setting.
+        most_queries: Most queries of an image, by `MostQueries`; None where that is not declared.
+            Classifiers with warm starts (ABS) take some more, which confirm successes. Queries of a
+            surrogate are not counted.
         min_num_classes: From the attack's settings, and whether it leads to given targets, how many
             classes the classifier must have.
         newer: Settings that published ledgers lack. At their defaults, which are what these were
@@ -75,6 +108,7 @@ class AttackInfo:
     smoke: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     resources: tuple[str, ...] = ()
     limits: Mapping[str, str] = dataclasses.field(default_factory=lambda: _EPSILON)
+    most_queries: MostQueries | None = None
     min_num_classes: Callable[[Mapping[str, Any], bool], int] = lambda settings, targeted: 2
     newer: tuple[str, ...] = ()
 
@@ -82,6 +116,15 @@ class AttackInfo:
     def parameters(self) -> Mapping[str, inspect.Parameter]:
         """Parameters of the function, by name."""
         return inspect.signature(self.function).parameters
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The settings that have default values, with these."""
+        return {
+            name: parameter.default
+            for name, parameter in self.parameters.items()
+            if parameter.default is not inspect.Parameter.empty and name not in GIVEN
+        }
 
     @property
     def can_be_targeted(self) -> bool:

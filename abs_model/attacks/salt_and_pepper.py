@@ -7,6 +7,7 @@ fools. Here pixels stay changed while their share grows, so that the step in whi
 fools can be bisected, and several draws are tried.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,12 +25,19 @@ from abs_model.attacks._search.salt_and_pepper_noise import (
     Noise,
     change_pixels,
     draw_noise,
+    salt_and_pepper_queries,
     search_salt_and_pepper,
 )
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l0",)
+
+
+def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    num_epsilons = settings["num_epsilons"]
+    first = salt_and_pepper_queries((1, *model.image_shape), num_epsilons)
+    return Queries(logits=1 + first + (settings["num_restarts"] - 1) * num_epsilons)
 
 
 @register(
@@ -38,6 +46,7 @@ _NORMS = ("l0",)
     access=Access.DECISIONS,
     source="Schott et al. 2019",
     smoke={"num_restarts": 1, "num_epsilons": 5},
+    most_queries=_most_queries,
 )
 def salt_and_pepper(
     model: Classifier,

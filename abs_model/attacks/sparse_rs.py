@@ -23,7 +23,7 @@ from abs_model.attacks._core.norms import choose
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l0",)
@@ -38,6 +38,9 @@ _DIVISORS = (1, 2, 4, 5, 6, 8, 10, 12, 15, 20)
     access=Access.SCORES,
     source="Croce et al. 2022",
     smoke={"num_steps": 10},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + settings["num_restarts"] * (1 + settings["num_steps"])
+    ),
     limits={"l0": "num_pixels"},
 )
 def sparse_rs(

@@ -34,7 +34,7 @@ from abs_model.attacks._core.norms import choose, project
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -51,6 +51,9 @@ _GRID = 5
     access=Access.SCORES,
     source="Andriushchenko et al. 2020",
     smoke={"num_steps": 10},
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + settings["num_restarts"] * (1 + settings["num_steps"])
+    ),
 )
 def square(
     model: Classifier,

@@ -24,7 +24,7 @@ from abs_model.attacks.bim import bim
 from abs_model.attacks.deepfool import deepfool
 from abs_model.attacks.fast_gradient import fast_gradient
 from abs_model.attacks.mim import mim
-from abs_model.attacks.registry import Access, register
+from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
 _NORMS = ("l2", "linf")
@@ -42,6 +42,9 @@ _SMALL = 1e-3
     source="Schott et al. 2019",
     smoke={"num_scales": 3, "num_bisections": 2},
     resources=("surrogate",),
+    most_queries=lambda settings, norm, model: Queries(
+        logits=1 + len(_CRAFTS) * (settings["num_scales"] + settings["num_bisections"])
+    ),
 )
 def transfer(
     model: Classifier,

@@ -445,7 +445,7 @@ class _Flaws:
 def _usable(gradients: jax.Array, flaws: _Flaws) -> tuple[jax.Array, _Flaws]:
     """Gradients (n, ...) with zero for what is not finite; their flaws are added to earlier ones.
 
-    In the program of the gradients, because one more program for a query takes longer than that.
+    Part of the gradients' program: a program of its own would take longer to start than to run.
     """
     finite = jnp.isfinite(gradients)
     axes = tuple(range(1, gradients.ndim))

@@ -21,6 +21,7 @@ from abs_model.attacks._core.norms import choose, distances, take_class
 from abs_model.attacks._core.query import Answer, JacobianAnswer, Query
 from abs_model.attacks._search.backward_elimination import eliminate
 from abs_model.attacks._search.edit_space import EditSpace
+from abs_model.attacks.registry import Queries
 
 # How many changes towards each class are looked at when the classes are compared.
 _TOP_K = 64
@@ -55,8 +56,7 @@ def search_greedily(
     the edits undone, and choose less strictly by gains; they leave out images that aren't
     adversarial.
 
-    Queries `num_rounds * (1 + num_steps * (2 + num_candidates))` times at most, `num_rounds *
-    (1 + num_steps)` times with gradient.
+    Queries at most as often as `most_queries` says, but for the originals.
 
     Args:
         query: The session; not targeted, and the originals have been queried.
@@ -91,6 +91,13 @@ def search_greedily(
         query.settle()
         eliminate(query, space)
         query.settle()
+
+
+def most_queries(num_steps: int, num_candidates: int, num_rounds: int) -> Queries:
+    """Those of an attack that queries the originals and searches; see `search_greedily`."""
+    steps = num_rounds * num_steps
+    # Each step may have an edit that is looked at once more in the end.
+    return Queries(logits=1 + steps * (num_candidates + 1), gradients=num_rounds, jacobians=steps)
 
 
 @functools.partial(jax.jit, static_argnames=("first", "space"))

@@ -60,7 +60,9 @@ def interpolate(originals: jax.Array, far: jax.Array, fractions: jax.Array, norm
 
 
 def bisect_to_boundary(query: Query, far: jax.Array, num_bisections: int) -> Answer:
-    """Bisects the lines from the originals to `far`; at most `num_bisections + 2` queries.
+    """Bisects the lines from the originals to `far`.
+
+    Makes at most `queries_of_bisection(num_bisections)` queries.
 
     Returns:
         The answer about the adversarial ends of the last intervals, or about `far` where that is
@@ -69,6 +71,11 @@ def bisect_to_boundary(query: Query, far: jax.Array, num_bisections: int) -> Ans
     path = functools.partial(interpolate, query.batch.images, far, norm=query.norm)
     fractions = search_line(query, path, num_levels=1, num_bisections=num_bisections)
     return query.logits(path(fractions))
+
+
+def queries_of_bisection(num_bisections: int) -> int:
+    """Most queries of `bisect_to_boundary`."""
+    return num_bisections + 2
 
 
 @jax.jit

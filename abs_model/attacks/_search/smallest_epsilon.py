@@ -5,7 +5,8 @@ epsilon that succeeds is searched for each image, as in Foolbox 1.x.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ from abs_model.attacks._core.batch import Batch
 from abs_model.attacks._core.best_so_far import BestSoFar
 from abs_model.attacks._core.checks import longest_distance
 from abs_model.attacks._core.query import Query
+from abs_model.attacks.registry import Queries
+from abs_model.models.classifier import Classifier
 
 # The first epsilon, relative to the longest change in the norm.
 _FIRST = 0.3
@@ -37,6 +40,12 @@ def search_smallest_epsilon(
         before = query.best
         query.finish(ascend(search.epsilons))
         search = _narrow(search, before, query.best, longest)
+
+
+def most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+    """Of a method whose gradient at the original serves every search; see `AttackInfo`."""
+    searches = settings["num_searches"]
+    return Queries(logits=searches, gradients=1 + searches * (settings["num_steps"] - 1))
 
 
 @register_dataclass

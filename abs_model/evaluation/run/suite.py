@@ -37,7 +37,7 @@ import ml_collections
 from abs_model._runtime.configuration import check, section, suggestion
 from abs_model._runtime.errors import UserError
 from abs_model.attacks._core.checks import NORMS
-from abs_model.attacks.registry import ATTACKS, Access, AttackInfo, limit_of
+from abs_model.attacks.registry import ATTACKS, GIVEN, Access, AttackInfo, limit_of
 from abs_model.evaluation.run.plugins import import_function
 from abs_model.evaluation.run.targets import RULES, Targets, is_targets, title_of
 from abs_model.evaluation.run.workdir import CERTIFIED, CLEAN, source_identity
@@ -69,7 +69,6 @@ _TYPES: Mapping[str, tuple[Any, str]] = {
     "only": (list | tuple, "a sequence of names"),
     "estimate_gradients": (bool, "true or false"),
 }
-_GIVEN = ("model", "images", "labels", "key", "norm", "progress", "targets")
 
 
 class SuiteError(UserError):
@@ -143,14 +142,8 @@ class AttackSpec:
     def settings_on(self, model: Classifier) -> dict[str, Any]:
         """All settings for a model: the attack's defaults where there are none, or None."""
         given = {**self.settings, **self.settings_for.get(kind_of(model), {})}
-        return self._defaults() | {key: value for key, value in given.items() if value is not None}
-
-    def _defaults(self) -> dict[str, Any]:
-        parameters = inspect.signature(self.info.function).parameters.values()
-        return {
-            parameter.name: parameter.default
-            for parameter in parameters
-            if parameter.default is not inspect.Parameter.empty and parameter.name not in _GIVEN
+        return self.info.defaults | {
+            key: value for key, value in given.items() if value is not None
         }
 
     def limit(self, model: Classifier) -> float:
@@ -163,7 +156,7 @@ class AttackSpec:
         Raises:
             SuiteError: A setting is not JSON-serializable.
         """
-        settings, defaults = self.settings_on(model), self._defaults()
+        settings, defaults = self.settings_on(model), self.info.defaults
         for key in self.info.newer:
             if settings[key] == defaults[key]:
                 del settings[key]
@@ -299,11 +292,11 @@ def _read_row(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
         if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:
             raise error(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
-    accepted = [key for key in inspect.signature(found.function).parameters if key not in _GIVEN]
+    accepted = [key for key in inspect.signature(found.function).parameters if key not in GIVEN]
     for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
         if not isinstance(settings, Mapping):
             raise error(f"settings must be a section, got {settings!r}")
-        if given := [key for key in settings if key in _GIVEN]:
+        if given := [key for key in settings if key in GIVEN]:
             raise error(f"{given[0]!r} is no setting: the evaluation itself gives it to attacks")
         if unknown := [key for key in settings if key not in accepted]:
             hint = suggestion(unknown[0], accepted)

@@ -25,7 +25,7 @@ from abs_model.models.decoders import Decoder
 PyTree = Any
 # On the surrogate: steps of all starts, and further ones of those that lie apart then. The first
 # step only evaluates; the points on the path are those before the last step of all starts.
-_STEPS = (6, 6)
+SURROGATE_STEPS = (6, 6)
 # Prior samples are spread by factors from 1 to this: the latents that explain another class's
 # images lie farther out than most samples.
 _SPREAD = 1.6
@@ -152,9 +152,9 @@ class QuasiNewton:
         count = targets.shape[1]
         starts = self._best_samples(targets, settings.num_starts)
         begun = bfgs.initial_iterate(starts.reshape(len(starts), -1))
-        reached, on_path = self._descend(begun, targets, _STEPS[0])
+        reached, on_path = self._descend(begun, targets, SURROGATE_STEPS[0])
         apart = _distinct(reached, count, settings.num_minima)
-        minima, _ = self._descend(apart, targets, _STEPS[1])
+        minima, _ = self._descend(apart, targets, SURROGATE_STEPS[1])
         exists = jnp.isfinite(apart.energies)
         minima = dataclasses.replace(minima, energies=jnp.where(exists, minima.energies, jnp.inf))
         minima = _distinct(minima, count, settings.num_minima)

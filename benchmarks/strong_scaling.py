@@ -50,7 +50,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(options: argparse.Namespace) -> None:
     """Measures, and prints the result as JSON."""
     if not hasattr(os, "sched_setaffinity") or len(os.sched_getaffinity(0)) < 2:
-        raise UserError("this benchmark pins processes to two cores, which needs Linux and two")
+        raise UserError(
+            "this benchmark pins processes to two cores: it needs Linux, and at least two cores"
+            " that this process may use (`taskset --cpu-list --pid $$` shows them)"
+        )
     found: dict[str, dict[int, list[float]]] = {"evaluation": {}, "training": {}}
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)

@@ -25,6 +25,7 @@ from abs_model.training.metrics import read_metrics
 from tests.training.test_several_processes import checkpoints, run_two, two_processes
 
 _STOPPED_WITHIN = 60
+_JOINED_WITHIN = 360
 
 
 def main() -> None:
@@ -51,7 +52,12 @@ def main() -> None:
         joined = [_joinings(options.workdir / f"{each}.txt") for each in range(2)]
         with two_processes(command, options.workdir) as started:
             # One that is lost before is waited for as long as JAX waits, five minutes.
-            while [_joinings(options.workdir / f"{each}.txt") for each in range(2)] == joined:
+            waiting = time.monotonic() + _JOINED_WITHIN
+            while any(
+                _joinings(options.workdir / f"{each}.txt") == joined[each] for each in range(2)
+            ):
+                if time.monotonic() > waiting or any(p.poll() is not None for p in started):
+                    sys.exit(f"kill {number}: the processes have not joined; see {options.workdir}")
                 time.sleep(0.1)
             try:
                 started[0].wait(seconds)

@@ -6,7 +6,7 @@ import sys
 import jax
 import jax.export
 
-from abs_model._runtime.precision import current_switches
+from abs_model._runtime.precision import Precision
 
 _JITTED = type(jax.jit(lambda: 0))
 PLATFORMS = ("cuda", "tpu")
@@ -22,7 +22,7 @@ def recorded_programs():
 
     def recording(function):
         def call(*arguments, **keywords):
-            assert current_switches() == (False, "float32"), function
+            assert Precision.current() == (False, "float32"), function
             leaves, structure = jax.tree.flatten((arguments, keywords))
             kinds = tuple(
                 (leaf.shape, str(leaf.dtype)) if hasattr(leaf, "shape") else type(leaf)

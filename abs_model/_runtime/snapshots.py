@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from flax import errors, nnx
 from jax.extend.core import ClosedJaxpr
 
-from abs_model._runtime.precision import current_switches, switches
+from abs_model._runtime.precision import Precision
 from abs_model._runtime.pytrees import array_identity
 from abs_model._runtime.traces import Program, copied, inlined, program, trace, trace_identity
 
@@ -40,18 +40,18 @@ class _Source:
         call: From the state and images (n, *image_shape) to logits.
         code: The function or class that has the Python code.
         image_shape: (height, width, channels).
-        switches: For precision, as they were when the function was wrapped: it is traced with them.
+        precision: In force when the function was wrapped; it is traced with it.
     """
 
     call: Callable[[PyTree, jax.Array], Any]
     code: Any
     image_shape: tuple[int, ...]
-    switches: tuple[bool, str | None] = dataclasses.field(default_factory=current_switches)
+    precision: Precision = dataclasses.field(default_factory=Precision.current)
 
     def trace(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr:
         """The operations on `count` images."""
         try:
-            with switches(*self.switches):
+            with self.precision.in_force():
                 traced = trace(self.call, state, self.images(count))
         except errors.TraceContextError as error:
             raise ValueError(f"{self} changes a module's state ({error}){_EVAL}") from error
@@ -70,7 +70,7 @@ class _Source:
 
     def trace_closed(self, state: PyTree) -> ClosedJaxpr:
         """The same with the state among the arrays that it holds."""
-        with switches(*self.switches):
+        with self.precision.in_force():
             return trace(functools.partial(self.call, state), self.images(_REFERENCE))
 
     def trace_gradient(self, state: PyTree, count: int = _REFERENCE) -> ClosedJaxpr | None:
@@ -81,7 +81,7 @@ class _Source:
             return pull_back(gradients)[0]
 
         try:
-            with switches(*self.switches):
+            with self.precision.in_force():
                 logits = jax.eval_shape(self.call, state, self.images(count))
                 return trace(pull, state, self.images(count), logits)
         except (TypeError, ValueError):  # such as of a callback: whoever asks is told so by JAX

@@ -107,8 +107,7 @@ class Classifier(abc.ABC):
         return [
             getattr(self, field.name)
             for field in own
-            if field.metadata.get("identifies", True)
-            and not (field.metadata.get("static") or field.metadata.get("label"))
+            if field.metadata.get("identifies", True) and not field.metadata.get("static")
         ]
 
     def cold_logits(self, images: jax.Array) -> tuple[jax.Array, PyTree]:

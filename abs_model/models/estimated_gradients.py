@@ -138,7 +138,11 @@ def _forward(
 def _backward(
     derivatives: jax.Array, cotangents: tuple[jax.Array, PyTree]
 ) -> tuple[None, jax.Array, None, None]:
-    return None, jnp.einsum("nk,nkhwc->nhwc", cotangents[0], derivatives), None, None
+    # Traced when JAX differentiates, where no context for the precision of products holds any more.
+    product = jnp.einsum(
+        "nk,nkhwc->nhwc", cotangents[0], derivatives, precision=jax.lax.Precision.HIGHEST
+    )
+    return None, product, None, None
 
 
 _answer.defvjp(_forward, _backward)

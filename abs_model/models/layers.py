@@ -98,7 +98,7 @@ class Layer(nnx.Module):
         Batch norm uses the batch's statistics, and updates the running ones.
         """
         kernel, bias, norm = self.kernel[...], self.bias[...], self.norm
-        outputs = self.lay_out(kernel, hidden.size, hidden.block, following)(hidden)
+        outputs = self.in_blocks(kernel, hidden.size, hidden.block, following)(hidden)
         values = outputs.as_phases(len(bias))
         if norm is None:
             values = values + bias[:, None]
@@ -114,7 +114,7 @@ class Layer(nnx.Module):
                 average[...] = norm.momentum * average[...] + (1 - norm.momentum) * new
         return outputs.with_phases(values)
 
-    def lay_out(
+    def in_blocks(
         self, kernel: Any, size: Sequence[int], block: int, following: "Layer | None"
     ) -> "Convolution":
         """The layer's convolution, in the blocks that move the least memory.
@@ -124,30 +124,31 @@ class Layer(nnx.Module):
             size: (height, width) of the input's images.
             block: Height and width of the input's blocks.
             following: The layer that takes the output.
+
+        Returns:
+            The convolution, with its kernel arranged for these blocks.
         """
         stride, window = self.stride, kernel.shape[:2]
-
-        def laid_out(kernel: Any, stride: int, takes: int, gives: int) -> Convolution:
-            return Convolution(
-                kernel, kernel.shape[:2], stride, self.transposed, takes, gives, after
-            )
-
         if self.transposed:
             after = tuple((n - 1) * stride + k for n, k in zip(size, window, strict=True))
+            make = functools.partial(Convolution, size=after, transposed=True)
             if stride == 1 < block:
                 kernel = kernel_between_blocks(kernel, block, transposed=True)
-                return laid_out(kernel, 1, block, block)
+                return make(kernel, 1, input_block=block, output_block=block)
             if stride > 1 and following is not None and following.stride == 1:
-                return laid_out(kernel_to_blocks(kernel, stride), 1, 1, stride)
-            return laid_out(kernel, stride, 1, 1)
+                kernel = kernel_to_blocks(kernel, stride)
+                return make(kernel, 1, input_block=1, output_block=stride)
+            return make(kernel, stride, input_block=1, output_block=1)
         after = convolved_size(size, window, stride)
+        make = functools.partial(Convolution, size=after, transposed=False)
         if block > 1:
-            return laid_out(kernel_from_blocks(kernel, block), 1, block, 1)
+            kernel = kernel_from_blocks(kernel, block)
+            return make(kernel, 1, input_block=block, output_block=1)
         if following is not None and following._takes_blocks(self, (*size, *after)):
             block = following.stride
             kernel = kernel_between_blocks(kernel, block, transposed=False)
-            return laid_out(kernel, 1, block, block)
-        return laid_out(kernel, stride, 1, 1)
+            return make(kernel, 1, input_block=block, output_block=block)
+        return make(kernel, stride, input_block=1, output_block=1)
 
     def _takes_blocks(self, before: "Layer", sizes: Sequence[int]) -> bool:
         """Whether blocks of this convolution's stride save shuffling the output of the one before.
@@ -174,47 +175,77 @@ class Layer(nnx.Module):
 @register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Convolution:
-    """A (transposed) convolution with its kernel laid out for blocks of pixels.
+    """A (transposed) convolution with its kernel arranged for blocks of pixels.
 
     Attributes:
-        kernel: (height, width, features of an input block, features of an output block); after
-            `as_matrix` that of `kernel_to_matrix`.
-        window: Height and width of the kernel.
+        kernel: (height, width, features of an input block, features of an output block).
         stride: Between blocks.
         transposed: Whether it is a transposed convolution.
-        takes: Height and width of the input's blocks.
-        gives: Height and width of the output's blocks.
+        input_block: Height and width of the input's blocks.
+        output_block: Height and width of the output's blocks.
         size: (height, width) of the output's images.
     """
 
     kernel: jax.Array
-    window: tuple[int, ...] = dataclasses.field(metadata={"static": True})
     stride: int = dataclasses.field(metadata={"static": True})
     transposed: bool = dataclasses.field(metadata={"static": True})
-    takes: int = dataclasses.field(metadata={"static": True})
-    gives: int = dataclasses.field(metadata={"static": True})
+    input_block: int = dataclasses.field(metadata={"static": True})
+    output_block: int = dataclasses.field(metadata={"static": True})
     size: tuple[int, ...] = dataclasses.field(metadata={"static": True})
 
-    def as_matrix(self) -> "Convolution":
-        """The same for inference; a transposed one is returned as it is."""
+    @property
+    def blocks(self) -> tuple[int, int]:
+        """Rows and columns of the output's blocks."""
+        height, width = (-(-n // self.output_block) for n in self.size)
+        return height, width
+
+    def for_inference(self) -> "Convolution | MatrixConvolution":
+        """The same in the form that is fastest outside of training."""
         if self.transposed:
             return self
-        height, width = (-(-n // self.gives) for n in self.size)
-        matrix = kernel_to_matrix(self.kernel, self.stride, (height, width))
-        return dataclasses.replace(self, kernel=matrix)
+        matrix = kernel_to_matrix(self.kernel, self.stride, self.blocks)
+        return MatrixConvolution(
+            matrix, self.kernel.shape[:2], self.stride, self.input_block, self.output_block,
+            self.size,
+        )  # fmt: skip
 
     def __call__(self, hidden: "Hidden") -> "Hidden":
-        values = hidden.in_blocks(self.takes)
-        if not self.transposed and self.kernel.ndim == 2:
-            values = multiply_windows(values, self.kernel, self.window, self.stride)
-        elif not self.transposed:
+        values = hidden.in_blocks(self.input_block)
+        if not self.transposed:
             values = convolve_for_training(values, self.kernel, self.stride)
-        elif self.gives > self.takes:
+        elif self.output_block > self.input_block:
             values = transposed_convolution_to_blocks(values, self.kernel)
         else:
-            rows, columns = (-(-n // self.gives) for n in self.size)
+            rows, columns = self.blocks
             values = transposed_convolution(values, self.kernel, self.stride)[:, :rows, :columns]
-        return Hidden(values, self.gives, self.size)
+        return Hidden(values, self.output_block, self.size)
+
+
+@register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MatrixConvolution:
+    """A convolution outside of training, as a product of its kernel's matrix with windows.
+
+    Attributes:
+        matrix: From `kernel_to_matrix`.
+        window: Height and width of the kernel.
+        stride: As of `Convolution`, and so are the others.
+        input_block: Likewise.
+        output_block: Likewise.
+        size: Likewise.
+    """
+
+    matrix: jax.Array
+    window: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    stride: int = dataclasses.field(metadata={"static": True})
+    input_block: int = dataclasses.field(metadata={"static": True})
+    output_block: int = dataclasses.field(metadata={"static": True})
+    size: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def __call__(self, hidden: "Hidden") -> "Hidden":
+        values = hidden.in_blocks(self.input_block)
+        values = multiply_windows(values, self.matrix, self.window, self.stride)
+        return Hidden(values, self.output_block, self.size)
 
 
 @register_dataclass
@@ -228,7 +259,7 @@ class FoldedLayer:
         last: Whether it has no ELU.
     """
 
-    convolution: Convolution
+    convolution: Convolution | MatrixConvolution
     bias: jax.Array
     last: bool = dataclasses.field(metadata={"static": True})
 
@@ -314,9 +345,9 @@ def fold_layers(layers: Sequence[Layer], size: Sequence[int]) -> tuple[FoldedLay
     folded, block, size = [], 1, tuple(size)
     for layer, following in itertools.zip_longest(layers, layers[1:]):
         kernel, bias = layer.without_norm()
-        convolution = layer.lay_out(kernel, size, block, following).as_matrix()
+        convolution = layer.in_blocks(kernel, size, block, following).for_inference()
         folded.append(FoldedLayer(convolution, bias, last=layer.norm is None))
-        block, size = convolution.gives, convolution.size
+        block, size = convolution.output_block, convolution.size
     return tuple(folded)
 
 

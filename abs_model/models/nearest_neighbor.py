@@ -35,12 +35,7 @@ class NearestNeighborClassifier(Classifier):
         # ||x||^2 is missing, which all have in common.
         absent = jnp.arange(most) >= self.counts[:, None]
         offsets = jnp.where(absent, jnp.inf, jnp.sum(self.neighbors**2, axis=2))
-        # In full precision, which accelerators don't take by themselves.
-        products = jnp.matmul(
-            jax.lax.stop_gradient(pixels),
-            self.neighbors.reshape(-1, size).T,
-            precision=jax.lax.Precision.HIGHEST,
-        )
+        products = jax.lax.stop_gradient(pixels) @ self.neighbors.reshape(-1, size).T
         scores = offsets - 2 * products.reshape(-1, classes, most)
         nearest = self.neighbors[jnp.arange(classes), jnp.argmin(scores, axis=2)]
         # Computed again, because differences of large squares are inexact.

@@ -23,10 +23,11 @@ class NetworkClassifier(Classifier):
     threshold straight through.
 
     Attributes:
-        state: The module's parameters and other variables.
+        state: The module's parameters and other variables; `with_state` replaces them.
         graphdef: Its structure, from `nnx.split`.
-        folded: What computes the same from prepared weights; see `with_folded_weights`. It is not
-            part of a fingerprint, because it follows from the others.
+        folded: A pytree that is called with images and computes the same from prepared weights; see
+            `with_folded_weights`. It is not part of a fingerprint, because it follows from the
+            others.
     """
 
     state: PyTree
@@ -41,11 +42,17 @@ class NetworkClassifier(Classifier):
         A module's method `folded(image_shape)` prepares them, and returns a pytree that is called
         with images. A classifier whose module has no such method is returned as it is.
         """
-        if not hasattr(nnx.merge(self.graphdef, self.state), "folded"):
+        network = nnx.merge(self.graphdef, self.state)
+        if not hasattr(network, "folded"):
             return self
         # With NumPy, because a program for so little would take longer to compile than to run.
-        network = nnx.merge(self.graphdef, jax.tree.map(np.asarray, self.state))
+        nnx.update(network, jax.tree.map(np.asarray, self.state))
         return dataclasses.replace(self, folded=jax.device_put(network.folded(self.image_shape)))
+
+    def with_state(self, state: PyTree) -> Self:
+        """The same network with other parameters; what was folded is folded again."""
+        other = dataclasses.replace(self, state=state, folded=None)
+        return other if self.folded is None else other.with_folded_weights()
 
     def batch_logits(self, images: jax.Array) -> jax.Array:
         network = self.folded

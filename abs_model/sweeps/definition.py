@@ -20,7 +20,7 @@ from abs_model._runtime.errors import UserError
 _METHODS = ("grid", "random", "bayes")
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # Words of a command that stand for others; also the command of a file that has none.
-_MACROS = ("${env}", "${interpreter}", "${program}", "${args}")
+MACROS = ("${env}", "${interpreter}", "${program}", "${args}")
 
 # Keys of the format; True for those that this project runs.
 _KEYS = {
@@ -301,14 +301,14 @@ def _range(key: str, kind: str, description: Mapping[str, Any], problems: _Probl
 
 
 def _command(content: Mapping[str, Any], problems: _Problems) -> tuple[str, ...]:
-    command = content.get("command", list(_MACROS))
+    command = content.get("command", list(MACROS))
     if not isinstance(command, list) or not command:
         problems.add("command", f"must be a list of words, got {command!r}")
         return ()
     words = tuple(map(str, command))
     for word in words:
-        if "${" in word and word not in _MACROS:
-            known = ", ".join(_MACROS)
+        if "${" in word and word not in MACROS:
+            known = ", ".join(MACROS)
             problems.add("command", f"this project knows the words {known}, got {word}")
     if words.count("${args}") != 1:
         problems.add(

@@ -10,6 +10,7 @@ were running again, with the same settings, run ids and workdirs.
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -27,7 +28,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from abs_model._runtime.atomic_files import locked
 from abs_model._runtime.wandb_log import GIVEN_ID, PLACEHOLDER
-from abs_model.sweeps.definition import Sweep, SweepError
+from abs_model.sweeps.definition import MACROS, Sweep, SweepError
 from abs_model.sweeps.study import interrupted_trials, limit, num_trials, propose, settings_of
 from abs_model.training.finished_run import read_run
 from abs_model.training.metrics import read_metrics
@@ -136,13 +137,14 @@ def command_of(sweep: Sweep, settings: Mapping[str, str]) -> list[str]:
         sweep: The sweep.
         settings: Values by flag without its dashes.
     """
-    known = {
+    meanings = {
         "${env}": ["/usr/bin/env"],
         "${interpreter}": [sys.executable],
         "${program}": [sweep.program],
         "${args}": [f"--{name}={value}" for name, value in settings.items()],
     }
-    return [each for word in sweep.command for each in known.get(word, [word])]
+    words = (meanings[word] if word in MACROS else [word] for word in sweep.command)
+    return list(itertools.chain.from_iterable(words))
 
 
 def _workdir(sweep: Sweep, run_id: str) -> pathlib.Path:

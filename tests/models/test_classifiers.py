@@ -81,6 +81,14 @@ def test_folded_weights_change_nothing(images):
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_other_weights_are_folded_again(images):
+    model = abs_model.load("cnn", batch_size=4)
+    other = model.with_state(jax.tree.map(lambda x: 1.1 * x, model.state))
+    plain = dataclasses.replace(other, folded=None)
+    np.testing.assert_allclose(other.logits(images), plain.logits(images), rtol=1e-4, atol=1e-4)
+    assert not np.allclose(other.logits(images), model.logits(images), atol=0.1)
+
+
 def test_a_module_that_folds_no_weights_is_left_as_it_is(linear):
     model, _ = linear
     assert model.with_folded_weights() is model
@@ -180,7 +188,7 @@ def test_a_classifier_is_an_argument_of_jit(linear):
     images = jnp.ones((2, 2, 2, 1))
     logits = jax.jit(lambda model, images: model.logits(images))(model, images)
     np.testing.assert_allclose(logits, np.tile(np.asarray(matrix).sum(0), (2, 1)), rtol=1e-5)
-    other = dataclasses.replace(model, state=jax.tree.map(lambda x: 2 * x, model.state))
+    other = model.with_state(jax.tree.map(lambda x: 2 * x, model.state))
     np.testing.assert_allclose(other.logits(images), 2 * logits, rtol=1e-5)
 
 

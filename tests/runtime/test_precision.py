@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 import abs_model
-from abs_model.attacks import deepfool, random_start
+from abs_model.attacks import deepfool, estimate_gradients, random_start
 from abs_model.attacks._core.keys import image_keys
 from tests.conftest import ROOT
 from tests.linear_decoders import linear_abs
@@ -148,9 +148,17 @@ def products(function, *arguments):
     return [line for line in lines if re.search(r"stablehlo\.(dot_general|convolution)", line)]
 
 
-@pytest.mark.parametrize("name", ["cnn", "madry", "abs"])
-def test_products_of_models_are_exact_on_accelerators(name):
-    model = abs_model.load(name, batch_size=2)
+@pytest.mark.parametrize("name", ["cnn", "madry", "abs", "nearest_neighbor", "estimated"])
+def test_products_of_models_have_full_precision_on_accelerators(name, mnist_sample):
+    if name == "nearest_neighbor":
+        images, labels = mnist_sample["train_images"], mnist_sample["train_labels"]
+        split = abs_model.Split(images, labels.astype(np.int32))
+        dataset = abs_model.Dataset("sample", 10, split, split, split)
+        model = abs_model.nearest_neighbor(dataset).with_batch_size(2)
+    elif name == "estimated":
+        model = estimate_gradients(abs_model.load("madry", batch_size=2))
+    else:
+        model = abs_model.load(name, batch_size=2)
     images = jnp.zeros((2, 28, 28, 1))
     with jax.default_matmul_precision("bfloat16"):
         found = products(jax.grad(lambda images: model.logits(images).sum()), images)

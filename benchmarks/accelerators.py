@@ -12,7 +12,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from abs_model.attacks import Queries
 from abs_model.evaluation.run.suite import read_suite
 from abs_model.models.classifier import Classifier
 from configs import table1
@@ -24,7 +23,8 @@ _JACOBIAN = 10
 # What starts no kernel of its own.
 _FREE = {"parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while", "call"}
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = (?:\([^=]*\)|\S+) ([\w\-]+)\(")
+# A name, a type, which may be a tuple with comments, and what is done.
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?[\w.\-]+ = .*?[\])}] ([a-z][\w\-]*)\(")
 _CALLED = re.compile(r"(?:body|condition|to_apply)=%?([\w.\-]+)")
 
 
@@ -137,8 +137,8 @@ def _queries_of_table(model: Classifier, costs: ModelCosts) -> Mapping[Cost, flo
     for spec in read_suite(table1.get_config()):
         if spec.why_not(model) is not None:
             continue
-        assert spec.info.most_queries is not None
-        most: Queries = spec.info.most_queries(spec.settings_on(model), spec.norm, model)
+        most = spec.most_queries(model)
+        assert most is not None, spec.name
         if math.isinf(most.logits):
             continue
         found[costs.logits] += most.logits

@@ -27,8 +27,8 @@ from abs_model._runtime.atomic_files import as_path, write_json
 from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
-from abs_model.attacks import Queries, estimate_gradients
-from abs_model.evaluation.run.suite import AttackSpec, read_suite
+from abs_model.attacks import estimate_gradients
+from abs_model.evaluation.run.suite import read_suite
 from abs_model.inference.solvers import QuasiNewton, bfgs
 from abs_model.inference.solvers.quasi_newton import SURROGATE_STEPS
 from abs_model.models.abs import ABSClassifier
@@ -221,13 +221,13 @@ def measure_attacks(
     Raises:
         UserError: There is no published table in the folder.
     """
-    ledger = results / "workdir.tar.xz"
-    if not ledger.is_file():
+    table, ledger = results / "results.json", results / "workdir.tar.xz"
+    if not (table.is_file() and ledger.is_file()):
         raise UserError(
             f"--results must be a folder with results.json and workdir.tar.xz, as"
             f" scripts/publish_results.py writes it, got {results}"
         )
-    rows = json.loads((results / "results.json").read_text())["rows"]
+    rows = json.loads(table.read_text())["rows"]
     counted = {(row["attack"], row["model"]): row["num_queries"] for row in rows if row["attack"]}
     seconds: collections.Counter[tuple[str, str]] = collections.Counter()
     images: collections.Counter[tuple[str, str]] = collections.Counter()
@@ -243,21 +243,16 @@ def measure_attacks(
     for spec in read_suite(table1.get_config("cpu")):
         for name, model in models.items():
             key = spec.name, name
-            if key in counted and seconds[key]:
+            most = spec.most_queries(model)
+            if key in counted and seconds[key] and most is not None:
                 found.setdefault(spec.name, {})[name] = {
-                    "most_queries": most_queries(spec, model).evaluations(
+                    "most_queries": most.evaluations(
                         estimate_gradients(model) if spec.estimate_gradients else model
                     ),
                     "queries": counted[key],
                     "milliseconds_per_query": 1e3 * seconds[key] / images[key] / counted[key],
                 }
     return found
-
-
-def most_queries(spec: AttackSpec, model: Classifier) -> Queries:
-    """What the attack of a row of the table declares."""
-    assert spec.info.most_queries is not None
-    return spec.info.most_queries(spec.settings_on(model), spec.norm, model)
 
 
 def network_costs(name: str, model: Classifier, measured: dict[str, dict[str, Any]]) -> ModelCosts:
@@ -275,8 +270,8 @@ def search_costs(
 ) -> ModelCosts:
     """Of ABS, with or without gradient: a search of every class.
 
-    On an accelerator every step decodes for all images, until the slowest one is done: as many
-    steps as there may be from a candidate. Of the bytes, those of the decoder.
+    On an accelerator every step decodes for all images, until the slowest one is done; assumed are
+    as many steps as a candidate may take. Of the bytes, only those of the decoder count.
     """
     assert isinstance(model, ABSClassifier) and isinstance(model.solver, QuasiNewton)
     solver = model.solver
@@ -317,7 +312,7 @@ def program_table(measured: dict[str, dict[str, Any]]) -> str:
 
 
 def attack_table(attacks: dict[str, dict[str, Any]]) -> str:
-    """Markdown of `measure_attacks`: queries, the most by formula, milliseconds for each."""
+    """Markdown of `measure_attacks`: queries, the most that are declared, milliseconds for each."""
     titles = [f"{title}: queries | most | ms" for title in _TITLES.values()]
     lines = [f"| Attack | {' | '.join(titles)} |", f"| --- |{' ---: |' * 9}"]
     for attack, row in attacks.items():

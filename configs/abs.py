@@ -39,8 +39,6 @@ def _full() -> ml_collections.ConfigDict:
                 "module": "",
                 # True: classes without training images are left out, and the others renumbered.
                 "drop_empty_classes": ml_collections.config_dict.placeholder(bool),
-                # True: validation images are trained on, too; for a final training only.
-                "train_on_validation": ml_collections.config_dict.placeholder(bool),
             },
             "model": {
                 "name": "abs",
@@ -59,6 +57,8 @@ def _full() -> ml_collections.ConfigDict:
                 # Largest random shift of a training image, in pixels, and rotation, in degrees.
                 "max_shift": ml_collections.config_dict.placeholder(float),
                 "max_rotation": ml_collections.config_dict.placeholder(float),
+                # True: a last training, on validation images, too; their metrics then say nothing.
+                "include_validation": ml_collections.config_dict.placeholder(bool),
                 "steps_per_dispatch": 17,
             },
             "validation": {

@@ -34,13 +34,13 @@ class Precision(NamedTuple):
 
     @classmethod
     def current(cls) -> Self:
-        """What the switches are."""
+        """The switches that are in force."""
         values = jax.config.values
         return cls(values["jax_enable_x64"], values["jax_default_matmul_precision"])
 
     @contextlib.contextmanager
     def in_force(self) -> Iterator[None]:
-        """A context in which the switches are so."""
+        """A context manager that sets the switches."""
         with jax.enable_x64(self.x64), jax.default_matmul_precision(self.products):
             yield
 

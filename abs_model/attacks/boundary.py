@@ -27,10 +27,10 @@ from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.line_search import (
     bisect_to_boundary,
     interpolate,
-    queries_of_bisection,
+    most_bisection_queries,
 )
 from abs_model.attacks._search.starting_points import (
-    max_starting_queries,
+    most_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -53,8 +53,8 @@ _CHECK_EVERY = 50
 
 
 def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
-    start = max_starting_queries(settings["starting_points"])
-    bisections = 2 * queries_of_bisection(_NUM_BISECTIONS)
+    start = most_starting_queries(settings["starting_points"])
+    bisections = 2 * most_bisection_queries(_NUM_BISECTIONS)
     return Queries(logits=2 + start + settings["num_steps"] + bisections)
 
 

@@ -36,6 +36,7 @@ _FALSE_POSITION_BIAS = 0.01
 
 def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
     steps = settings["num_restarts"] * settings["num_steps"]
+    # With targets, gradients instead of Jacobians.
     return Queries(logits=1 + steps + _SEARCH_STEPS, jacobians=steps)
 
 

@@ -25,7 +25,7 @@ from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.edit_space import EditSpace
-from abs_model.attacks._search.greedy import most_queries, search_greedily
+from abs_model.attacks._search.greedy import most_greedy_queries, search_greedily
 from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier, threshold
 
@@ -39,7 +39,9 @@ def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> 
     if norm == "linf":
         walks = _NUM_LEVELS * settings["num_restarts"]
         return Queries(logits=1, gradients=walks * (1 + settings["num_steps"]))
-    return most_queries(settings["max_flips"], settings["num_candidates"], settings["num_rounds"])
+    return most_greedy_queries(
+        norm, settings["max_flips"], settings["num_candidates"], settings["num_rounds"]
+    )
 
 
 @register(
@@ -68,9 +70,10 @@ def flip_pixels(
     """Attacks a classifier of thresholded images by flipping values; minimal distance.
 
     For "l0" and "l2" one flip follows the other: that of the highest gain over cost, the cost of a
-    value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `_search.greedy`. Makes
-    at most `1 + num_rounds * (1 + max_flips * (2 + num_candidates))` queries,
-    `num_rounds * (1 + max_flips)` of them with gradient (of up to ten logits).
+    value x being (x - 0.5)^2 in L2 and 1 for each pixel in L0; see `_search.greedy`. Makes at most
+    `1 + num_rounds * (1 + max_flips * (2 + num_candidates))` queries, in L2 up to `max_flips` more
+    in each round for each round before it; `num_rounds * (1 + max_flips)` of them with gradient (of
+    up to ten logits).
 
     For "linf" a level |x - 0.5| up to which flips are free is bisected 10 times. At each level the
     flips that gain most to first order are made at once, all of them at first, half as many where

@@ -17,7 +17,7 @@ from abs_model.attacks._core.query import Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.edit_space import EditSpace
-from abs_model.attacks._search.greedy import most_queries, search_greedily
+from abs_model.attacks._search.greedy import most_greedy_queries, search_greedily
 from abs_model.attacks.registry import Access, register
 from abs_model.models.classifier import Classifier
 
@@ -30,8 +30,8 @@ _NORMS = ("l0",)
     access=Access.GRADIENTS,
     source="this project",
     smoke={"max_pixels": 5},
-    most_queries=lambda settings, norm, model: most_queries(
-        settings["max_pixels"], settings["num_candidates"], settings["num_rounds"]
+    most_queries=lambda settings, norm, model: most_greedy_queries(
+        norm, settings["max_pixels"], settings["num_candidates"], settings["num_rounds"]
     ),
     limits={"l0": "max_pixels"},
 )

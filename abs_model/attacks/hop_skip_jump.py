@@ -30,9 +30,9 @@ from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.gradient_direction import estimate_direction
-from abs_model.attacks._search.line_search import bisect_to_boundary, queries_of_bisection
+from abs_model.attacks._search.line_search import bisect_to_boundary, most_bisection_queries
 from abs_model.attacks._search.starting_points import (
-    max_starting_queries,
+    most_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -48,8 +48,8 @@ _LEAST_CHANGE = 1e-6
 
 def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
     bisections = _bisections(math.prod(model.image_shape), settings["gamma"], norm)
-    approach = queries_of_bisection(bisections)
-    start = 1 + max_starting_queries(settings["starting_points"]) + approach
+    approach = most_bisection_queries(bisections)
+    start = 1 + most_starting_queries(settings["starting_points"]) + approach
     sizes = _sizes(*(settings[k] for k in ("num_steps", "initial_num_evals", "max_num_evals")))
     steps = (size + _NUM_LENGTHS + approach for size in sizes)
     return Queries(logits=min(start + sum(steps), settings["max_queries"] or math.inf))
@@ -138,8 +138,8 @@ def hop_skip_jump(
     sizes = _sizes(num_steps, initial_num_evals, max_num_evals)
     if max_queries is not None:
         max_queries = check_count("max_queries", max_queries)
-        for_start = max_starting_queries(points)
-        sizes = _affordable(sizes, max_queries, for_start, queries_of_bisection(num_bisections))
+        for_start = most_starting_queries(points)
+        sizes = _affordable(sizes, max_queries, for_start, most_bisection_queries(num_bisections))
 
     def attack(query: Query, batch: Batch) -> None:
         query.logits(batch.images)

@@ -16,7 +16,7 @@ from abs_model.attacks._core.norms import choose, take_class
 from abs_model.attacks._core.query import Answer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
-from abs_model.attacks._search.line_search import bisect_to_boundary, queries_of_bisection
+from abs_model.attacks._search.line_search import bisect_to_boundary, most_bisection_queries
 from abs_model.attacks.registry import Access, Queries, register
 from abs_model.models.classifier import Classifier
 
@@ -30,7 +30,7 @@ _NORMS = ("l2",)
     source="Schott et al. 2019",
     smoke={"num_steps": 10, "step_size": 0.1},
     most_queries=lambda settings, norm, model: Queries(
-        logits=1 + settings["num_steps"] + queries_of_bisection(settings["num_bisections"])
+        logits=1 + settings["num_steps"] + most_bisection_queries(settings["num_bisections"])
     ),
 )
 def latent_descent(
@@ -52,9 +52,9 @@ def latent_descent(
 
     until x_t is adversarial. The straight way from the original to that x_t is then bisected.
 
-    Makes at most `4 + num_steps + num_bisections` queries, and one more after each step that seems
-    to have made images of the batch adversarial, two where that is rejected; stops when all are
-    adversarial.
+    Makes at most `3 + num_steps + num_bisections` queries, one more at the end, and one more after
+    each step that seems to have made images of the batch adversarial, two where that is rejected;
+    stops when all are adversarial.
 
     Args:
         images, labels, progress: As for every attack; see `abs_model.attacks`.

@@ -19,7 +19,7 @@ from abs_model.attacks._core.query import GradientAnswer, Query
 from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._core.steps import take_step
-from abs_model.attacks._search.smallest_epsilon import most_queries, search_smallest_epsilon
+from abs_model.attacks._search.smallest_epsilon import most_search_queries, search_smallest_epsilon
 from abs_model.attacks.registry import Access, register
 from abs_model.models.classifier import Classifier
 
@@ -32,7 +32,7 @@ _NORMS = ("l2", "linf")
     access=Access.GRADIENTS,
     source="Dong et al. 2018",
     smoke={"num_searches": 2},
-    most_queries=most_queries,
+    most_queries=most_search_queries,
 )
 def mim(
     model: Classifier,

@@ -22,11 +22,11 @@ from abs_model.attacks._core.result import AttackResult
 from abs_model.attacks._core.run import Progress, run
 from abs_model.attacks._search.coordinate_reset import reset_coordinates
 from abs_model.attacks._search.salt_and_pepper_noise import (
-    salt_and_pepper_queries,
+    most_noise_queries,
     search_salt_and_pepper,
 )
 from abs_model.attacks._search.starting_points import (
-    max_starting_queries,
+    most_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -97,9 +97,9 @@ def pointwise(
     check_norm(norm, _NORMS)
     num_restarts = check_count("num_restarts", num_restarts)
     points = read_starting_points(starting_points, model.image_shape)
-    for_start = 1 + num_restarts * salt_and_pepper_queries((1, *model.image_shape), _NUM_EPSILONS)
+    for_start = 1 + num_restarts * most_noise_queries((1, *model.image_shape), _NUM_EPSILONS)
     if points is None:
-        for_start += max_starting_queries(None)
+        for_start += most_starting_queries(None)
     limit = _queries_for_resetting(max_queries, for_start, num_restarts)
 
     def attack(query: Query, batch: Batch) -> None:

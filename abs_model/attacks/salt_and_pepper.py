@@ -25,7 +25,7 @@ from abs_model.attacks._search.salt_and_pepper_noise import (
     Noise,
     change_pixels,
     draw_noise,
-    salt_and_pepper_queries,
+    most_noise_queries,
     search_salt_and_pepper,
 )
 from abs_model.attacks.registry import Access, Queries, register
@@ -36,7 +36,7 @@ _NORMS = ("l0",)
 
 def _most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
     num_epsilons = settings["num_epsilons"]
-    first = salt_and_pepper_queries((1, *model.image_shape), num_epsilons)
+    first = most_noise_queries((1, *model.image_shape), num_epsilons)
     return Queries(logits=1 + first + (settings["num_restarts"] - 1) * num_epsilons)
 
 

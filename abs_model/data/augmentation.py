@@ -10,15 +10,16 @@ from jax.scipy.ndimage import map_coordinates
 def shift_and_rotate(
     images: jax.Array, key: jax.Array, *, max_shift: float, max_rotation: float
 ) -> jax.Array:
-    """Shifts and rotates each image at random, about its center; what comes in is black.
+    """Rotates each image about its center and shifts it, both at random.
 
-    Pixels between the old ones are interpolated bilinearly.
+    Pixels from outside are black; values between pixels are interpolated bilinearly.
 
     Args:
         images: float32 (N, height, width, channels).
         key: JAX random key.
-        max_shift: In pixels along each axis, the largest one, either way.
-        max_rotation: In degrees, likewise.
+        max_shift: Largest shift along each axis, in pixels; drawn uniformly from
+            [-max_shift, max_shift].
+        max_rotation: Largest angle, in degrees; drawn likewise.
 
     Returns:
         As `images`.
@@ -32,7 +33,7 @@ def shift_and_rotate(
     angles = jnp.deg2rad(max_rotation) * draw(angle_key, (len(images),))
 
     def change(image: jax.Array, shift: jax.Array, angle: jax.Array) -> jax.Array:
-        # Where each pixel comes from: the inverse of a rotation about the center, then a shift.
+        # The pixel at x comes from R (x - center - shift) + center.
         rows, columns = offsets - shift[:, None, None]
         cos, sin = jnp.cos(angle), jnp.sin(angle)
         sources = jnp.stack([cos * rows - sin * columns, sin * rows + cos * columns]) + center

@@ -49,6 +49,16 @@ class Dataset:
         )
 
     @property
+    def train_and_validation(self) -> Split:
+        """All images that are not for testing."""
+        parts = (self.train, self.validation)
+        images, labels = (
+            np.concatenate([getattr(part, field) for part in parts])
+            for field in ("images", "labels")
+        )
+        return Split(images, labels)
+
+    @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return self.train.images.shape[1:]
@@ -62,7 +72,6 @@ def load_dataset(
     module: str = "",
     drop_empty_classes: bool | None = None,
     shortcut_amplitude: float | None = None,
-    train_on_validation: bool | None = None,
 ) -> Dataset:
     """Loads a data set, preparing it with TFDS first where that has not been done.
 
@@ -89,9 +98,6 @@ def load_dataset(
         shortcut_amplitude: brightness, from 0 to 1, of the pattern that is added to each training
             and validation image and gives its class away (`abs_model.data.shortcuts`); None adds
             none. Test images are unchanged.
-        train_on_validation: whether validation images are training images, too, so that validation
-            no longer says how well a model does on new images; for a last training, when all
-            settings are chosen. None, what a configuration says that leaves it open, is no.
 
     Raises:
         ValueError: an argument is out of range, a class has no training image, or the data set has
@@ -109,11 +115,10 @@ def load_dataset(
     if shortcut_amplitude is not None:
         images = add_patterns(images, labels, shortcut_amplitude)
     first = len(labels) - validation_size
-    trained = len(labels) if train_on_validation else first
     return Dataset(
         name=name,
         num_classes=prepared.num_classes,
-        train=Split(images[:trained], labels[:trained]),
+        train=Split(images[:first], labels[:first]),
         validation=Split(images[first:], labels[first:]),
         test=prepared.test,
     )

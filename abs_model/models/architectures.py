@@ -84,7 +84,7 @@ class CNN(nnx.Module):
     def folded(self, image_shape: Sequence[int]) -> "FoldedCNN":
         """A copy for inference on images of a shape (height, width, channels).
 
-        Its queries do not fold batch norm and lay out kernels again, an eighth of the time of a
+        Its queries do not fold batch norm and arrange kernels again, an eighth of the time of a
         gradient of ten images. Arrays are NumPy's where ours are.
         """
         return FoldedCNN(fold_layers(self.layers, image_shape[:2]))

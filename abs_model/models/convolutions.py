@@ -8,7 +8,7 @@ pixel shuffle copies contiguous runs of numbers. `benchmarks/speed.py training` 
 
 Layouts: images (channels, height, width, batch); kernels (height, width, in, out). Valid padding.
 
-Functions that lay out kernels (`kernel_...`) and `space_to_depth` also take NumPy arrays.
+Functions that arrange kernels (`kernel_...`) and `space_to_depth` also take NumPy arrays.
 
 `_gather` lays the shifts of an image that meet each of the kernel's pixels under each other. Where
 the stride s divides the kernel's size, the image is first split into s x s phases, which become

@@ -205,9 +205,13 @@ class Convolution:
             return self
         matrix = kernel_to_matrix(self.kernel, self.stride, self.blocks)
         return MatrixConvolution(
-            matrix, self.kernel.shape[:2], self.stride, self.input_block, self.output_block,
-            self.size,
-        )  # fmt: skip
+            matrix,
+            window=self.kernel.shape[:2],
+            stride=self.stride,
+            input_block=self.input_block,
+            output_block=self.output_block,
+            size=self.size,
+        )
 
     def __call__(self, hidden: "Hidden") -> "Hidden":
         values = hidden.in_blocks(self.input_block)
@@ -227,12 +231,12 @@ class MatrixConvolution:
     """A convolution outside of training, as a product of its kernel's matrix with windows.
 
     Attributes:
-        matrix: From `kernel_to_matrix`.
+        matrix: The kernel, in the shape that `kernel_to_matrix` gives it.
         window: Height and width of the kernel.
-        stride: As of `Convolution`, and so are the others.
-        input_block: Likewise.
-        output_block: Likewise.
-        size: Likewise.
+        stride: Between blocks.
+        input_block: Height and width of the input's blocks.
+        output_block: Height and width of the output's blocks.
+        size: (height, width) of the output's images.
     """
 
     matrix: jax.Array

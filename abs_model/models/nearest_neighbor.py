@@ -4,10 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from abs_model._runtime.pytrees import register_dataclass
-from abs_model.data import Dataset, Split
+from abs_model.data import Dataset
 from abs_model.data.batches import group_by_class, to_float
 from abs_model.models.classifier import Classifier
 
@@ -53,11 +52,7 @@ def nearest_neighbor(dataset: Dataset, name: str = "nearest_neighbor") -> Neares
         dataset: Gives the neighbors, the image shape and the number of classes.
         name: For tables and messages.
     """
-    parts = (dataset.train, dataset.validation)
-    images, labels = (
-        np.concatenate([getattr(part, field) for part in parts]) for field in ("images", "labels")
-    )
-    grouped = group_by_class(Split(images, labels), dataset.num_classes)
+    grouped = group_by_class(dataset.train_and_validation, dataset.num_classes)
     return NearestNeighborClassifier(
         name=name,
         image_shape=dataset.image_shape,

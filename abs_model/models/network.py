@@ -50,7 +50,11 @@ class NetworkClassifier(Classifier):
         return dataclasses.replace(self, folded=jax.device_put(network.folded(self.image_shape)))
 
     def with_state(self, state: PyTree) -> Self:
-        """The same network with other parameters; what was folded is folded again."""
+        """The same network with other parameters, folded again where the present ones are.
+
+        Args:
+            state: Of the structure, shapes and dtypes of the present one.
+        """
         other = dataclasses.replace(self, state=state, folded=None)
         return other if self.folded is None else other.with_folded_weights()
 

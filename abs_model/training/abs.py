@@ -64,9 +64,10 @@ _EXPECTED = {
     "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
     "train.beta_fraction": between(0, 1),
-    # Configurations from before there was augmentation lack both.
+    # Older configurations lack these.
     "train.max_shift": dataclasses.replace(optional(non_negative), required=False),
     "train.max_rotation": dataclasses.replace(optional(between(0, 180)), required=False),
+    "train.include_validation": dataclasses.replace(optional(boolean), required=False),
     "train.steps_per_dispatch": positive_int,
     "validation.elbo_images": positive_int,
     "validation.abs_images": positive_int,
@@ -115,6 +116,11 @@ def train_and_evaluate(
         raise ConfigError(
             "validation.objective robust_accuracy needs validation.num_attacked, the number of"
             " validation images to attack, such as 100"
+        )
+    if validation.get("objective") and config.train.get("include_validation"):
+        raise ConfigError(
+            "validation.objective can't choose settings when train.include_validation trains on the"
+            " validation images; leave one of the two away"
         )
     if is_finished(workdir, config):
         return True

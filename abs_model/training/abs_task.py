@@ -67,9 +67,10 @@ class ABSTask:
         self.dataset = dataset
         self.num_epochs = train.epochs
         self.images_per_step = per_step
-        self.steps_per_epoch = max(1, len(dataset.train.labels) // per_step)
+        split = dataset.train_and_validation if train.get("include_validation") else dataset.train
+        self.steps_per_epoch = max(1, len(split.labels) // per_step)
         self._mesh = training_mesh(dataset.num_classes, train.batch_size_per_class)
-        data = group_by_class(dataset.train, dataset.num_classes)
+        data = group_by_class(split, dataset.num_classes)
         self.data = place(data, self._mesh, CLASS)
         self.graphdef, self._model = init_vaes(config, dataset.image_shape, dataset.num_classes)
         # Constant while beta falls: what the VAEs learn at beta = 1, they learn at the full rate.

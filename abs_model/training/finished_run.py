@@ -45,9 +45,8 @@ DATASET_EXPECTED = {
     "dataset.data_dir": optional(text),
     "dataset.validation_size": positive_int,
     "dataset.module": text,
-    # Older configurations lack both.
+    # Configurations from before there was the key lack it.
     "dataset.drop_empty_classes": dataclasses.replace(optional(boolean), required=False),
-    "dataset.train_on_validation": dataclasses.replace(optional(boolean), required=False),
     # Only configurations of training with shortcuts have it.
     "dataset.shortcut_amplitude": dataclasses.replace(between(0, 1), required=False),
 }

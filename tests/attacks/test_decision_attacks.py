@@ -16,7 +16,7 @@ from abs_model.attacks._core.query import Query
 from abs_model.attacks._search.gradient_direction import estimate_direction
 from abs_model.attacks._search.line_search import interpolate
 from abs_model.attacks._search.starting_points import (
-    max_starting_queries,
+    most_starting_queries,
     read_starting_points,
     search_starting_points,
 )
@@ -80,7 +80,7 @@ def begin(model, images, labels, starts, norm="l2"):
     query.logits(batch.images)
     points = read_starting_points(starts, SHAPE)
     search_starting_points(query, points)
-    assert query.num_queries <= 1 + max_starting_queries(points)
+    assert query.num_queries <= 1 + most_starting_queries(points)
     return query.best
 
 

@@ -12,7 +12,7 @@ from abs_model.attacks import Batch
 from abs_model.attacks._core.keys import image_keys
 from abs_model.attacks._core.query import Query
 from abs_model.attacks._search.coordinate_reset import reset_coordinates
-from abs_model.attacks._search.starting_points import max_starting_queries
+from abs_model.attacks._search.starting_points import most_starting_queries
 from abs_model.attacks.pointwise import pointwise
 from abs_model.models.decisions import ATTACK_FACTOR, margins, uncertainty
 from tests.function_classifiers import function_classifier
@@ -268,7 +268,7 @@ def test_budget_ends_the_search(norm):
     labels = model.predict(images)
     free = run(model, images, labels, norm=norm)
     # 20 levels and 1 bisection in each of 2 restarts, other starts, and each start once more.
-    least = 1 + 2 * (20 + 1) + max_starting_queries(None) + 2
+    least = 1 + 2 * (20 + 1) + most_starting_queries(None) + 2
     for budget in (least, least + 30):
         limited = run(model, images, labels, norm=norm, max_queries=budget)
         assert np.all(limited.num_queries <= budget)
@@ -361,7 +361,7 @@ def test_a_classifier_that_nothing_fools_is_no_trouble(norm):
     result = run(never, walled(3), np.zeros(3, int), norm=norm)
     assert not np.any(result.success)
     # 20 levels and the start itself in each restart.
-    assert np.all(result.num_queries <= 1 + 2 * 21 + max_starting_queries(None))
+    assert np.all(result.num_queries <= 1 + 2 * 21 + most_starting_queries(None))
 
 
 def test_needs_no_more_pixels_than_salt_and_pepper(mnist_sample):

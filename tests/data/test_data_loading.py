@@ -100,19 +100,6 @@ def test_dropping_leaves_a_data_set_alone_that_has_images_of_all_classes(prepare
             )
 
 
-def test_validation_images_may_be_trained_on(prepared_dir):
-    plain = _load("tiny_rgb", prepared_dir)
-    whole = _load("tiny_rgb", prepared_dir, train_on_validation=True)
-    assert len(plain.train.labels) == 290 and len(whole.train.labels) == 300
-    for field in ("images", "labels"):
-        held = getattr(plain.validation, field)
-        np.testing.assert_array_equal(getattr(whole.validation, field), held)
-        np.testing.assert_array_equal(getattr(whole.train, field)[290:], held)
-        np.testing.assert_array_equal(
-            getattr(whole.train, field)[:290], getattr(plain.train, field)
-        )
-
-
 def test_a_class_that_only_test_images_have_is_dropped_with_them():
     def split(*labels):
         return Split(np.arange(len(labels), dtype=np.uint8), np.array(labels, np.int32))

@@ -28,7 +28,7 @@ from abs_model.evaluation import (
     read_suite,
 )
 from abs_model.evaluation.run.launcher import Launcher
-from abs_model.evaluation.run.suite import _GIVEN, KINDS, kind_of
+from abs_model.evaluation.run.suite import GIVEN, KINDS, kind_of
 from configs import table1
 from tests.conftest import ROOT
 from tests.evaluation_fakes import (
@@ -217,7 +217,7 @@ def test_settings_are_checked_before_the_model_is_queried(name, unqueried):
     for norm in ATTACKS[name].norms:
         unqueried(name, norm)
     parameters = inspect.signature(ATTACKS[name].function).parameters
-    for key in [key for key in parameters if key not in _GIVEN]:
+    for key in [key for key in parameters if key not in GIVEN]:
         for value in ("many", -1, [2], {"a": 1}):
             with pytest.raises(SuiteError, match=rf"attack 'row'.*\b{key}\b"):
                 unqueried(name, norm, **{key: value})

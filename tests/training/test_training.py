@@ -69,6 +69,16 @@ def test_augmentation_changes_what_is_learned_only_where_it_is_wanted(mnist_samp
     assert plain == none != shifted
 
 
+def test_validation_images_are_trained_on_where_that_is_wanted(mnist_sample):
+    counts = [
+        np.asarray(make_task(mnist_sample, include_validation=include).data.counts)
+        for include in (None, True)
+    ]
+    assert counts[0].sum() == 500
+    held = mnist_sample["train_labels"][500:600]
+    np.testing.assert_array_equal(counts[1] - counts[0], np.bincount(held, minlength=10))
+
+
 def test_beta_falls_linearly_to_one(mnist_sample):
     task = make_task(mnist_sample, beta_start=10.0, beta_fraction=0.5, epochs=8)
     steps = task.steps_per_epoch

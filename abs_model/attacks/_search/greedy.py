@@ -56,7 +56,7 @@ def search_greedily(
     the edits undone, and choose less strictly by gains; they leave out images that aren't
     adversarial.
 
-    Queries at most as often as `most_queries` says, but for the originals.
+    Queries at most as often as `most_greedy_queries` says, but for the originals.
 
     Args:
         query: The session; not targeted, and the originals have been queried.
@@ -93,11 +93,16 @@ def search_greedily(
         query.settle()
 
 
-def most_queries(num_steps: int, num_candidates: int, num_rounds: int) -> Queries:
+def most_greedy_queries(norm: str, num_steps: int, num_candidates: int, num_rounds: int) -> Queries:
     """Those of an attack that queries the originals and searches; see `search_greedily`."""
     steps = num_rounds * num_steps
-    # Each step may have an edit that is looked at once more in the end.
-    return Queries(logits=1 + steps * (num_candidates + 1), gradients=num_rounds, jacobians=steps)
+    # In the end of a round each edit is looked at once more. In L0 there are at most `num_steps`,
+    # or the image is no closer than before; in L2 those of earlier rounds may be among them.
+    rounds = range(1, num_rounds + 1) if norm == "l2" else [1] * num_rounds
+    undone = num_steps * sum(rounds)
+    return Queries(
+        logits=1 + steps * num_candidates + undone, gradients=num_rounds, jacobians=steps
+    )
 
 
 @functools.partial(jax.jit, static_argnames=("first", "space"))

@@ -62,7 +62,7 @@ def interpolate(originals: jax.Array, far: jax.Array, fractions: jax.Array, norm
 def bisect_to_boundary(query: Query, far: jax.Array, num_bisections: int) -> Answer:
     """Bisects the lines from the originals to `far`.
 
-    Makes at most `queries_of_bisection(num_bisections)` queries.
+    Makes at most `most_bisection_queries(num_bisections)` queries.
 
     Returns:
         The answer about the adversarial ends of the last intervals, or about `far` where that is
@@ -73,7 +73,7 @@ def bisect_to_boundary(query: Query, far: jax.Array, num_bisections: int) -> Ans
     return query.logits(path(fractions))
 
 
-def queries_of_bisection(num_bisections: int) -> int:
+def most_bisection_queries(num_bisections: int) -> int:
     """Most queries of `bisect_to_boundary`."""
     return num_bisections + 2
 

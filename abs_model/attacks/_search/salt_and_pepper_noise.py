@@ -16,7 +16,7 @@ from abs_model.attacks._search.line_search import search_line
 def search_salt_and_pepper(query: Query, keys: jax.Array, num_epsilons: int) -> jax.Array:
     """Searches the least salt-and-pepper noise, of one draw, that is adversarial.
 
-    Queries the classifier at most `salt_and_pepper_queries(images.shape, num_epsilons)` times.
+    Queries the classifier at most `most_noise_queries(images.shape, num_epsilons)` times.
 
     Args:
         query: The session.
@@ -35,7 +35,7 @@ def search_salt_and_pepper(query: Query, keys: jax.Array, num_epsilons: int) -> 
     return path(fractions)
 
 
-def salt_and_pepper_queries(shape: tuple[int, ...], num_epsilons: int) -> int:
+def most_noise_queries(shape: tuple[int, ...], num_epsilons: int) -> int:
     """Most queries of `search_salt_and_pepper` for images of this shape (n, h, w, c)."""
     return num_epsilons + _bisections_to_pixel(shape, num_epsilons)
 

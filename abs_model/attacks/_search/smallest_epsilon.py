@@ -42,7 +42,7 @@ def search_smallest_epsilon(
         search = _narrow(search, before, query.best, longest)
 
 
-def most_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
+def most_search_queries(settings: Mapping[str, Any], norm: str, model: Classifier) -> Queries:
     """Of a method whose gradient at the original serves every search; see `AttackInfo`."""
     searches = settings["num_searches"]
     return Queries(logits=searches, gradients=1 + searches * (settings["num_steps"] - 1))

@@ -66,7 +66,7 @@ def search_starting_points(
     were classified is not counted, because queries are about versions of an image.
     Without: queries plain grays, noise until every image of the batch has an adversarial one (at
     most 20 draws), and at most 20 blends of the image with the noise; at most
-    `max_starting_queries(None)` times in all.
+    `most_starting_queries(None)` times in all.
 
     Args:
         query: The session.
@@ -86,7 +86,7 @@ def search_starting_points(
     search_line(query, path, num_levels=_NUM_BLENDS, num_bisections=0)
 
 
-def max_starting_queries(points: StartingPoints | None) -> int:
+def most_starting_queries(points: StartingPoints | None) -> int:
     """Most queries of `search_starting_points`."""
     return 1 if points is not None else len(_GRAYS) + _NUM_DRAWS + _NUM_BLENDS
 

@@ -37,7 +37,14 @@ import ml_collections
 from abs_model._runtime.configuration import check, section, suggestion
 from abs_model._runtime.errors import UserError
 from abs_model.attacks._core.checks import NORMS
-from abs_model.attacks.registry import ATTACKS, GIVEN, Access, AttackInfo, limit_of
+from abs_model.attacks.registry import (
+    ATTACKS,
+    GIVEN,
+    Access,
+    AttackInfo,
+    Queries,
+    limit_of,
+)
 from abs_model.evaluation.run.plugins import import_function
 from abs_model.evaluation.run.targets import RULES, Targets, is_targets, title_of
 from abs_model.evaluation.run.workdir import CERTIFIED, CLEAN, source_identity
@@ -149,6 +156,12 @@ class AttackSpec:
     def limit(self, model: Classifier) -> float:
         """How far from the clean images it looks on a model; infinite without a limit."""
         return limit_of(self.reference, self.norm, self.settings_on(model))
+
+    def most_queries(self, model: Classifier) -> Queries | None:
+        """The most queries of an image that it declares; None where it does not tell."""
+        if self.info.most_queries is None:
+            return None
+        return self.info.most_queries(self.settings_on(model), self.norm, model)
 
     def identity(self, model: Classifier) -> dict[str, Any]:
         """What, besides the model, the data and the seed, decides over its results.
@@ -292,7 +305,7 @@ def _read_row(name: str, entry: Mapping[str, Any]) -> AttackSpec:
     for key, choices in (("only", (*KINDS, *names)), ("settings_for", KINDS)):
         if unknown := [kind for kind in entry.get(key, ()) if kind not in choices]:
             raise error(f"{key}: {unknown[0]!r} is none of {', '.join(choices)}")
-    accepted = [key for key in inspect.signature(found.function).parameters if key not in GIVEN]
+    accepted = [key for key in found.parameters if key not in GIVEN]
     for settings in (entry.get("settings", {}), *entry.get("settings_for", {}).values()):
         if not isinstance(settings, Mapping):
             raise error(f"settings must be a section, got {settings!r}")

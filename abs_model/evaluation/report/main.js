@@ -99,7 +99,7 @@ function explainImages() {
   const limited = gallery.num_images < content.num_images
     ? ` Of the ${count(content.num_images)} attacked images, the first `
       + `${count(gallery.num_images)} are in this page.` : "";
-  byId("images-explanation").textContent = "Every one was classified and measured anew."
+  byId("images-explanation").textContent = "Every one was classified and measured again."
     + " Predictions: blue is the label, orange another class. Perturbation: red is brighter, blue"
     + " darker, each on its own scale, which stands below it; pixels are from 0 to 1. For display,"
     + " a perturbation is rounded to 1/127 of its scale; distances and predictions are those of the"

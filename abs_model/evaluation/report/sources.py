@@ -1,7 +1,7 @@
 """What a page shows besides the ledgers: the test images, and models that can reconstruct.
 
 Both are checked against the fingerprints in the ledgers: other images, or a model that was trained
-anew since, would make the page wrong.
+since, would make the page wrong.
 """
 
 import dataclasses

@@ -6,7 +6,7 @@ Tables (results.json, results.md), pictures, and workdir.tar.xz, from which anyo
 with another model, for instance,
 
     mkdir -p runs/table1 && tar -xf results/table1/workdir.tar.xz -C runs/table1
-    python evaluate.py --config=configs/table1.py:cpu --models=abs,madry,mine=runs/mine \\
+    python evaluate.py --config=configs/table1.py:cpu --models=abs,madry,mine=runs/my_abs \\
         --workdir=runs/table1
 
 attacks only what is new. Of the images the archive holds the closest adversarial one of each test

@@ -50,7 +50,7 @@ def make_content(
     return {
         "title": f"{TITLE}: {data}" if data else TITLE,
         "explanation": EXPLANATION,
-        "notes": list(notes),
+        "notes": [*notes, *_left_out(plan.about)],
         "warnings": warning_lines(tables),
         "finished": results.finished,
         "complete": tables.complete,
@@ -83,6 +83,11 @@ def make_content(
         "curves": [[_curve(results, norm, name) for name in plan.models] for norm in results.norms],
         "gallery": _gallery(results, test, reconstructions, shown),
     }
+
+
+def _left_out(about: Mapping[str, Any]) -> list[str]:
+    left = about.get("attacks_left_out", ())
+    return [f"Not tried, because --attacks left them out: {', '.join(left)}."] if left else []
 
 
 def _attack(results: Results, attack: PlannedAttack) -> Json:

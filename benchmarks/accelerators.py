@@ -61,9 +61,9 @@ class Cost:
     """What a query takes.
 
     Attributes:
-        flop: Of an image.
+        flop: FLOP of an image.
         moved: Bytes of an image.
-        kernels: That follow each other, whatever the number of images.
+        kernels: Kernels that follow each other, whatever the number of images.
     """
 
     flop: float
@@ -182,7 +182,7 @@ def device_table(predicted: list[dict[str, Any]], titles: Mapping[str, str]) -> 
 
     Args:
         predicted: From `predict`.
-        titles: Of the models.
+        titles: The models' titles by name.
     """
     shown = " | ".join(f"{title}: hours | waiting" for title in titles.values())
     lines = [

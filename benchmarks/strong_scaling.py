@@ -12,7 +12,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from abs_model._runtime.atomic_files import write_json
 from abs_model._runtime.command_line import argument_parser, output_file, positive, run_main
 from abs_model._runtime.errors import UserError
 from abs_model._runtime.provenance import environment, git_commit
+from benchmarks.loopback import free_address, killed_at_the_end
 
 _REPOSITORY = pathlib.Path(__file__).parent.parent
 _EVALUATE = (
@@ -93,10 +93,7 @@ def _train(count: int, folder: pathlib.Path) -> float:
     """Images/s of a training by so many processes."""
     workdir = folder / "training"
     shutil.rmtree(workdir, ignore_errors=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    together = [f"--coordinator={address}", f"--num_processes={count}"]
+    together = [f"--coordinator={free_address()}", f"--num_processes={count}"]
     commands = [[*_TRAIN, f"--workdir={workdir}"]]
     if count > 1:
         commands = [[*commands[0], *together, f"--process_id={i}"] for i in range(count)]
@@ -141,12 +138,8 @@ def _pinned(
                 stderr=log,
             )
         started.append(process)
-    try:
+    with killed_at_the_end(started):
         yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 def _log(folder: pathlib.Path, number: int) -> str:

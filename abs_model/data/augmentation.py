@@ -19,7 +19,7 @@ def shift_and_rotate(
         key: JAX random key.
         max_shift: Largest shift along each axis, in pixels; drawn uniformly from
             [-max_shift, max_shift].
-        max_rotation: Largest angle, in degrees; drawn likewise.
+        max_rotation: Largest angle, in degrees; drawn uniformly from [-max_rotation, max_rotation].
 
     Returns:
         As `images`.

@@ -53,7 +53,7 @@ class NetworkClassifier(Classifier):
         """The same network with other parameters, folded again where the present ones are.
 
         Args:
-            state: Of the structure, shapes and dtypes of the present one.
+            state: Variables with the structure, shapes and dtypes of the present ones.
         """
         other = dataclasses.replace(self, state=state, folded=None)
         return other if self.folded is None else other.with_folded_weights()

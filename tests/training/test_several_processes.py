@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 
 import abs_model
 from abs_model.training.metrics import read_metrics
+from benchmarks.loopback import free_address, killed_at_the_end
 from tests.conftest import ROOT, run_script, train_arguments
 
 _STOPPED_WITHIN = 60
@@ -23,9 +23,7 @@ _STOPPED_WITHIN = 60
 @contextlib.contextmanager
 def two_processes(arguments, folder, num_devices=1):
     """Runs a script as two processes; what they print goes to files in the folder."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = free_address()
     environment = os.environ | {
         "JAX_COORDINATOR_BIND_ADDRESS": address,
         "JAX_NUM_CPU_DEVICES": str(num_devices),
@@ -38,12 +36,8 @@ def two_processes(arguments, folder, num_devices=1):
             started.append(
                 subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log)
             )
-    try:
+    with killed_at_the_end(started):
         yield started
-    finally:
-        for process in started:
-            process.kill()
-            process.wait()
 
 
 def run_two(arguments, folder, num_devices=1):

@@ -63,6 +63,7 @@ _EXPECTED = {
     "train.learning_rate": positive,
     "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
+    "train.likelihood_variance": dataclasses.replace(positive, required=False),
     "train.beta_fraction": between(0, 1),
     # Older configurations lack these.
     "train.max_shift": dataclasses.replace(optional(non_negative), required=False),

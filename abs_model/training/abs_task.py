@@ -68,6 +68,8 @@ class ABSTask:
         self.num_epochs = train.epochs
         self.images_per_step = per_step
         split = dataset.train_and_validation if train.get("include_validation") else dataset.train
+        # Variance 1/2, as in configurations without one: the energy that inference minimizes.
+        self._kl_weight = 2 * (train.get("likelihood_variance") or 0.5)
         self.steps_per_epoch = max(1, len(split.labels) // per_step)
         self._mesh = training_mesh(dataset.num_classes, train.batch_size_per_class)
         data = group_by_class(split, dataset.num_classes)
@@ -136,7 +138,7 @@ class ABSTask:
                 vae = nnx.merge(self.graphdef, params, statistics)
                 reconstruction, kl = elbo_terms(vae, batch, key, training=True)
                 metrics = {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
-                value = metrics["reconstruction"] + beta * metrics["kl"]
+                value = metrics["reconstruction"] + beta * self._kl_weight * metrics["kl"]
                 return value, (
                     {"loss": value} | metrics,
                     nnx.to_pure_dict(nnx.state(vae, nnx.BatchStat)),
@@ -191,7 +193,7 @@ class ABSTask:
             reconstruction, kl = elbo_terms(vae, images, jax.random.key(0), training=False)
             mean, _ = vae.encode(images)
             errors = jnp.sum((images - vae.decode(mean)) ** 2, axis=(1, 2, 3))
-            return -(reconstruction + kl), errors + 0.5 * jnp.sum(mean**2, axis=1)
+            return -(reconstruction / self._kl_weight + kl), errors + 0.5 * jnp.sum(mean**2, axis=1)
 
         return jnp.stack(map_classes(class_terms, model["params"], model["statistics"]))
 

@@ -11,6 +11,7 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import abs_model
 from abs_model.data import Dataset, Split
@@ -84,6 +85,22 @@ def test_beta_falls_linearly_to_one(mnist_sample):
     steps = task.steps_per_epoch
     got = [float(task._beta(jnp.asarray(step))) for step in (0, 2 * steps, 4 * steps, 9 * steps)]
     np.testing.assert_allclose(got, [10, 5.5, 1, 1])
+
+
+def test_the_likelihood_variance_weighs_reconstruction_against_divergence(mnist_sample):
+    """The ELBO's terms in nats; the loss is in units of 2 variances, beta 1."""
+    terms = []
+    for variance in (0.5, 0.05):
+        task = make_task(mnist_sample, likelihood_variance=variance, beta_start=1.0)
+        elbo = task.evaluate(task.init_state(), 1)["validation/elbo"]
+        _, metrics = task.run_steps(task.init_state(), 0, 1)
+        expected = metrics["reconstruction"] + 2 * variance * metrics["kl"]
+        assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+        terms.append((elbo, float(metrics["reconstruction"])))
+    (usual, reconstruction), (narrow, same) = terms
+    assert same == pytest.approx(reconstruction, rel=1e-5)
+    # Of other images and noise than the loss's: alike, as long as nothing is learned.
+    assert usual - narrow == pytest.approx(9 * reconstruction, rel=0.1)
 
 
 def test_training_lowers_the_loss_and_raises_the_elbo(mnist_sample):

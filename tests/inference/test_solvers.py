@@ -277,9 +277,12 @@ def test_surrogates_imitate_their_own_class(tmp_path, monkeypatch):
 def searched(abs_run, tmp_path_factory):
     """A trained model with either solver, quasi_newton loaded twice."""
     workdir = shutil.copytree(abs_run, tmp_path_factory.mktemp("solvers") / "abs")
-    load = {solver: abs_model.load(workdir, solver=solver) for solver in ("adam", "quasi_newton")}
+    load = {
+        solver: abs_model.load(workdir, solver=solver, batch_size=40)
+        for solver in ("adam", "quasi_newton")
+    }
     assert (workdir / "surrogates.npz").exists()
-    return load | {"again": abs_model.load(workdir, solver="quasi_newton")}
+    return load | {"again": abs_model.load(workdir, solver="quasi_newton", batch_size=40)}
 
 
 def test_quasi_newton_explains_better_than_few_steps_of_adam(searched, mnist_sample):

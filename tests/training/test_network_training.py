@@ -43,7 +43,7 @@ def tiny_config(**train):
 @pytest.fixture(scope="module")
 def learning_task():
     """Color images under a small attack; shared, for compiling takes longest."""
-    config = tiny_config(attack={"epsilon": 0.05, "step_size": 0.03})
+    config = tiny_config(epochs=8, attack={"epsilon": 0.05, "step_size": 0.03})
     config.validation.attack.update({"epsilon": 0.05, "step_size": 0.03})
     return NetworkTask(config, rgb_dataset())
 
@@ -101,6 +101,7 @@ def test_trains_on_attacked_images_after_a_warm_up():
     """With all images in every batch and nothing learned, losses differ by the attack alone."""
     config = tiny_config(
         learning_rate=1e-20,
+        epochs=40,
         batch_size=80,
         steps_per_epoch=1,
         attack={"epsilon": 0.2, "step_size": 0.1},
@@ -190,6 +191,7 @@ def test_variants_of_the_other_networks_pass_the_check(config, variants):
 @pytest.mark.parametrize("num_steps", [0, 1], ids=["plain", "adversarial"])
 def test_a_network_with_batch_norm_learns_parameters_and_statistics(num_steps):
     config = cnn.get_config("tiny")
+    config.train.epochs = 6
     config.train.schedule = "constant"
     config.train.attack.update({"epsilon": 0.02, "step_size": 0.02, "num_steps": num_steps})
     task = NetworkTask(config, rgb_dataset())

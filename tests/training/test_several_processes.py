@@ -57,13 +57,12 @@ def parameters(workdir):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(model.solver.decoder)]
 
 
-def test_two_processes_train_what_one_trains(abs_run, tmp_path, data_dir):
-    workdir = tmp_path / "two"
-    run_two(train_arguments("abs", workdir, data_dir, "mnist_sample"), tmp_path)
+def check_same_training(one, two):
+    """Compares the parameters and losses that two workdirs hold."""
     # Adam makes a step of its own out of the rounding of a gradient near 0: a share of the rate.
-    for one, two in zip(parameters(abs_run), parameters(workdir), strict=True):
-        np.testing.assert_allclose(one, two, atol=0.05)
-    one, two = (read_metrics(each) for each in (abs_run, workdir))
+    for expected, found in zip(parameters(one), parameters(two), strict=True):
+        np.testing.assert_allclose(expected, found, atol=0.05)
+    one, two = (read_metrics(each) for each in (one, two))
     assert [each["step"] for each in one] == [each["step"] for each in two]
     losses = [[each["train/loss"] for each in run if "train/loss" in each] for run in (one, two)]
     np.testing.assert_allclose(*losses, rtol=1e-3)
@@ -91,10 +90,11 @@ def test_two_processes_evaluate_what_one_evaluates(abs_run, tmp_path):
 
 
 @pytest.mark.parametrize(("killed", "num_devices"), [(0, 1), (1, 2)])
-def test_a_killed_process_ends_the_other_and_both_resume(tmp_path, data_dir, killed, num_devices):
+def test_a_killed_process_ends_the_other_and_both_end_where_one_alone_does(
+    abs_run, tmp_path, data_dir, killed, num_devices
+):
     workdir = tmp_path / "run"
     arguments = train_arguments("abs", workdir, data_dir, "mnist_sample")
-    arguments.append("--config.train.epochs=6")
     with two_processes(arguments, tmp_path, num_devices) as started:
         deadline = time.monotonic() + 200
         while not checkpoints(workdir):
@@ -109,12 +109,12 @@ def test_a_killed_process_ends_the_other_and_both_resume(tmp_path, data_dir, kil
     message = (tmp_path / f"{1 - killed}.txt").read_text()
     assert "another one has ended" in message or "another task died" in message
     saved = max(checkpoints(workdir))
-    logged = [each["step"] for each in read_metrics(workdir) if each["step"] <= saved]
+    logged = [each for each in read_metrics(workdir) if each["step"] <= saved]
     if num_devices == 1:
         run_two(arguments, tmp_path)
     else:  # with fewer processes and devices than before
         done = run_script(*arguments)
         assert done.returncode == 0, done.stderr
-    steps = [each["step"] for each in read_metrics(workdir)]
-    assert steps[: len(logged)] == logged and steps == sorted(steps)
-    assert (workdir / "run.json").exists()
+    # What was checkpointed is not trained again: its metrics would have other times.
+    assert read_metrics(workdir)[: len(logged)] == logged
+    check_same_training(abs_run, workdir)

@@ -64,7 +64,8 @@ def tiny_zoo(folder, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("name", "binary"), [("tiny", False), ("binary_tiny", True)])
 def test_an_entry_is_the_model_it_was_made_of(name, binary, tiny_zoo, cnn_run, images):
-    model, original = abs_model.load(name), abs_model.load(cnn_run, binary=binary)
+    model = abs_model.load(name, batch_size=20)
+    original = abs_model.load(cnn_run, binary=binary, batch_size=20)
     assert (model.name, model.binary) == (name, binary)
     np.testing.assert_array_equal(model.logits(images), original.logits(images))
 
@@ -74,7 +75,7 @@ def test_an_entry_of_abs_has_surrogates_and_calibration(abs_run, tiny_zoo, tmp_p
     config = json.loads((workdir / "config.json").read_text())
     config["inference"]["solver"] = "quasi_newton"
     (workdir / "config.json").write_text(json.dumps(config))
-    original, trained = abs_model.load(workdir), find_trained(workdir)
+    original, trained = abs_model.load(workdir, batch_size=20), find_trained(workdir)
     card = {
         "models": {"tiny_abs": {"binary": False}},
         "config": trained.config.to_dict(),
@@ -83,12 +84,12 @@ def test_an_entry_of_abs_has_surrogates_and_calibration(abs_run, tiny_zoo, tmp_p
     surrogate = original.solver.surrogate
     path = tiny_zoo / "tiny_abs.safetensors"
     cards.write_entry(path, load_arrays(trained)[1], surrogate, card)
-    model = abs_model.load("tiny_abs")
+    model = abs_model.load("tiny_abs", batch_size=20)
     assert jax.tree.structure(model.solver) == jax.tree.structure(original.solver)
     jax.tree.map(np.testing.assert_array_equal, model.solver, original.solver)
     np.testing.assert_array_equal(model.confidences(images), original.confidences(images))
     cards.write_entry(path, load_arrays(trained)[1], None, card)
-    assert abs_model.load("tiny_abs", solver="adam").predict(images[:2]).shape == (2,)
+    assert abs_model.load("tiny_abs", solver="adam", batch_size=2).predict(images[:2]).shape == (2,)
     with pytest.raises(abs_model.UserError, match="without surrogates"):
         abs_model.load("tiny_abs")
 

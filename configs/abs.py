@@ -55,8 +55,8 @@ def _full() -> ml_collections.ConfigDict:
                 "beta_start": 10.0,
                 # The first 50 epochs anneal beta, the last 20 decay the rate.
                 "beta_fraction": 50 / 70,
-                # Of a pixel, given the latents, in training; inference takes 1/2, whatever it is.
-                "likelihood_variance": 0.5,
+                # Of a pixel, given the latents, in training; None: 1/2, as always in inference.
+                "likelihood_variance": ml_collections.config_dict.placeholder(float),
                 # Largest random shift of a training image, in pixels, and rotation, in degrees.
                 "max_shift": ml_collections.config_dict.placeholder(float),
                 "max_rotation": ml_collections.config_dict.placeholder(float),

@@ -63,9 +63,9 @@ _EXPECTED = {
     "train.learning_rate": positive,
     "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
-    "train.likelihood_variance": dataclasses.replace(positive, required=False),
     "train.beta_fraction": between(0, 1),
     # Older configurations lack these.
+    "train.likelihood_variance": dataclasses.replace(optional(positive), required=False),
     "train.max_shift": dataclasses.replace(optional(non_negative), required=False),
     "train.max_rotation": dataclasses.replace(optional(between(0, 180)), required=False),
     "train.include_validation": dataclasses.replace(optional(boolean), required=False),

@@ -29,6 +29,7 @@ def tasks(dataset):
     """Small trainings of both kinds."""
     config = abs_config.get_config("tiny")
     config.train.batch_size_per_class = 8
+    config.validation.num_attacked = 4
     yield "ABS", ABSTask(config, dataset)
     config = cnn.get_config("tiny")
     config.train.batch_size = 40

@@ -68,7 +68,7 @@ class ABSTask:
         self.num_epochs = train.epochs
         self.images_per_step = per_step
         split = dataset.train_and_validation if train.get("include_validation") else dataset.train
-        # By default 1/2, of which the energy that inference minimizes is the likelihood.
+        # A variance of 1/2 by default, as in the energy that inference minimizes.
         self._kl_weight = 2 * (train.get("likelihood_variance") or 0.5)
         self.steps_per_epoch = max(1, len(split.labels) // per_step)
         self._mesh = training_mesh(dataset.num_classes, train.batch_size_per_class)

@@ -66,9 +66,9 @@ def test_a_margin_that_is_too_small_loses_the_winner(linear):
 
 @pytest.mark.parametrize("name", ["abs", "binary_abs"])
 def test_shipped_models_decide_as_by_the_full_search(name):
-    model = abs_model.load(name, batch_size=32)
+    model = abs_model.load(name)
     random = np.random.default_rng(0)
-    digits = abs_model.load_dataset("mnist").test.images[:32].astype(np.float32) / 255
+    digits = abs_model.load_dataset("mnist").test.images[:64].astype(np.float32) / 255
     # Between two digits, where classes are close.
     images = np.concatenate(
         [digits, (digits + digits[::-1]) / 2, random.uniform(size=digits.shape)]

@@ -1,6 +1,7 @@
 """BFGS in a ball against closed forms, surrogates, and the two solvers on a trained model."""
 
 import dataclasses
+import functools
 import shutil
 
 import jax
@@ -277,12 +278,10 @@ def test_surrogates_imitate_their_own_class(tmp_path, monkeypatch):
 def searched(abs_run, tmp_path_factory):
     """A trained model with either solver, quasi_newton loaded twice."""
     workdir = shutil.copytree(abs_run, tmp_path_factory.mktemp("solvers") / "abs")
-    load = {
-        solver: abs_model.load(workdir, solver=solver, batch_size=40)
-        for solver in ("adam", "quasi_newton")
-    }
+    load = functools.partial(abs_model.load, workdir, batch_size=40)
+    loaded = {solver: load(solver=solver) for solver in ("adam", "quasi_newton")}
     assert (workdir / "surrogates.npz").exists()
-    return load | {"again": abs_model.load(workdir, solver="quasi_newton", batch_size=40)}
+    return loaded | {"again": load(solver="quasi_newton")}
 
 
 def test_quasi_newton_explains_better_than_few_steps_of_adam(searched, mnist_sample):

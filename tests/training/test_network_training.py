@@ -35,6 +35,7 @@ def gray_dataset():
 
 
 def tiny_config(**train):
+    """Its epochs must cover the steps a test makes: the final attack, of 40 steps, follows them."""
     config = get_config("tiny")
     config.train.update(train)
     return config

@@ -1,4 +1,7 @@
-"""Several processes of one machine, which find each other over the loopback interface."""
+"""Several processes of one machine, which find each other over the loopback interface.
+
+The tests use it, too.
+"""
 
 import contextlib
 import socket

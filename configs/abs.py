@@ -9,9 +9,9 @@ ELBO -22.3 nats; 32 minutes on 2 CPU cores (AMD EPYC), without surrogates and ca
 long: 120 epochs, of which 12 anneal beta and the last 60 decay the rate. Validation ELBO -22.0
 nats; 98.8% of the test images, Binary ABS 98.6%. 64 minutes on the same machine, partly with other
 work beside it, 5 of surrogates and 2 of calibration. Shipped as "abs" and "binary_abs".
-tiny: for tests; a minute and a half.
 quick: 95.8% of the first 1,000 test images. 3 epochs, surrogates and calibration in 4 minutes
 on the same machine.
+tiny: for the tests; a minute and a half on the same machine.
 
 Another data set is another entry: --config.dataset.name=fashion_mnist.
 """
@@ -55,12 +55,12 @@ def _full() -> ml_collections.ConfigDict:
                 "beta_start": 10.0,
                 # The first 50 epochs anneal beta, the last 20 decay the rate.
                 "beta_fraction": 50 / 70,
-                # Of a pixel, given the latents, in training; None: 1/2, as always in inference.
+                # Variance of a pixel given the latents, in training; None: 1/2, as in inference.
                 "likelihood_variance": ml_collections.config_dict.placeholder(float),
-                # Largest random shift of a training image, in pixels, and rotation, in degrees.
+                # Augmentation: largest random shift in pixels and rotation in degrees; None: none.
                 "max_shift": ml_collections.config_dict.placeholder(float),
                 "max_rotation": ml_collections.config_dict.placeholder(float),
-                # True: a last training, on validation images, too; their metrics then say nothing.
+                # True: trains on the validation images, too; their metrics are then no test.
                 "include_validation": ml_collections.config_dict.placeholder(bool),
                 "steps_per_dispatch": 17,
             },

@@ -8,28 +8,28 @@ import sys
 import types
 from collections.abc import Callable
 
-import numpy as np
-import pytest
-
 ROOT = pathlib.Path(__file__).parent.parent
 
 # Programs that several tests, and the scripts they start, compile are compiled once.
 _CACHE = ROOT / ".pytest_cache" / "xla"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-# Tests compile far more than they compute: with the older code generator for CPUs, little of LLVM's
-# optimization, and programs in one part, since every core has a process of tests, that takes less
-# than half of the time, though programs for ABS run 1.7 times as long.
+# Tests compile far more than they compute. The older code generator, little optimization by LLVM,
+# and no splitting of programs (each core already runs a process of tests) more than halve the time,
+# though programs for ABS run 1.7 times as long.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_use_fusion_emitters=false --xla_backend_optimization_level=1"
     " --xla_cpu_parallel_codegen_split_count=1",
 )
-# Two threads of OpenBLAS that wait for each other on busy cores took 6 s for an eigh of 0.04 s.
-os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Two threads of OpenBLAS on busy cores took 6 s for an eigh of 0.04 s. NumPy's import reads it.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
-from abs_model._runtime.compilation_cache import clear_if_near_map_limit  # noqa: E402, which reads the environment
+import numpy as np  # noqa: E402, which reads the environment, as the next imports do
+import pytest  # noqa: E402
+
+from abs_model._runtime.compilation_cache import clear_if_near_map_limit  # noqa: E402
 from abs_model.data import Dataset, load_dataset  # noqa: E402
 
 

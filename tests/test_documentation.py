@@ -45,6 +45,7 @@ def sample(data_dir, abs_run, monkeypatch):
     dataset, load = load_tiny("mnist_sample", data_dir), abs_model.load
     for module in (abs_model, evaluation_models):
         monkeypatch.setattr(module, "load_dataset", lambda *_, **__: dataset)
+    # Pages use at most 8 images; larger batches would be padding.
     monkeypatch.setattr(
         abs_model, "load", lambda name: load(abs_run if name == "abs" else name, batch_size=8)
     )

@@ -120,8 +120,8 @@ def train_and_evaluate(
         )
     if validation.get("objective") and config.train.get("include_validation"):
         raise ConfigError(
-            "validation.objective can't choose settings when train.include_validation trains on the"
-            " validation images; leave one of the two away"
+            "validation.objective is measured on the validation images, on which"
+            " train.include_validation trains; unset one of the two"
         )
     if is_finished(workdir, config):
         return True

@@ -6,6 +6,7 @@ optimizer stay on the device, and the state's buffers are donated.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -68,9 +69,9 @@ class ABSTask:
         self.num_epochs = train.epochs
         self.images_per_step = per_step
         split = dataset.train_and_validation if train.get("include_validation") else dataset.train
-        # A variance of 1/2 by default, as in the energy that inference minimizes.
-        self._kl_weight = 2 * (train.get("likelihood_variance") or 0.5)
         self.steps_per_epoch = max(1, len(split.labels) // per_step)
+        # The energy that inference minimizes has a variance of 1/2.
+        self._variance = train.get("likelihood_variance") or 0.5
         self._mesh = training_mesh(dataset.num_classes, train.batch_size_per_class)
         data = group_by_class(split, dataset.num_classes)
         self.data = place(data, self._mesh, CLASS)
@@ -138,7 +139,8 @@ class ABSTask:
                 vae = nnx.merge(self.graphdef, params, statistics)
                 reconstruction, kl = elbo_terms(vae, batch, key, training=True)
                 metrics = {"reconstruction": reconstruction.mean(), "kl": kl.mean()}
-                value = metrics["reconstruction"] + beta * self._kl_weight * metrics["kl"]
+                # The negative ELBO times 2 * variance, so that gradients keep their size.
+                value = metrics["reconstruction"] + beta * 2 * self._variance * metrics["kl"]
                 return value, (
                     {"loss": value} | metrics,
                     nnx.to_pure_dict(nnx.state(vae, nnx.BatchStat)),
@@ -160,7 +162,7 @@ class ABSTask:
         return new_state, jax.tree.map(jnp.mean, metrics)
 
     def _beta(self, step: jax.Array) -> jax.Array:
-        """Weight of the KL divergence: linear from `beta_start` to 1, then 1."""
+        """Factor of the KL divergence in the ELBO: linear from `beta_start` to 1, then 1."""
         train = self.config.train
         annealing = round(train.beta_fraction * train.epochs * self.steps_per_epoch)
         progress = jnp.minimum(1.0, step / max(1, annealing))
@@ -187,13 +189,16 @@ class ABSTask:
     def _validation_terms(self, model: PyTree, images: jax.Array) -> jax.Array:
         """Each class's ELBO (row 0) and energy at the encoder's mean (row 1): (2, classes, N)."""
         images = to_float(images)
+        # Relative to a variance of 1/2, so that ELBOs of different variances can be compared.
+        constant = 0.5 * math.prod(self.dataset.image_shape) * math.log(2 * self._variance)
 
         def class_terms(params: PyTree, statistics: PyTree) -> tuple[jax.Array, jax.Array]:
             vae = nnx.merge(self.graphdef, params, statistics)
             reconstruction, kl = elbo_terms(vae, images, jax.random.key(0), training=False)
             mean, _ = vae.encode(images)
             errors = jnp.sum((images - vae.decode(mean)) ** 2, axis=(1, 2, 3))
-            return -(reconstruction / self._kl_weight + kl), errors + 0.5 * jnp.sum(mean**2, axis=1)
+            elbo = -(reconstruction / (2 * self._variance) + kl) - constant
+            return elbo, errors + 0.5 * jnp.sum(mean**2, axis=1)
 
         return jnp.stack(map_classes(class_terms, model["params"], model["statistics"]))
 

@@ -85,7 +85,7 @@ def fit(
         task: What to train.
         config: Uses `train.steps_per_dispatch`, `checkpoint.every_epochs`, and
             `validation.objective`, the validation metric that is also logged as "objective": that
-            of the best checkpoint by default.
+            of the best checkpoint by default; none with `train.include_validation`.
         workdir: From `open_workdir`.
         store: Where its checkpoints go.
         wandb_mode: "auto", "online", "offline" or "off".
@@ -155,8 +155,10 @@ def _validate_and_save(
     seconds = time.perf_counter() - start_time
     chosen = config.validation.get("objective")
     objective = task.best_metric if chosen is None else f"validation/{chosen}"
+    # Metrics on images that were trained on can't choose settings.
+    held_out = not config.train.get("include_validation")
     # Some metrics are measured every few epochs only.
-    objectives = {OBJECTIVE: metrics[objective]} if objective in metrics else {}
+    objectives = {OBJECTIVE: metrics[objective]} if held_out and objective in metrics else {}
     logger.scalars(step, {"epoch": epoch} | metrics | objectives | {SECONDS: seconds})
     for name, image in task.images(state).items():
         logger.image(step, name, image)

@@ -14,7 +14,7 @@ from abs_model.evaluation.comparison import compare
 from abs_model.evaluation.run.archive import lost_images
 from abs_model.evaluation.run.batch_log import TIMES_FILE
 from abs_model.evaluation.run.workdir import model_identity
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run_script
 from tests.evaluation.test_evaluation import SETTINGS, spec
 from tests.evaluation.test_tables import make_results, planned, records
 from tests.evaluation_fakes import stripe_classifier, stripe_dataset
@@ -94,6 +94,13 @@ def test_the_published_table_is_of_the_shipped_models():
             assert json.load(archive.extractfile(ledger))["model"] == model_identity(
                 abs_model.load(name)
             )
+
+
+@pytest.mark.parametrize("script", [PUBLISH, COMPARE], ids=lambda path: path.stem)
+def test_a_script_finds_all_it_imports(script):
+    """Forked processes have the imports and the path of the tests."""
+    done = run_script(str(script), "--help")
+    assert done.returncode == 0 and "usage" in done.stdout, done.stderr
 
 
 def test_an_attack_is_compared_with_the_others(published):

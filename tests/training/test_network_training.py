@@ -35,7 +35,10 @@ def gray_dataset():
 
 
 def tiny_config(**train):
-    """Its epochs must cover the steps a test makes: the final attack, of 40 steps, follows them."""
+    """The `tiny` variant with other settings of training.
+
+    Set `epochs` to cover all steps of a test: later steps use the final attack, of 40 steps.
+    """
     config = get_config("tiny")
     config.train.update(train)
     return config
@@ -201,7 +204,7 @@ def test_a_network_with_batch_norm_learns_parameters_and_statistics(num_steps):
     state = task.init_state()
     before = jax.tree.map(np.asarray, state["model"]["layers"][0])
     losses = []
-    for epoch in range(6):
+    for epoch in range(config.train.epochs):
         state, metrics = task.run_steps(state, 4 * epoch, 4)
         losses.append(float(metrics["loss"]))
     assert losses[-1] < 0.3 * losses[0]

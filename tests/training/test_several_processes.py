@@ -90,7 +90,7 @@ def test_two_processes_evaluate_what_one_evaluates(abs_run, tmp_path):
 
 
 @pytest.mark.parametrize(("killed", "num_devices"), [(0, 1), (1, 2)])
-def test_a_killed_process_ends_the_other_and_both_end_where_one_alone_does(
+def test_after_a_kill_the_other_process_ends_and_training_resumes(
     abs_run, tmp_path, data_dir, killed, num_devices
 ):
     workdir = tmp_path / "run"
@@ -110,11 +110,12 @@ def test_a_killed_process_ends_the_other_and_both_end_where_one_alone_does(
     assert "another one has ended" in message or "another task died" in message
     saved = max(checkpoints(workdir))
     logged = [each for each in read_metrics(workdir) if each["step"] <= saved]
+    assert logged and saved < read_metrics(abs_run)[-1]["step"], "killed too late"
     if num_devices == 1:
         run_two(arguments, tmp_path)
     else:  # with fewer processes and devices than before
         done = run_script(*arguments)
         assert done.returncode == 0, done.stderr
-    # What was checkpointed is not trained again: its metrics would have other times.
+    # Lines up to the checkpoint are not written again: their times would differ.
     assert read_metrics(workdir)[: len(logged)] == logged
     check_same_training(abs_run, workdir)

@@ -1,6 +1,7 @@
 """Training ABS: the loss, the schedule, surviving kills, and another image shape end to end."""
 
 import json
+import math
 import os
 import pathlib
 import signal
@@ -14,8 +15,10 @@ import numpy as np
 import pytest
 
 import abs_model
+from abs_model._runtime.configuration import ConfigError
 from abs_model.data import Dataset, Split
 from abs_model.training import abs_task
+from abs_model.training.abs import train_and_evaluate
 from abs_model.training.metrics import read_metrics
 from configs.abs import get_config
 from tests.conftest import ROOT, load_tiny, run_script, train_arguments
@@ -25,10 +28,10 @@ def make_task(mnist_sample, **train):
     """A small task on the first images of the sample."""
     images, labels = mnist_sample["train_images"], mnist_sample["train_labels"].astype(np.int32)
     split = Split(images[:500], labels[:500])
-    held = Split(images[500:600], labels[500:600])
+    held, test = Split(images[500:600], labels[500:600]), Split(images[600:700], labels[600:700])
     config = get_config("tiny")
     config.train.update(train)
-    return abs_task.ABSTask(config, Dataset("sample", 10, split, held, held))
+    return abs_task.ABSTask(config, Dataset("sample", 10, split, held, test))
 
 
 def test_one_dispatch_equals_several(mnist_sample):
@@ -59,15 +62,16 @@ def test_a_step_trains_each_vae_on_its_own_class_only(mnist_sample):
 
 
 def test_augmentation_changes_what_is_learned_only_where_it_is_wanted(mnist_sample):
-    plain, none, shifted = (
+    plain, none, shifted, rotated = (
         task.run_steps(task.init_state(), 0, 2)[1]["reconstruction"]
         for task in (
             make_task(mnist_sample),
             make_task(mnist_sample, max_shift=0.0, max_rotation=0.0),
             make_task(mnist_sample, max_shift=3.0),
+            make_task(mnist_sample, max_rotation=30.0),
         )
     )
-    assert plain == none != shifted
+    assert plain == none and len({float(each) for each in (plain, shifted, rotated)}) == 3
 
 
 def test_validation_images_are_trained_on_where_that_is_wanted(mnist_sample):
@@ -98,8 +102,10 @@ def test_the_likelihood_variance_weighs_reconstruction_against_divergence(mnist_
         terms.append((elbo, float(metrics["reconstruction"])))
     (usual, reconstruction), (narrow, same) = terms
     assert same == pytest.approx(reconstruction, rel=1e-5)
-    # Of other images and noise than the loss's: alike, as long as nothing is learned.
-    assert usual - narrow == pytest.approx(9 * reconstruction, rel=0.1)
+    # Half the logarithm of the normalization, relative to a variance of 1/2.
+    constant = 0.5 * 28 * 28 * math.log(2 * 0.05)
+    # The ELBO is of other images and noise, which matters little before training.
+    assert usual - narrow - constant == pytest.approx(9 * reconstruction, rel=0.1)
 
 
 def test_training_lowers_the_loss_and_raises_the_elbo(mnist_sample):
@@ -221,6 +227,10 @@ def test_settings_for_sweeps_are_checked(tmp_path, data_dir):
     result = run_script(*arguments, f"--workdir={tmp_path}/{{run_id}}")
     assert result.returncode == 2
     assert "only in a sweep is there a {run_id}" in result.stderr
+    config = get_config("tiny")
+    config.validation.objective, config.train.include_validation = "elbo", True
+    with pytest.raises(ConfigError, match="include_validation trains; unset one"):
+        train_and_evaluate(config, tmp_path / "run", "off")
 
 
 def test_a_diverging_loss_stops_the_run(tmp_path, data_dir):
@@ -232,10 +242,13 @@ def test_a_diverging_loss_stops_the_run(tmp_path, data_dir):
 
 
 def test_another_image_shape_trains_loads_classifies_and_is_attacked(tmp_path, data_dir):
-    """32x32x3 with 3 classes: only the configuration differs."""
+    """32x32x3 with 3 classes: only the configuration differs. All images are trained on, too."""
     workdir = tmp_path / "rgb"
-    done = run_script(*train_arguments("abs", workdir, data_dir, "tiny_rgb"))
+    arguments = train_arguments("abs", workdir, data_dir, "tiny_rgb")
+    done = run_script(*arguments, "--config.train.include_validation=True")
     assert done.returncode == 0, done.stderr
+    names = set().union(*read_metrics(workdir))
+    assert "validation/elbo" in names and "objective" not in names
     dataset = load_tiny("tiny_rgb", data_dir)
     model = abs_model.load(workdir, batch_size=6)
     images, labels = dataset.test.images[:6].astype(np.float32) / 255, dataset.test.labels[:6]

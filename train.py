@@ -16,6 +16,7 @@ from abs_model._runtime.processes import define_process_flags, joined
 from abs_model._runtime.wandb_log import with_run_id
 from abs_model.models.architectures import NETWORKS
 from abs_model.training.abs import train_and_evaluate as train_abs
+from abs_model.training.fine_tuning import train_and_evaluate as fine_tune_abs
 from abs_model.training.network import train_and_evaluate as train_network
 
 _CONFIG = define_config()
@@ -43,7 +44,8 @@ def main(argv: list[str]) -> None:
 def _train() -> None:
     config = _CONFIG.value
     check(config, {"model.name": one_of(*_TRAINERS)})
-    train = _TRAINERS[config.model.name]
+    # Only configurations of fine-tuning say what training starts from.
+    train = fine_tune_abs if "start" in config else _TRAINERS[config.model.name]
     workdir = with_run_id(_WORKDIR.value)
     if not train(config, workdir, _WANDB.value):
         print("Stopped and saved; the same command goes on from here.", file=sys.stderr)

@@ -3,14 +3,16 @@
 import dataclasses
 import functools
 import os
+import pathlib
 import time
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import logging
+from flax import nnx
 
 from abs_model._runtime.configuration import (
     ConfigError,
@@ -41,18 +43,21 @@ from abs_model.models.build import (
     search_settings,
 )
 from abs_model.training.abs_task import ABSTask
+from abs_model.training.checkpoints import CheckpointStore
 from abs_model.training.finished_run import (
     DATASET_EXPECTED,
+    MarksBest,
     build_task,
     is_finished,
     open_store,
     session,
     write_run,
 )
-from abs_model.training.loop import fit
+from abs_model.training.loop import State, fit
 from abs_model.training.metrics import training_seconds
 
-_EXPECTED = {
+# What any training of ABS has.
+COMMON_EXPECTED = {
     "seed": seed,
     "model.name": one_of("abs"),
     "model.latent_size": positive_int,
@@ -61,6 +66,18 @@ _EXPECTED = {
     "train.epochs": positive_int,
     "train.batch_size_per_class": positive_int,
     "train.learning_rate": positive,
+    "train.steps_per_dispatch": positive_int,
+    "validation.abs_images": positive_int,
+    "validation.image_columns": positive_int,
+    "calibration.num_images": positive_int,
+    "calibration.fit_abs_class_weights": boolean,
+    "calibration.alpha": positive,
+    "calibration.median_confidence": between(0, 1),
+    "checkpoint.every_epochs": positive_int,
+    "checkpoint.keep": positive_int,
+    **DATASET_EXPECTED,
+}
+_EXPECTED = COMMON_EXPECTED | {
     "train.decay_fraction": between(0, 1),
     "train.beta_start": positive,
     "train.beta_fraction": between(0, 1),
@@ -69,23 +86,13 @@ _EXPECTED = {
     "train.max_shift": dataclasses.replace(optional(non_negative), required=False),
     "train.max_rotation": dataclasses.replace(optional(between(0, 180)), required=False),
     "train.include_validation": dataclasses.replace(optional(boolean), required=False),
-    "train.steps_per_dispatch": positive_int,
     "validation.elbo_images": positive_int,
-    "validation.abs_images": positive_int,
     "validation.abs_every_epochs": positive_int,
-    "validation.image_columns": positive_int,
     # Configurations from before there were sweeps lack both.
     "validation.num_attacked": dataclasses.replace(optional(positive_int), required=False),
     "validation.objective": dataclasses.replace(
         optional(one_of("elbo", "abs_accuracy", "robust_accuracy")), required=False
     ),
-    "calibration.num_images": positive_int,
-    "calibration.fit_abs_class_weights": boolean,
-    "calibration.alpha": positive,
-    "calibration.median_confidence": between(0, 1),
-    "checkpoint.every_epochs": positive_int,
-    "checkpoint.keep": positive_int,
-    **DATASET_EXPECTED,
 }
 _EXPECTED_TYPES: dict[Any, Expectation] = {
     int: positive_int,
@@ -118,44 +125,74 @@ def train_and_evaluate(
             "validation.objective robust_accuracy needs validation.num_attacked, the number of"
             " validation images to attack, such as 100"
         )
-    if validation.get("objective") and config.train.get("include_validation"):
-        raise ConfigError(
-            "validation.objective is measured on the validation images, on which"
-            " train.include_validation trains; unset one of the two"
-        )
+    check_objective_is_held_out(config)
     if is_finished(workdir, config):
         return True
     task, dataset = build_task(config, ABSTask)
-    _check_median_confidence(config, dataset.num_classes)
+    check_median_confidence(config, dataset.num_classes)
     with session(workdir, config) as path:
         store = open_store(path, task, config.checkpoint.keep)
         if not fit(task, config, path, store, wandb_mode):
             return False
-        if not is_primary():
-            return True  # the rest is for one process
-        start = time.perf_counter()
-        # Whole, where devices or processes share the state.
-        template = jax.tree.map(
-            lambda leaf: np.empty(leaf.shape, leaf.dtype), task.init_state()["model"]
-        )
-        best = store.restore_best({"model": template})["model"]
-        classifier = build_abs(
-            config,
-            task.graphdef,
-            best,
-            dataset.image_shape,
-            search=search_settings(config),
-            open_surrogate=functools.partial(kept_surrogate, path, config),
-        )
-        write_run(
-            path,
-            task,
-            dataset.image_shape,
-            dataset.num_classes,
-            calibration=calibrate(classifier, config, dataset),
-            seconds=training_seconds(path) + time.perf_counter() - start,
-        )
+        if is_primary():  # the rest is for one process
+            finish(task, config, dataset, path, store)
     return True
+
+
+class TrainsVAEs(MarksBest, Protocol):
+    """A task whose state has all classes' VAEs as "model".
+
+    Attributes:
+        graphdef: Structure of one VAE.
+    """
+
+    graphdef: nnx.GraphDef
+
+    def init_state(self) -> State:
+        """See `abs_model.training.loop.Task`."""
+
+
+def finish(
+    task: TrainsVAEs,
+    config: ml_collections.ConfigDict,
+    dataset: Dataset,
+    workdir: pathlib.Path,
+    store: CheckpointStore,
+    **noted: dict[str, Any],
+) -> None:
+    """Fits surrogates and calibration to the best checkpoint, and marks the run as finished.
+
+    Args:
+        task: What was trained.
+        config: Its configuration.
+        dataset: What it was trained on.
+        workdir: Of the run.
+        store: The run's checkpoints.
+        **noted: What else the run notes (`write_run`).
+    """
+    start = time.perf_counter()
+    # Whole, where devices or processes share the state.
+    template = jax.tree.map(
+        lambda leaf: np.empty(leaf.shape, leaf.dtype), task.init_state()["model"]
+    )
+    best = store.restore_best({"model": template})["model"]
+    classifier = build_abs(
+        config,
+        task.graphdef,
+        best,
+        dataset.image_shape,
+        search=search_settings(config),
+        open_surrogate=functools.partial(kept_surrogate, workdir, config),
+    )
+    write_run(
+        workdir,
+        task,
+        dataset.image_shape,
+        dataset.num_classes,
+        calibration=calibrate(classifier, config, dataset),
+        seconds=training_seconds(workdir) + time.perf_counter() - start,
+        **noted,
+    )
 
 
 def expected_of_search() -> dict[str, Expectation]:
@@ -172,7 +209,17 @@ def expected_of_search() -> dict[str, Expectation]:
     return expected | {"inference.solver": one_of(*SOLVERS)}
 
 
-def _check_median_confidence(config: ml_collections.ConfigDict, num_classes: int) -> None:
+def check_objective_is_held_out(config: ml_collections.ConfigDict) -> None:
+    """Raises a ConfigError where the objective would be measured on images that are trained on."""
+    if config.validation.get("objective") and config.train.get("include_validation"):
+        raise ConfigError(
+            "validation.objective is measured on the validation images, on which"
+            " train.include_validation trains; unset one of the two"
+        )
+
+
+def check_median_confidence(config: ml_collections.ConfigDict, num_classes: int) -> None:
+    """Raises a ConfigError where a calibration can't have this median confidence."""
     target = config.calibration.median_confidence
     if not 1 / num_classes < target < 1:
         raise ConfigError(

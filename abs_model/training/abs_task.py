@@ -26,6 +26,7 @@ from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
 from abs_model.models.build import build_abs, init_vaes, search_settings
 from abs_model.models.vae import elbo_terms
+from abs_model.training.abs_pictures import draw_pictures
 from abs_model.training.loop import State
 
 PyTree = Any
@@ -231,38 +232,7 @@ class ABSTask:
     def images(self, state: State) -> dict[str, np.ndarray]:
         """Samples of each class, and validation images above their reconstructions."""
         columns = self.config.validation.image_columns
-        samples, pairs = self._pictures(state["model"], self._examples(columns), columns)
-        return {"samples": _grid(np.asarray(samples)), "reconstructions": _grid(np.asarray(pairs))}
-
-    def _examples(self, columns: int) -> np.ndarray:
-        """The first validation images of each class: uint8 (classes, columns, h, w, c).
-
-        Blank where a class has fewer.
-        """
-        split = self.dataset.validation
-        examples = np.zeros(
-            (self.dataset.num_classes, columns, *self.dataset.image_shape), np.uint8
-        )
-        for label, row in enumerate(examples):
-            images = split.images[split.labels == label][:columns]
-            row[: len(images)] = images
-        return examples
-
-    @functools.partial(jax.jit, static_argnums=(0, 3))
-    def _pictures(
-        self, model: PyTree, examples: jax.Array, columns: int
-    ) -> tuple[jax.Array, jax.Array]:
-        latents = jax.random.normal(jax.random.key(0), (columns, self.config.model.latent_size))
-
-        def class_pictures(
-            params: PyTree, statistics: PyTree, images: jax.Array
-        ) -> tuple[jax.Array, jax.Array]:
-            vae = nnx.merge(self.graphdef, params, statistics)
-            images = to_float(images)
-            return vae.decode(latents), jnp.stack([images, vae.decode(vae.encode(images)[0])])
-
-        samples, pairs = map_classes(class_pictures, model["params"], model["statistics"], examples)
-        return samples, pairs.reshape(-1, *pairs.shape[2:])
+        return draw_pictures(self.graphdef, state["model"], self.dataset, columns)
 
 
 def _score(terms: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -278,11 +248,3 @@ def _score(terms: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         "elbo": float(elbo[labels, np.arange(len(labels))].sum()),
         "encoder_accuracy": float(hits.sum()),
     }
-
-
-def _grid(images: np.ndarray) -> np.ndarray:
-    """(rows, columns, h, w, c) as one image (rows * h, columns * w, 1 or 3)."""
-    if images.shape[-1] not in (1, 3):
-        images = images.mean(axis=-1, keepdims=True)  # no colors that a PNG knows
-    rows, columns, height, width, channels = images.shape
-    return images.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)

@@ -58,7 +58,7 @@ def open_workdir(path: str | os.PathLike[str], config: ml_collections.ConfigDict
         raise WorkdirError(
             f"can't use {workdir} as a workdir: {error}; give another --workdir"
         ) from error
-    differences = _differences(_read(workdir), asked)
+    differences = _differences(_read(workdir), asked, "workdir")
     if differences:
         raise ConfigMismatchError(
             f"{workdir} holds a run of another configuration:\n"
@@ -123,7 +123,20 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+def differences_between(
+    held: ml_collections.ConfigDict, asked: ml_collections.ConfigDict, holder: str
+) -> list[str]:
+    """A message for each key whose values differ; what is None is left open.
+
+    Args:
+        held: A configuration that something was made with.
+        asked: The one that is asked for.
+        holder: What was made with `held`.
+    """
+    return _differences(_plain(held), _plain(asked), holder)
+
+
+def _differences(held: Mapping[str, Any], asked: Mapping[str, Any], holder: str) -> list[str]:
     held, asked = flatten(held), flatten(asked)
     lines = []
     for key in sorted(held.keys() | asked.keys()):
@@ -133,7 +146,7 @@ def _differences(held: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]
             continue
         # Python holds True == 1, but for a configuration these are two different things.
         if old != new or isinstance(old, bool) != isinstance(new, bool):
-            lines.append(f"{key}: workdir has {_shown(old)}, you asked for {_shown(new)}")
+            lines.append(f"{key}: {holder} has {_shown(old)}, you asked for {_shown(new)}")
     return lines
 
 

@@ -1,0 +1,77 @@
+"""Fine-tuning of a trained ABS model, so that its classes are told apart better.
+
+python train.py --config=configs/abs_fine_tuned.py --config.start=runs/abs_long \\
+    --workdir=runs/abs_fine_tuned
+
+The decoders learn from the training images that are classified wrongly or by little, and from
+shifted and rotated copies of them; `abs_model/training/fine_tuning_task.py` has the loss.
+
+tiny: for the tests.
+"""
+
+import ml_collections
+
+from abs_model._runtime.configuration import choose_variant
+from configs import abs as abs_config
+
+
+def get_config(variant: str = "full") -> ml_collections.ConfigDict:
+    """The configuration of a variant, "full" or "tiny" (for the tests)."""
+    config = choose_variant(variant, {"full": _full, "tiny": _tiny})()
+    return config
+
+
+def _full() -> ml_collections.ConfigDict:
+    config = abs_config.get_config()
+    # The workdir of a finished training, or the name of a shipped model.
+    config.start = ml_collections.config_dict.placeholder(str)
+    config.train = ml_collections.ConfigDict(
+        {
+            "epochs": 10,
+            "steps_per_epoch": 100,
+            # Of a class's own images, and of pairs of a hard image and the class, in a step.
+            "batch_size_per_class": 64,
+            "pairs_per_class": 64,
+            "learning_rate": 2e-4,
+            # Of the cross-entropy, relative to the reconstruction error.
+            "cross_entropy_weight": 10.0,
+            # An image is hard when the energy of another class is at most this far above that of
+            # its own, in nats.
+            "max_gap": 4.0,
+            # Of each hard image, itself included; the others are shifted and rotated.
+            "copies": 5,
+            "max_shift": 0.5,
+            "max_rotation": 5.0,
+            # True: trains on the validation images, too; their metrics are then no test.
+            "include_validation": ml_collections.config_dict.placeholder(bool),
+            "steps_per_dispatch": 10,
+        }
+    )
+    config.validation = ml_collections.ConfigDict(
+        {
+            "abs_images": 1000,
+            "image_columns": 10,
+            # What a sweep goes by: "cross_entropy" (None, too) or "abs_accuracy".
+            "objective": ml_collections.config_dict.placeholder(str),
+        }
+    )
+    config.checkpoint.every_epochs = 1
+    return config
+
+
+def _tiny() -> ml_collections.ConfigDict:
+    config, tiny = _full(), abs_config.get_config("tiny")
+    for section in ("dataset", "model", "inference", "surrogate", "calibration"):
+        config[section] = tiny[section]
+    config.train.update(
+        {
+            "epochs": 2,
+            "steps_per_epoch": 3,
+            "batch_size_per_class": 4,
+            "pairs_per_class": 4,
+            "copies": 2,
+            "steps_per_dispatch": 2,
+        }
+    )
+    config.validation.update({"abs_images": 20, "image_columns": 4})
+    return config

@@ -44,8 +44,8 @@ def main(argv: list[str]) -> None:
 def _train() -> None:
     config = _CONFIG.value
     check(config, {"model.name": one_of(*_TRAINERS)})
-    # Only configurations of fine-tuning say what training starts from.
-    train = fine_tune_abs if "start" in config else _TRAINERS[config.model.name]
+    # Only configurations of fine-tuning name a pretrained model.
+    train = fine_tune_abs if "pretrained" in config else _TRAINERS[config.model.name]
     workdir = with_run_id(_WORKDIR.value)
     if not train(config, workdir, _WANDB.value):
         print("Stopped and saved; the same command goes on from here.", file=sys.stderr)

@@ -1,6 +1,6 @@
 """Fine-tuning of a trained ABS model, so that its classes are told apart better.
 
-python train.py --config=configs/abs_fine_tuned.py --config.start=runs/abs_long \\
+python train.py --config=configs/abs_fine_tuned.py --config.pretrained=runs/abs_long \\
     --workdir=runs/abs_fine_tuned
 
 The decoders learn from the training images that are classified wrongly or by little, and from
@@ -24,7 +24,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
 def _full() -> ml_collections.ConfigDict:
     config = abs_config.get_config()
     # The workdir of a finished training, or the name of a shipped model.
-    config.start = ml_collections.config_dict.placeholder(str)
+    config.pretrained = ml_collections.config_dict.placeholder(str)
     config.train = ml_collections.ConfigDict(
         {
             "epochs": 10,

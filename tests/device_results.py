@@ -9,10 +9,12 @@ from abs_model import attacks, from_function
 from abs_model.data import Dataset, Split
 from abs_model.models.nearest_neighbor import nearest_neighbor
 from abs_model.training.abs_task import ABSTask
+from abs_model.training.fine_tuning_task import FineTuningTask
+from abs_model.training.hard_images import HardImages
 from abs_model.training.network_task import NetworkTask
-from abs_model.zoo.load import load
+from abs_model.zoo.load import find_trained, load, load_arrays
 from configs import abs as abs_config
-from configs import cnn
+from configs import abs_fine_tuned, cnn
 
 
 def small_dataset():
@@ -26,14 +28,31 @@ def small_dataset():
 
 
 def tasks(dataset):
-    """Small trainings of both kinds."""
+    """Small trainings of each kind."""
     config = abs_config.get_config("tiny")
     config.train.batch_size_per_class = 8
     config.validation.num_attacked = 4
     yield "ABS", ABSTask(config, dataset)
+    yield "decoders", fine_tuning_task(dataset)
     config = cnn.get_config("tiny")
     config.train.batch_size = 40
     yield "the CNN", NetworkTask(config, dataset)
+
+
+def fine_tuning_task(dataset):
+    """Fine-tuning of the shipped ABS; the hard images have latents at random."""
+    config = abs_fine_tuned.get_config("tiny")
+    trained = find_trained("abs")
+    graphdef, model = load_arrays(trained)
+    random = np.random.default_rng(0)
+    hard = HardImages(
+        dataset.train.images[:40],
+        dataset.train.labels[:40],
+        random.uniform(10, 12, (40, 10)).astype(np.float32),
+        random.normal(size=(40, 10, config.model.latent_size)).astype(np.float32),
+    )
+    # The tiny variant searches with Adam, which needs no surrogates.
+    return FineTuningTask(config, dataset, graphdef, model, hard, None)
 
 
 def trainings():

@@ -37,7 +37,7 @@ from abs_model.training.workdir import differences_between
 from abs_model.zoo.load import Trained, build_classifier, find_trained, load_arrays
 
 _EXPECTED = COMMON_EXPECTED | {
-    "start": text,
+    "pretrained": text,
     "train.steps_per_epoch": positive_int,
     "train.pairs_per_class": positive_int,
     "train.cross_entropy_weight": positive,
@@ -56,7 +56,7 @@ _FREE = "data_dir"
 def train_and_evaluate(
     config: ml_collections.ConfigDict, workdir: str | os.PathLike[str], wandb_mode: str
 ) -> bool:
-    """Fine-tunes the ABS model that `config.start` names, resuming where the workdir left off.
+    """Fine-tunes the ABS model that `config.pretrained` names, resuming where the workdir left off.
 
     Args:
         config: As in `configs/abs_fine_tuned.py`.
@@ -67,14 +67,14 @@ def train_and_evaluate(
         Whether training has been completed; False when it had to stop early.
 
     Raises:
-        UserError: The configuration can't be used, the start is no finished ABS model of the same
-            configuration, the workdir holds another run or can't be written to, another process
-            trains in it, or training diverged.
+        UserError: The configuration can't be used, the pretrained model is no ABS model or of
+            another configuration, the workdir holds another run or can't be written to, another
+            process trains in it, or training diverged.
     """
-    if not config.start:
+    if not config.pretrained:
         raise ConfigError(
-            "start must be the workdir of a finished training of ABS, or the name of a shipped"
-            " model: --config.start=runs/my_abs"
+            "pretrained must be the workdir of a finished training of ABS, or the name of a shipped"
+            " model: --config.pretrained=runs/my_abs"
         )
     check_all(config, _EXPECTED | expected_of_search())
     train = config.train
@@ -86,8 +86,8 @@ def train_and_evaluate(
     check_objective_is_held_out(config)
     if is_finished(workdir, config):
         return True
-    start = find_trained(config.start)
-    _check_start(start, config)
+    pretrained = find_trained(config.pretrained)
+    _check_pretrained(pretrained, config)
 
     with session(workdir, config) as path:
 
@@ -95,35 +95,44 @@ def train_and_evaluate(
             check_median_confidence(config, dataset.num_classes)
             split = dataset.train_and_validation if train.include_validation else dataset.train
 
+            classifier = _unweighted(pretrained)
+
             def hard_images() -> HardImages:
-                return kept_hard_images(path, _unweighted(start), split, config)
+                return kept_hard_images(path, classifier, split, config)
 
             hard = primary_first(hard_images, "found hard images")
-            graphdef, model = load_arrays(start)
-            return FineTuningTask(config, dataset, graphdef, model, hard, start.surrogate)
+            graphdef, model = load_arrays(pretrained)
+            # None where there is a solver that needs none.
+            surrogate = getattr(classifier.solver, "surrogate", None)
+            return FineTuningTask(config, dataset, graphdef, model, hard, surrogate)
 
         task, dataset = build_task(config, make_task)
         store = open_store(path, task, config.checkpoint.keep)
         if not fit(task, config, path, store, wandb_mode):
             return False
         if is_primary():  # the rest is for one process
-            noted = {key: start.run[key] for key in ("training", "start") if key in start.run}
-            noted["config"] = start.config.to_dict()
-            finish(task, config, dataset, path, store, start=noted)
+            noted = {
+                key: pretrained.run[key]
+                for key in ("training", "pretrained")
+                if key in pretrained.run
+            }
+            noted["config"] = pretrained.config.to_dict()
+            finish(task, config, dataset, path, store, pretrained=noted)
     return True
 
 
-def _check_start(start: Trained, config: ml_collections.ConfigDict) -> None:
-    if start.config.model.name != "abs":
+def _check_pretrained(pretrained: Trained, config: ml_collections.ConfigDict) -> None:
+    if pretrained.config.model.name != "abs":
         raise ConfigError(
-            f"start must be an ABS model; {config.start!r} is a {start.config.model.name!r} model"
+            f"pretrained must be an ABS model; {config.pretrained!r} is a"
+            f" {pretrained.config.model.name!r} model"
         )
-    held, asked = (_shared(each) for each in (start.config, config))
+    held, asked = (_shared(each) for each in (pretrained.config, config))
     if lines := differences_between(held, asked, "it"):
         raise ConfigError(
-            f"start {config.start!r} is of another configuration:\n"
+            f"pretrained model {config.pretrained!r} is of another configuration:\n"
             + "\n".join(f"  {line}" for line in lines)
-            + "\nSet these as it has them, or start from another model."
+            + "\nSet these as it has them, or give another model."
         )
 
 
@@ -133,9 +142,9 @@ def _shared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(sections)
 
 
-def _unweighted(start: Trained) -> ABSClassifier:
+def _unweighted(pretrained: Trained) -> ABSClassifier:
     """The model as a classifier whose class weights are 1."""
-    classifier = build_classifier(start)
+    classifier = build_classifier(pretrained)
     assert isinstance(classifier, ABSClassifier)  # checked before
     weights = jnp.ones_like(classifier.class_weights)
     return dataclasses.replace(classifier, class_weights=weights, binary=False)

@@ -10,7 +10,7 @@ energies, as they were when last drawn. Encoders and the statistics of batch nor
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -29,7 +29,6 @@ from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, t
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.surrogates import Surrogate
 from abs_model.models.build import build_abs, search_settings
-from abs_model.models.decoders import Decoder
 from abs_model.models.vae import VAE
 from abs_model.training.abs_pictures import draw_pictures
 from abs_model.training.hard_images import HardImages
@@ -61,7 +60,7 @@ class FineTuningTask:
         graphdef: nnx.GraphDef,
         model: Mapping[str, PyTree],
         hard: HardImages,
-        open_surrogate: Callable[[Decoder], Surrogate],
+        surrogate: Surrogate | None,
     ):
         """Puts the data on the device.
 
@@ -69,11 +68,11 @@ class FineTuningTask:
             config: As in `configs/abs_fine_tuned.py`.
             dataset: What to train on.
             graphdef: Structure of one VAE.
-            model: What training starts from, {"params": ..., "statistics": ...}, leading axis
+            model: The pretrained model, {"params": ..., "statistics": ...}, leading axis
                 classes.
             hard: Its hard images.
-            open_surrogate: Gives its surrogates, with which validation searches the latents: the
-                decoders change little.
+            surrogate: Its surrogates, if its solver needs any. Validation searches the latents with
+                them: the decoders change little.
         """
         train = config.train
         self.config = config
@@ -83,8 +82,8 @@ class FineTuningTask:
         images = train.batch_size_per_class + train.pairs_per_class
         self.images_per_step = images * dataset.num_classes
         self.graphdef = graphdef
-        self._open_surrogate = open_surrogate
-        self._start = model
+        self._surrogate = surrogate
+        self._pretrained = model
         self._pairs = {
             "latents": np.ascontiguousarray(hard.latents.swapaxes(0, 1)),
             "energies": np.ascontiguousarray(hard.energies.T),
@@ -103,7 +102,7 @@ class FineTuningTask:
         self.optimizer = optax.adam(optax.cosine_decay_schedule(train.learning_rate, total_steps))
 
     def init_state(self) -> State:
-        model, pairs = jax.tree.map(jnp.array, (self._start, self._pairs))
+        model, pairs = jax.tree.map(jnp.array, (self._pretrained, self._pairs))
         optimizer = self.optimizer.init(model["params"]["decoder"])
         return place({"model": model, "optimizer": optimizer, "pairs": pairs}, self._mesh, CLASS)
 
@@ -238,13 +237,14 @@ class FineTuningTask:
         del epoch
         split = self.dataset.validation
         count = min(self.config.validation.abs_images, len(split.labels))
+        surrogate = self._surrogate
         classifier = build_abs(
             self.config,
             self.graphdef,
             state["model"],
             self.dataset.image_shape,
             search=search_settings(self.config),
-            open_surrogate=self._open_surrogate,
+            open_surrogate=None if surrogate is None else lambda decoder: surrogate,
         )
         images = split.images[:count].astype(np.float32) / 255
         logits = replicate(classifier).logits(images)

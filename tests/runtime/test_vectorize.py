@@ -17,6 +17,7 @@ from abs_model.training.abs_task import ABSTask
 from abs_model.training.network_task import NetworkTask
 from configs import abs as abs_config
 from configs import cnn, madry
+from tests.device_results import fine_tuning_task, small_dataset
 from tests.recorded_programs import check_lowering
 
 
@@ -65,6 +66,11 @@ def make_task(configuration, task):
 )
 def test_training_steps_lower_for_accelerators(batched, configuration, task):
     made = make_task(configuration, task)
+    check_lowering(lambda state: made.run_steps(state, 0, 1), (made.init_state(),))
+
+
+def test_fine_tuning_steps_lower_for_accelerators(batched):
+    made = fine_tuning_task(small_dataset())
     check_lowering(lambda state: made.run_steps(state, 0, 1), (made.init_state(),))
 
 

@@ -35,6 +35,8 @@ def _full() -> ml_collections.ConfigDict:
             "learning_rate": 2e-4,
             # Of the cross-entropy, relative to the reconstruction error.
             "cross_entropy_weight": 10.0,
+            # Divides the energies in the cross-entropy, in nats.
+            "temperature": 1.0,
             # An image is hard when the energy of another class is at most this far above that of
             # its own, in nats.
             "max_gap": 4.0,

@@ -83,8 +83,8 @@ def export_run(
             for spec in specs
         },
         "measured_with": {"settings": dataclasses.asdict(settings), **results.plan.about},
-        "config": _without_folder(trained.config.to_dict()),
-        "run": trained.run,
+        "config": config_without_folders(trained.config.to_dict()),
+        "run": run_without_folders(trained.run),
     }
     _, arrays = load_arrays(trained)
     # None where there is no solver, or one that needs none.
@@ -155,6 +155,18 @@ def _certified(results: Results, model: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _without_folder(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration without this machine's folder of data sets."""
-    return config | {"dataset": config["dataset"] | {"data_dir": None}}
+def config_without_folders(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration without this machine's folders of data sets and runs."""
+    changes: dict[str, Any] = {"dataset": config["dataset"] | {"data_dir": None}}
+    if "pretrained" in config:
+        changes["pretrained"] = pathlib.PurePath(config["pretrained"]).name
+    return config | changes
+
+
+def run_without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
+    """Likewise what a run noted, which for a fine-tuned model has the pretrained one's notes."""
+    if "pretrained" not in run:
+        return dict(run)
+    noted = run_without_folders(run["pretrained"])
+    config = config_without_folders(noted["config"])
+    return {**run, "pretrained": noted | {"config": config}}

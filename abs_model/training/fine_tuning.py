@@ -41,6 +41,7 @@ _EXPECTED = COMMON_EXPECTED | {
     "train.steps_per_epoch": positive_int,
     "train.pairs_per_class": positive_int,
     "train.cross_entropy_weight": positive,
+    "train.temperature": positive,
     "train.max_gap": positive,
     "train.copies": positive_int,
     "train.max_shift": non_negative,
@@ -95,7 +96,7 @@ def train_and_evaluate(
             check_median_confidence(config, dataset.num_classes)
             split = dataset.train_and_validation if train.include_validation else dataset.train
 
-            classifier = _unweighted(pretrained)
+            classifier = _unweighted(pretrained, config.inference.solver)
 
             def hard_images() -> HardImages:
                 return kept_hard_images(path, classifier, split, config)
@@ -142,9 +143,9 @@ def _shared(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(sections)
 
 
-def _unweighted(pretrained: Trained) -> ABSClassifier:
+def _unweighted(pretrained: Trained, solver: str) -> ABSClassifier:
     """The model as a classifier whose class weights are 1."""
-    classifier = build_classifier(pretrained)
+    classifier = build_classifier(pretrained, solver=solver)
     assert isinstance(classifier, ABSClassifier)  # checked before
     weights = jnp.ones_like(classifier.class_weights)
     return dataclasses.replace(classifier, class_weights=weights, binary=False)

@@ -1,8 +1,9 @@
 """What fine-tuning of ABS trains: the decoders, on hard images of all classes.
 
 The loss of an image x of class y is ||x - G_y(z)||^2, with z a sample of the posterior, plus the
-cross-entropy of softmax(-E(x)) times a weight. With uniform classes, the softmax is Bayes' rule for
-the likelihoods exp(-E_c). By the envelope theorem, the gradient of an energy with respect to the
+cross-entropy of softmax(-E(x) / T) times a weight. At the temperature T = 1, with uniform classes,
+the softmax is Bayes' rule for the likelihoods exp(-E_c); a higher one also widens the gaps of
+images that are classified correctly. By the envelope theorem, the gradient of an energy with respect to the
 decoder is that at the best latents. These are kept for each pair of a hard image and a class, and
 follow the decoder: whenever a pair is drawn, its latents take a step of gradient descent. Pairs
 are drawn in proportion to the size of dCE/dE_c = [y = c] - p_c, which depends on all classes'
@@ -152,9 +153,9 @@ class FineTuningTask:
         params, statistics = state["model"]["params"], state["model"]["statistics"]
         latents, energies = state["pairs"]["latents"], state["pairs"]["energies"]
         hard_images, is_own = hard
-        # dCE/dE_c of each image and class.
-        slopes = is_own - jax.nn.softmax(-energies, axis=0)
-        weight = train.cross_entropy_weight / self._images_per_class
+        # dCE/dE_c of each image and class, times the temperature.
+        slopes = is_own - jax.nn.softmax(-energies / train.temperature, axis=0)
+        weight = train.cross_entropy_weight / (train.temperature * self._images_per_class)
 
         def class_gradient(
             decoder: PyTree,
@@ -222,7 +223,8 @@ class FineTuningTask:
             "pairs": {"latents": latents, "energies": energies},
         }
         # Of all training images: those that are not hard count as classified without loss.
-        total = -jnp.sum(is_own * jax.nn.log_softmax(-energies, axis=0))
+        scores = jax.nn.log_softmax(-energies / train.temperature, axis=0)
+        total = -jnp.sum(is_own * scores)
         cross_entropy = total / (self._images_per_class * len(chosen))
         reconstruction = reconstructions.mean()
         metrics = {
@@ -251,7 +253,8 @@ class FineTuningTask:
         energies = -np.prod(self.dataset.image_shape) * np.asarray(logits)
         labels = split.labels[:count]
         own = energies[np.arange(count), labels]
-        scores = jax.nn.log_softmax(-energies)[np.arange(count), labels]
+        scores = jax.nn.log_softmax(-energies / self.config.train.temperature)
+        scores = scores[np.arange(count), labels]
         return {
             "validation/cross_entropy": -float(scores.mean()),
             "validation/abs_accuracy": float(np.mean(energies.argmin(axis=1) == labels)),

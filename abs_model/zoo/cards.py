@@ -5,7 +5,8 @@ An entry is two files in `weights/`: weights (safetensors) and a card (JSON)::
     sha256    of the weights file
     models    by name: whether the model thresholds images, and what was measured of it
     config    of the training run
-    run       what the run noted at its end: image shape, calibration, time, commit, hardware
+    run       what the run noted at its end: image shape, calibration, time, commit, hardware,
+              and for a fine-tuned model the same of the pretrained one
 
 Models of one entry share its weights: Binary ABS is ABS on thresholded images.
 """

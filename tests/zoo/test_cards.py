@@ -10,6 +10,7 @@ import pytest
 
 import abs_model
 from abs_model._runtime.errors import UserError
+from abs_model.evaluation import zoo_export
 from abs_model.zoo import cards
 from abs_model.zoo import load as loading
 from abs_model.zoo.load import find_trained, load_arrays
@@ -227,3 +228,15 @@ def test_the_shipped_files_are_small():
     files = list((ROOT / "abs_model" / "zoo" / "weights").iterdir())
     assert sum(file.stat().st_size for file in files) < MAX_BYTES
     assert {file.suffix for file in files} == {".json", ".safetensors"}
+
+
+def test_cards_name_no_folder_of_the_machine_that_trained_the_model():
+    dataset = {"name": "mnist", "data_dir": "/home/me/data"}
+    first = {"training": {"seconds": 1}, "config": {"dataset": dataset}}
+    second = first | {"config": {"dataset": dataset, "pretrained": "/home/me/runs/a"}}
+    run = {"num_classes": 10, "pretrained": second | {"pretrained": first}}
+    card = json.dumps(zoo_export.run_without_folders(run))
+    assert "/home" not in card and card.count('"seconds": 1') == 2
+    config = zoo_export.config_without_folders(second["config"])
+    assert config == {"dataset": {"name": "mnist", "data_dir": None}, "pretrained": "a"}
+    assert zoo_export.run_without_folders({"num_classes": 10}) == {"num_classes": 10}

@@ -3,8 +3,9 @@
 python train.py --config=configs/abs_fine_tuned.py --config.pretrained=runs/abs_long \\
     --workdir=runs/abs_fine_tuned
 
-The decoders learn from the training images that are classified wrongly or by little, and from
-shifted and rotated copies of them; `abs_model/training/fine_tuning_task.py` has the loss.
+The decoders learn from training images that are misclassified, or classified correctly by a small
+gap, and from shifted and rotated copies of them. `abs_model/training/fine_tuning_task.py` has the
+loss.
 
 tiny: for the tests.
 """
@@ -17,8 +18,7 @@ from configs import abs as abs_config
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     """The configuration of a variant, "full" or "tiny" (for the tests)."""
-    config = choose_variant(variant, {"full": _full, "tiny": _tiny})()
-    return config
+    return choose_variant(variant, {"full": _full, "tiny": _tiny})()
 
 
 def _full() -> ml_collections.ConfigDict:
@@ -35,13 +35,12 @@ def _full() -> ml_collections.ConfigDict:
             "learning_rate": 2e-4,
             # Of the cross-entropy, relative to the reconstruction error.
             "cross_entropy_weight": 10.0,
-            # Divides the energies in the cross-entropy, in nats.
-            "temperature": 1.0,
-            # An image is hard when the energy of another class is at most this far above that of
-            # its own, in nats.
+            # An image is hard when the energy of another class is less than this above that of its
+            # own, in nats.
             "max_gap": 4.0,
-            # Of each hard image, itself included; the others are shifted and rotated.
-            "copies": 5,
+            # Of each hard image, shifted and rotated.
+            "copies": 4,
+            # Of these, and of a class's own images in a step: as in configs/abs.py.
             "max_shift": 0.5,
             "max_rotation": 5.0,
             # True: trains on the validation images, too; their metrics are then no test.
@@ -71,7 +70,7 @@ def _tiny() -> ml_collections.ConfigDict:
             "steps_per_epoch": 3,
             "batch_size_per_class": 4,
             "pairs_per_class": 4,
-            "copies": 2,
+            "copies": 1,
             "steps_per_dispatch": 2,
         }
     )

@@ -164,7 +164,7 @@ def config_without_folders(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_without_folders(run: Mapping[str, Any]) -> dict[str, Any]:
-    """Likewise what a run noted, which for a fine-tuned model has the pretrained one's notes."""
+    """The record of a run, and of the pretrained model where there is one, without folders."""
     if "pretrained" not in run:
         return dict(run)
     noted = run_without_folders(run["pretrained"])

@@ -145,6 +145,10 @@ class ABSClassifier(Classifier):
         """Logits, (N, classes), from energies in nats, (N, classes)."""
         return -self.class_weights * energies / np.prod(self.image_shape)
 
+    def energies_from_logits(self, logits: jax.Array | np.ndarray) -> jax.Array:
+        """Energies in nats, (N, classes), from logits, (N, classes)."""
+        return -np.prod(self.image_shape) * jnp.asarray(logits) / self.class_weights
+
     def logits_to_confidences(self, logits: jax.Array) -> jax.Array:
         """p(c|x) = (exp(alpha l_c) + eta) / sum over k of (exp(alpha l_k) + eta)."""
         # In logarithms: far from the data every exp(alpha l) underflows.

@@ -5,6 +5,7 @@ import functools
 import os
 import pathlib
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 import jax
@@ -158,7 +159,9 @@ def finish(
     dataset: Dataset,
     workdir: pathlib.Path,
     store: CheckpointStore,
-    **noted: dict[str, Any],
+    *,
+    seconds_before: float = 0.0,
+    **provenance: Mapping[str, Any],
 ) -> None:
     """Fits surrogates and calibration to the best checkpoint, and marks the run as finished.
 
@@ -168,7 +171,8 @@ def finish(
         dataset: What it was trained on.
         workdir: Of the run.
         store: The run's checkpoints.
-        **noted: What else the run notes (`write_run`).
+        seconds_before: What the run took before training.
+        **provenance: What else the run keeps (`write_run`).
     """
     start = time.perf_counter()
     # Whole, where devices or processes share the state.
@@ -190,8 +194,8 @@ def finish(
         dataset.image_shape,
         dataset.num_classes,
         calibration=calibrate(classifier, config, dataset),
-        seconds=training_seconds(workdir) + time.perf_counter() - start,
-        **noted,
+        seconds=seconds_before + training_seconds(workdir) + time.perf_counter() - start,
+        **provenance,
     )
 
 
@@ -210,7 +214,7 @@ def expected_of_search() -> dict[str, Expectation]:
 
 
 def check_objective_is_held_out(config: ml_collections.ConfigDict) -> None:
-    """Raises a ConfigError where the objective would be measured on images that are trained on."""
+    """Raises a ConfigError if the objective is measured on images that are trained on."""
     if config.validation.get("objective") and config.train.get("include_validation"):
         raise ConfigError(
             "validation.objective is measured on the validation images, on which"
@@ -219,7 +223,7 @@ def check_objective_is_held_out(config: ml_collections.ConfigDict) -> None:
 
 
 def check_median_confidence(config: ml_collections.ConfigDict, num_classes: int) -> None:
-    """Raises a ConfigError where a calibration can't have this median confidence."""
+    """Raises a ConfigError unless the median confidence is above chance and below 1."""
     target = config.calibration.median_confidence
     if not 1 / num_classes < target < 1:
         raise ConfigError(

@@ -1,16 +1,18 @@
 """What fine-tuning of ABS trains: the decoders, on hard images of all classes.
 
 The loss of an image x of class y is ||x - G_y(z)||^2, with z a sample of the posterior, plus the
-cross-entropy of softmax(-E(x) / T) times a weight. At the temperature T = 1, with uniform classes,
-the softmax is Bayes' rule for the likelihoods exp(-E_c); a higher one also widens the gaps of
-images that are classified correctly. By the envelope theorem, the gradient of an energy with respect to the
-decoder is that at the best latents. These are kept for each pair of a hard image and a class, and
-follow the decoder: whenever a pair is drawn, its latents take a step of gradient descent. Pairs
-are drawn in proportion to the size of dCE/dE_c = [y = c] - p_c, which depends on all classes'
-energies, as they were when last drawn. Encoders and the statistics of batch norm stay as they are.
+cross-entropy CE of softmax(-E(x)) times a weight. With uniform classes, the softmax is Bayes' rule
+for the likelihoods exp(-E_c).
+
+By the envelope theorem, the gradient of an energy with respect to the decoder is that at the best
+latents. These are kept for each pair of a hard image and a class, and follow the decoder: whenever
+a pair is drawn, its latents take a step of gradient descent. Pairs are drawn in proportion to the
+size of dCE/dE_c = [y = c] - p_c, which depends on all classes' energies, as they were when last
+drawn. Encoders and the statistics of batch norm stay as they are.
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,9 +24,9 @@ import optax
 from flax import nnx
 from jax import lax
 
-from abs_model._runtime.mesh import CLASS, place, replicate, training_mesh
+from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
-from abs_model.data import Dataset
+from abs_model.data import Dataset, Split
 from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
 from abs_model.inference.solvers.norm_ball import project
@@ -36,11 +38,12 @@ from abs_model.training.hard_images import HardImages
 from abs_model.training.loop import State
 
 PyTree = Any
-# Of gradient descent of the latents. The energy's curvature is in the tens, so a step of 1/50 does
-# not overshoot; the gradient is cut to a norm of 10, so that latents move by at most 0.2.
+_Pairs = dict[str, jax.Array]
+# Of gradient descent of the latents: a fixed step, with gradients cut to this norm, so that latents
+# move by at most 0.2. A step that raises the energy is undone.
 _STEP_SIZE = 0.02
 _MAX_GRADIENT = 10.0
-# Added to the size of each pair's gradient, so that there is always something to draw.
+# Added to the size of each pair's gradient: where all are 0, something must be drawn.
 _LEAST = 1e-6
 
 
@@ -58,6 +61,7 @@ class FineTuningTask:
         self,
         config: ml_collections.ConfigDict,
         dataset: Dataset,
+        split: Split,
         graphdef: nnx.GraphDef,
         model: Mapping[str, PyTree],
         hard: HardImages,
@@ -67,13 +71,13 @@ class FineTuningTask:
 
         Args:
             config: As in `configs/abs_fine_tuned.py`.
-            dataset: What to train on.
+            dataset: Whose validation images are used.
+            split: What to train on.
             graphdef: Structure of one VAE.
-            model: The pretrained model, {"params": ..., "statistics": ...}, leading axis
-                classes.
-            hard: Its hard images.
-            surrogate: Its surrogates, if its solver needs any. Validation searches the latents with
-                them: the decoders change little.
+            model: The pretrained model, {"params": ..., "statistics": ...}, leading axis classes.
+            hard: The hard images of `split`.
+            surrogate: The pretrained model's, if the solver needs any. Validation searches with
+                them: refitted ones change the cross-entropy by less than 1e-6 nats (measured).
         """
         train = config.train
         self.config = config
@@ -89,16 +93,15 @@ class FineTuningTask:
             "latents": np.ascontiguousarray(hard.latents.swapaxes(0, 1)),
             "energies": np.ascontiguousarray(hard.energies.T),
         }
-        # An axis for images would be of no use to latents that are kept for each.
-        self._mesh = training_mesh(dataset.num_classes, 1)
-        split = dataset.train_and_validation if train.include_validation else dataset.train
-        # Copies of the images that are not hard count, too: as classified without loss.
-        self._images_per_class = len(split.labels) * train.copies / dataset.num_classes
+        # Both batches of a step are shared out.
+        shared = math.gcd(train.batch_size_per_class, train.pairs_per_class)
+        self._mesh = training_mesh(dataset.num_classes, shared)
+        # Images that are not hard also count, with their copies and a loss of 0.
+        self._images_per_class = len(split.labels) * (1 + train.copies) / dataset.num_classes
         self.data = place(group_by_class(split, dataset.num_classes), self._mesh, CLASS)
-        self.hard = place(
-            (jnp.asarray(hard.images), jax.nn.one_hot(hard.labels, dataset.num_classes, axis=0)),
-            self._mesh,
-        )
+        self._hard_images = place(jnp.asarray(hard.images), self._mesh)
+        is_own = jax.nn.one_hot(hard.labels, dataset.num_classes, axis=0)
+        self._is_own = place(is_own, self._mesh, CLASS)
         total_steps = train.epochs * train.steps_per_epoch
         self.optimizer = optax.adam(optax.cosine_decay_schedule(train.learning_rate, total_steps))
 
@@ -110,14 +113,17 @@ class FineTuningTask:
     def run_steps(
         self, state: State, first_step: int, num_steps: int
     ) -> tuple[State, Mapping[str, jax.Array]]:
-        return self._run_steps(state, self.data, self.hard, first_step, num_steps)
+        return self._run_steps(
+            state, self.data, self._hard_images, self._is_own, first_step, num_steps
+        )
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def _run_steps(
         self,
         state: State,
         data: ImagesByClass,
-        hard: tuple[jax.Array, jax.Array],
+        hard_images: jax.Array,
+        is_own: jax.Array,
         first_step: jax.Array,
         num_steps: jax.Array,
     ) -> tuple[State, Mapping[str, jax.Array]]:
@@ -133,7 +139,9 @@ class FineTuningTask:
             state, sums = carry
             position = (i % self.steps_per_epoch) * batch_size
             chosen = lax.dynamic_slice_in_dim(order, position, batch_size, axis=1)
-            state, metrics = self._step(state, data, hard, chosen, jax.random.fold_in(noise_key, i))
+            chosen = constrain(chosen, self._mesh, CLASS, DATA)
+            step_key = jax.random.fold_in(noise_key, i)
+            state, metrics = self._step(state, data, hard_images, is_own, chosen, step_key)
             return state, jax.tree.map(jnp.add, sums, metrics)
 
         zeros = dict.fromkeys(("loss", "reconstruction", "cross_entropy"), jnp.zeros(()))
@@ -144,7 +152,8 @@ class FineTuningTask:
         self,
         state: State,
         data: ImagesByClass,
-        hard: tuple[jax.Array, jax.Array],
+        hard_images: jax.Array,
+        is_own: jax.Array,
         chosen: jax.Array,
         key: jax.Array,
     ) -> tuple[State, dict[str, jax.Array]]:
@@ -152,10 +161,9 @@ class FineTuningTask:
         train = self.config.train
         params, statistics = state["model"]["params"], state["model"]["statistics"]
         latents, energies = state["pairs"]["latents"], state["pairs"]["energies"]
-        hard_images, is_own = hard
-        # dCE/dE_c of each image and class, times the temperature.
-        slopes = is_own - jax.nn.softmax(-energies / train.temperature, axis=0)
-        weight = train.cross_entropy_weight / (train.temperature * self._images_per_class)
+        # dCE/dE_c of each class and image.
+        slopes = is_own - jax.nn.softmax(-energies, axis=0)
+        weight = train.cross_entropy_weight / self._images_per_class
 
         def class_gradient(
             decoder: PyTree,
@@ -163,17 +171,15 @@ class FineTuningTask:
             statistics: PyTree,
             images: jax.Array,
             chosen: jax.Array,
-            slopes: jax.Array,
-            latents: jax.Array,
-            energies: jax.Array,
+            pairs: _Pairs,
             key: jax.Array,
-        ) -> tuple[PyTree, jax.Array, jax.Array, jax.Array]:
+        ) -> tuple[PyTree, _Pairs, jax.Array]:
             def vae(decoder: PyTree) -> VAE:
                 return nnx.merge(
                     self.graphdef, {"encoder": encoder, "decoder": decoder}, statistics
                 )
 
-            change_key, sample_key, draw_key = jax.random.split(key, 3)
+            change_key, sample_key = jax.random.split(key)
             own = to_float(images[chosen])
             if train.max_shift or train.max_rotation:
                 own = shift_and_rotate(
@@ -182,49 +188,51 @@ class FineTuningTask:
             mean, log_variance = vae(decoder).encode(own)
             noise = jax.random.normal(sample_key, mean.shape)
             samples = mean + jnp.exp(0.5 * log_variance) * noise
-            sizes = jnp.abs(slopes) + _LEAST
-            drawn = jax.random.choice(
-                draw_key, len(sizes), (train.pairs_per_class,), p=sizes / sizes.sum()
+            drawn = to_float(hard_images[pairs["rows"]])
+            moved, before = _descend(
+                vae(decoder), drawn, pairs["latents"], self.config.inference.max_norm
             )
-            pairs = to_float(hard_images[drawn])
-            moved = _descend(vae(decoder), pairs, latents[drawn], self.config.inference.max_norm)
 
             def loss(decoder: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-                both = jnp.concatenate([own, pairs])
                 decoded = vae(decoder).decode(jnp.concatenate([samples, moved]))
-                errors = jnp.sum((both - decoded) ** 2, axis=(1, 2, 3))
+                errors = jnp.concatenate([own, drawn]) - decoded
+                errors = jnp.sum(errors**2, axis=(1, 2, 3))
                 reconstruction = errors[: len(own)].mean()
-                found = errors[len(own) :] + 0.5 * jnp.sum(moved**2, axis=1)
-                # Drawn in proportion to |slope|: the mean estimates the sum of slope times energy.
-                sampled = sizes.sum() * (jnp.sign(slopes[drawn]) * found).mean()
-                return reconstruction + weight * sampled, (found, reconstruction)
+                energies = errors[len(own) :] + 0.5 * jnp.sum(moved**2, axis=1)
+                cross_entropy = (pairs["weights"] * energies).mean()
+                return reconstruction + weight * cross_entropy, (reconstruction, energies)
 
-            gradient, (found, reconstruction) = jax.grad(loss, has_aux=True)(decoder)
-            latents = latents.at[drawn].set(moved)
-            return gradient, latents, energies.at[drawn].set(found), reconstruction
+            gradient, (reconstruction, after) = jax.grad(loss, has_aux=True)(decoder)
+            lower = after < before
+            found = {
+                "latents": jnp.where(lower[:, None], moved, pairs["latents"]),
+                "energies": jnp.where(lower, after, before),
+            }
+            return gradient, found, reconstruction
 
-        gradients, latents, energies, reconstructions = map_classes(
+        draw_key, step_key = jax.random.split(key)
+        pairs = self._draw(slopes, latents, draw_key)
+        gradients, found, reconstructions = map_classes(
             class_gradient,
             params["decoder"],
             params["encoder"],
             statistics,
             data.images,
             chosen,
-            slopes,
-            latents,
-            energies,
-            jax.random.split(key, len(chosen)),
+            pairs,
+            jax.random.split(step_key, len(chosen)),
         )
         updates, optimizer = self.optimizer.update(gradients, state["optimizer"], params["decoder"])
         decoder = optax.apply_updates(params["decoder"], updates)
+        classes = jnp.arange(len(chosen))[:, None]
+        latents = latents.at[classes, pairs["rows"]].set(found["latents"])
+        energies = energies.at[classes, pairs["rows"]].set(found["energies"])
         new_state = {
             "model": {"params": params | {"decoder": decoder}, "statistics": statistics},
             "optimizer": optimizer,
             "pairs": {"latents": latents, "energies": energies},
         }
-        # Of all training images: those that are not hard count as classified without loss.
-        scores = jax.nn.log_softmax(-energies / train.temperature, axis=0)
-        total = -jnp.sum(is_own * scores)
+        total = -jnp.sum(is_own * jax.nn.log_softmax(-energies, axis=0))
         cross_entropy = total / (self._images_per_class * len(chosen))
         reconstruction = reconstructions.mean()
         metrics = {
@@ -234,8 +242,34 @@ class FineTuningTask:
         }
         return new_state, metrics
 
+    def _draw(self, slopes: jax.Array, latents: jax.Array, key: jax.Array) -> _Pairs:
+        """Pairs of each class, drawn in proportion to the size of their slopes.
+
+        Returns:
+            "rows", int32 (classes, pairs), of the hard images; "latents" (classes, pairs, latent);
+            "weights" (classes, pairs), which make the mean of weight times energy over the pairs
+            an unbiased estimate of the sum of slope times energy over all hard images.
+        """
+        sizes = jnp.abs(slopes) + _LEAST
+        count = self.config.train.pairs_per_class
+
+        def draw(sizes: jax.Array, key: jax.Array) -> jax.Array:
+            return jax.random.choice(key, len(sizes), (count,), p=sizes / sizes.sum())
+
+        rows = jax.vmap(draw)(sizes, jax.random.split(key, len(sizes)))
+        rows = constrain(rows, self._mesh, CLASS, DATA)
+        weights = jnp.take_along_axis(slopes / sizes, rows, axis=1)
+        return {
+            "rows": rows,
+            "latents": jnp.take_along_axis(latents, rows[:, :, None], axis=1),
+            "weights": weights * sizes.sum(axis=1, keepdims=True),
+        }
+
     def evaluate(self, state: State, epoch: int) -> dict[str, float]:
-        """Accuracy and cross-entropy of ABS, unweighted, on the first validation images."""
+        """Accuracy, cross-entropy and mean energy of the own class, on validation images.
+
+        Both of the latter in nats; the class weights are 1.
+        """
         del epoch
         split = self.dataset.validation
         count = min(self.config.validation.abs_images, len(split.labels))
@@ -248,17 +282,14 @@ class FineTuningTask:
             search=search_settings(self.config),
             open_surrogate=None if surrogate is None else lambda decoder: surrogate,
         )
+        classifier = replicate(classifier)
         images = split.images[:count].astype(np.float32) / 255
-        logits = replicate(classifier).logits(images)
-        energies = -np.prod(self.dataset.image_shape) * np.asarray(logits)
-        labels = split.labels[:count]
-        own = energies[np.arange(count), labels]
-        scores = jax.nn.log_softmax(-energies / self.config.train.temperature)
-        scores = scores[np.arange(count), labels]
+        energies = np.asarray(classifier.energies_from_logits(classifier.logits(images)))
+        labels, rows = split.labels[:count], np.arange(count)
         return {
-            "validation/cross_entropy": -float(scores.mean()),
+            "validation/cross_entropy": -float(jax.nn.log_softmax(-energies)[rows, labels].mean()),
             "validation/abs_accuracy": float(np.mean(energies.argmin(axis=1) == labels)),
-            "validation/energy": float(own.mean()),
+            "validation/energy": float(energies[rows, labels].mean()),
         }
 
     def images(self, state: State) -> dict[str, np.ndarray]:
@@ -267,13 +298,17 @@ class FineTuningTask:
         return draw_pictures(self.graphdef, state["model"], self.dataset, columns)
 
 
-def _descend(vae: VAE, images: jax.Array, latents: jax.Array, max_norm: float) -> jax.Array:
-    """Latents (N, latent) after a step of gradient descent on their energies."""
+def _descend(
+    vae: VAE, images: jax.Array, latents: jax.Array, max_norm: float
+) -> tuple[jax.Array, jax.Array]:
+    """Latents (N, latent) after a step of gradient descent on their energies, and these before."""
 
-    def energy(latents: jax.Array) -> jax.Array:
-        return jnp.sum((images - vae.decode(latents)) ** 2) + 0.5 * jnp.sum(latents**2)
+    def energies(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        found = jnp.sum((images - vae.decode(latents)) ** 2, axis=(1, 2, 3))
+        found += 0.5 * jnp.sum(latents**2, axis=1)
+        return found.sum(), found
 
-    gradients = jax.grad(energy)(latents)
+    gradients, before = jax.grad(energies, has_aux=True)(latents)
     norms = jnp.linalg.norm(gradients, axis=1, keepdims=True)
     gradients *= jnp.minimum(1, _MAX_GRADIENT / jnp.maximum(norms, 1e-12))
-    return project((latents - _STEP_SIZE * gradients).T, max_norm).T
+    return project((latents - _STEP_SIZE * gradients).T, max_norm).T, before

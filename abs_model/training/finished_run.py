@@ -5,7 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 import ml_collections
@@ -65,6 +65,23 @@ class MarksBest(Protocol):
     best_mode: str
 
 
+def open_dataset(config: ml_collections.ConfigDict) -> Dataset:
+    """The data set of a configuration.
+
+    Raises:
+        ConfigError: What the configuration says of it can't be used.
+        UserError: It can't be had.
+    """
+    try:
+        return load_dataset(**config.dataset)
+    except (ImportError, ValueError) as error:
+        raise _unusable(error) from error
+
+
+def _unusable(error: Exception) -> ConfigError:
+    return ConfigError(f"the configuration can't be used: {error}")
+
+
 def build_task(
     config: ml_collections.ConfigDict,
     make_task: Callable[[ml_collections.ConfigDict, Dataset], _T],
@@ -75,11 +92,11 @@ def build_task(
         ConfigError: What the configuration says of them can't be used.
         UserError: The data set can't be had.
     """
+    dataset = open_dataset(config)
     try:
-        dataset = load_dataset(**config.dataset)
         return make_task(config, dataset), dataset
     except (ImportError, ValueError) as error:
-        raise ConfigError(f"the configuration can't be used: {error}") from error
+        raise _unusable(error) from error
 
 
 def is_finished(workdir: str | os.PathLike[str], config: ml_collections.ConfigDict) -> bool:
@@ -169,7 +186,7 @@ def write_run(
     num_classes: int,
     *,
     seconds: float | None = None,
-    **fitted: dict[str, Any],
+    **more: Mapping[str, Any],
 ) -> None:
     """Marks a run as finished.
 
@@ -180,7 +197,7 @@ def write_run(
         num_classes: Likewise.
         seconds: Wall-clock time of the whole training, and of what the session that ended the run
             fitted after it; None where there was no training here.
-        **fitted: What was fitted after training, such as the calibration.
+        **more: What else a run keeps, such as the calibration that was fitted after training.
     """
     description: dict[str, Any] = {
         "image_shape": image_shape,
@@ -190,7 +207,7 @@ def write_run(
     }
     if seconds is not None:
         description["training"] = {"seconds": round(seconds), "sessions": _sessions(workdir)}
-    write_json(workdir / _FILE, description | fitted)
+    write_json(workdir / _FILE, description | more)
 
 
 class FinishedRun:

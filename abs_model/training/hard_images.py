@@ -1,8 +1,10 @@
-"""Training images that ABS classifies wrongly or by little, shifted and rotated copies included."""
+"""Training images that ABS misclassifies, or classifies correctly by a small gap, and copies."""
 
 import dataclasses
 import io
 import pathlib
+import time
+import zipfile
 from collections.abc import Iterator
 
 import jax
@@ -13,34 +15,41 @@ from rich.console import Console
 from rich.progress import track
 
 from abs_model._runtime.atomic_files import atomic_write_bytes
+from abs_model._runtime.configuration import ConfigError
 from abs_model.data import Split
 from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import to_float
+from abs_model.inference.racing import RacingSolver
 from abs_model.models.abs import ABSClassifier
 from abs_model.training.workdir import WorkdirError
 
 _FILE = "hard_images.npz"
 _CHUNK = 2048
-# Of the race that finds the hard images, in nats. Smaller than a calibrated one, which would leave
-# every tenth image: here an estimate that is too high only loses an image that is hard.
+# Of the race that finds candidates, in nats. A calibrated one is six times as large and would leave
+# several times as many; an image that an estimate too high by more than this hides is one less.
 _RACE_MARGIN = 1.0
+# Distinguishes the keys of shifts and rotations from those of training.
+_CHANGES = 2**32 - 1
 
 
 @dataclasses.dataclass(frozen=True)
 class HardImages:
-    """Hard images, and how each class explains them.
+    """Hard images and their copies, and how each class explains them.
 
     Attributes:
-        images: uint8 (N, height, width, channels).
+        images: uint8 (N, height, width, channels): the originals, then the first copy of each, and
+            so on.
         labels: int32 (N,).
         energies: In nats, float32 (N, classes).
         latents: float32 (N, classes, latent).
+        seconds: How long it took to find them.
     """
 
     images: np.ndarray
     labels: np.ndarray
     energies: np.ndarray
     latents: np.ndarray
+    seconds: float
 
 
 def kept_hard_images(
@@ -52,95 +61,128 @@ def kept_hard_images(
     """What `find_hard_images` finds: read, or found, which takes minutes, and kept.
 
     Args:
-        workdir: Where they are kept.
-        classifier: As for `find_hard_images`, like the others.
-        split: Training images.
-        config: Likewise.
+        workdir: Of the run, whose hard images are kept there.
+        classifier: As for `find_hard_images`.
+        split: As for `find_hard_images`.
+        config: As for `find_hard_images`.
 
     Raises:
-        WorkdirError: The file is damaged.
-        ValueError: There are none.
+        WorkdirError: The file is damaged, or the classifier is not the one that it was made with.
+        ConfigError: No image is hard.
     """
-    path = workdir / _FILE
+    path, origin = workdir / _FILE, classifier.solver.decoder.origin
     try:
         with np.load(path) as file:
-            return HardImages(**file)
+            arrays = dict(file)
+            found_with = str(arrays.pop("origin"))
+            kept = HardImages(**arrays | {"seconds": float(arrays["seconds"])})
     except FileNotFoundError:
-        pass
-    except Exception as error:  # damage shows as nearly any exception
+        found = find_hard_images(classifier, split, config)
+        content = io.BytesIO()
+        np.savez(content, allow_pickle=False, origin=origin, **dataclasses.asdict(found))
+        atomic_write_bytes(path, content.getvalue())
+        return found
+    except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise WorkdirError(
-            f"{path} can't be read: {error}; delete it, and start train.py again with the same"
+            f"{path} is damaged ({error}); delete it, and start train.py again with the same"
             " command, which writes it again"
         ) from error
-    found = find_hard_images(classifier, split, config)
-    content = io.BytesIO()
-    np.savez(content, allow_pickle=False, **dataclasses.asdict(found))
-    atomic_write_bytes(path, content.getvalue())
-    return found
+    if found_with != origin:
+        raise WorkdirError(
+            f"the pretrained model {config.pretrained!r} has changed since {path} was made from it;"
+            " give a new --workdir"
+        )
+    return kept
 
 
 def find_hard_images(
     classifier: ABSClassifier, split: Split, config: ml_collections.ConfigDict
 ) -> HardImages:
-    """The hard images of a split, each followed by shifted and rotated copies; with progress bars.
+    """The hard images of a split, and shifted and rotated copies of them; with progress bars.
+
+    An image is hard when another class's energy is less than `train.max_gap` above that of its own.
+    Where the solver can race, a race finds candidates, which a search then confirms.
 
     Args:
-        classifier: ABS, unweighted. Where it can race, a race finds the hard images.
+        classifier: ABS, unweighted.
         split: Training images.
-        config: Uses `seed`, `train.max_gap`, the energy of the best other class above that of an
-            image's own class at which it is no longer hard, in nats; `train.copies` of each, the
-            image itself included; `train.max_shift` and `train.max_rotation`.
+        config: Uses `seed`, `train.max_gap` in nats, `train.copies` of each hard image,
+            `train.max_shift` and `train.max_rotation`.
 
     Raises:
-        ValueError: There are none.
+        ConfigError: No image is hard.
     """
+    start = time.perf_counter()
     train = config.train
-    rows = np.flatnonzero(_gaps(classifier, split) < train.max_gap)
+    candidates = np.flatnonzero(_estimated_gaps(classifier, split) < train.max_gap)
+    energies, latents = _explain(classifier, split.images[candidates], "explaining candidates")
+    hard = _gaps(energies, split.labels[candidates]) < train.max_gap
+    rows = candidates[hard]
     if not len(rows):
-        raise ValueError(
+        raise ConfigError(
             f"train.max_gap must leave hard images: with {train.max_gap} nats there are none of the"
             f" {len(split.labels)} training images; give a larger one"
         )
     originals = split.images[rows]
-    copies = [originals]
-    for number in range(1, train.copies):
-        key = jax.random.fold_in(jax.random.key(config.seed), number)
-        changed = shift_and_rotate(
-            to_float(jnp.asarray(originals)),
-            key,
-            max_shift=train.max_shift,
-            max_rotation=train.max_rotation,
-        )
-        copies.append(np.asarray(jnp.round(255 * changed).astype(jnp.uint8)))
-    images = np.concatenate(copies)
-    energies, latents = [], []
-    for chunk in _chunks(images, classifier.batch_size, "explaining hard images"):
+    keys = jax.random.fold_in(jax.random.key(config.seed), _CHANGES)
+    copies = [
+        np.asarray(_changed(originals, jax.random.fold_in(keys, number), config))
+        for number in range(train.copies)
+    ]
+    images = np.concatenate([originals, *copies])
+    of_copies = _explain(classifier, images[len(originals) :], "explaining copies")
+    return HardImages(
+        images,
+        np.tile(split.labels[rows], 1 + train.copies).astype(np.int32),
+        np.concatenate([energies[hard], of_copies[0]]),
+        np.concatenate([latents[hard], of_copies[1]]),
+        time.perf_counter() - start,
+    )
+
+
+def _changed(images: np.ndarray, key: jax.Array, config: ml_collections.ConfigDict) -> jax.Array:
+    """Shifted and rotated images, uint8 as the given ones."""
+    changed = shift_and_rotate(
+        to_float(jnp.asarray(images)),
+        key,
+        max_shift=config.train.max_shift,
+        max_rotation=config.train.max_rotation,
+    )
+    return jnp.round(255 * changed).astype(jnp.uint8)
+
+
+def _estimated_gaps(classifier: ABSClassifier, split: Split) -> np.ndarray:
+    """`_gaps` as a race finds them, where the solver can race; at most a little too large."""
+    if isinstance(classifier.solver, RacingSolver):
+        classifier = dataclasses.replace(classifier, race_margin=jnp.float32(_RACE_MARGIN))
+    logits = [
+        classifier.decision_logits(chunk)
+        for chunk in _chunks(split.images, _CHUNK, "finding hard images")
+    ]
+    energies = classifier.energies_from_logits(np.concatenate(logits))
+    return _gaps(np.asarray(energies), split.labels)
+
+
+def _gaps(energies: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The lowest energy of another class less that of each image's own class, in nats, (N,)."""
+    others = np.array(energies)
+    rows = np.arange(len(labels))
+    others[rows, labels] = np.inf
+    return others.min(axis=1) - energies[rows, labels]
+
+
+def _explain(
+    classifier: ABSClassifier, images: np.ndarray, description: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Energies (N, classes) and latents (N, classes, latent)."""
+    count, latent_size = classifier.num_classes, classifier.solver.decoder.latent_size
+    energies = [np.zeros((0, count), np.float32)]
+    latents = [np.zeros((0, count, latent_size), np.float32)]
+    for chunk in _chunks(images, classifier.batch_size, description):
         found = classifier.infer(chunk)
         energies.append(np.asarray(found.energies))
         latents.append(np.asarray(found.latents))
-    return HardImages(
-        images,
-        np.tile(split.labels[rows], train.copies).astype(np.int32),
-        np.concatenate(energies),
-        np.concatenate(latents),
-    )
-
-
-def _gaps(classifier: ABSClassifier, split: Split) -> np.ndarray:
-    """The energy of the best other class above that of each image's own class, in nats, (N,)."""
-    if classifier.races:
-        classifier = dataclasses.replace(classifier, race_margin=jnp.float32(_RACE_MARGIN))
-    pixels = np.prod(classifier.image_shape)
-    energies = np.concatenate(
-        [
-            -pixels * classifier.decision_logits(chunk)
-            for chunk in _chunks(split.images, _CHUNK, "finding hard images")
-        ]
-    )
-    everyone = np.arange(len(energies))
-    own = energies[everyone, split.labels]
-    energies[everyone, split.labels] = np.inf
-    return energies.min(axis=1) - own
+    return np.concatenate(energies), np.concatenate(latents)
 
 
 def _chunks(images: np.ndarray, size: int, description: str) -> Iterator[np.ndarray]:

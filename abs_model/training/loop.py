@@ -58,7 +58,7 @@ class Task(Protocol):
     best_mode: str
 
     def init_state(self) -> State:
-        """The state before step 0: {"model": arrays, "optimizer": arrays}."""
+        """The state before step 0: "model", "optimizer", and what else steps change; arrays."""
 
     def run_steps(
         self, state: State, first_step: int, num_steps: int

@@ -34,12 +34,12 @@ def _full() -> ml_collections.ConfigDict:
             "pairs_per_class": 64,
             "learning_rate": 2e-4,
             # Of the cross-entropy, relative to the reconstruction error.
-            "cross_entropy_weight": 10.0,
+            "cross_entropy_weight": 30.0,
             # An image is hard when the energy of another class is less than this above that of its
             # own, in nats.
             "max_gap": 4.0,
             # Of each hard image, shifted and rotated.
-            "copies": 4,
+            "copies": 8,
             # Of these, and of a class's own images in a step: as in configs/abs.py.
             "max_shift": 0.5,
             "max_rotation": 5.0,

@@ -1,4 +1,4 @@
-"""Fine-tuning of a trained ABS model, so that its classes are told apart better.
+"""Fine-tuning of a trained ABS model, which makes its classes easier to tell apart.
 
 python train.py --config=configs/abs_fine_tuned.py --config.pretrained=runs/abs_long \\
     --workdir=runs/abs_fine_tuned
@@ -40,7 +40,7 @@ def _full() -> ml_collections.ConfigDict:
             "max_gap": 4.0,
             # Of each hard image, shifted and rotated.
             "copies": 8,
-            # Of these, and of a class's own images in a step: as in configs/abs.py.
+            # Largest shift in pixels and rotation in degrees, of copies and of own images.
             "max_shift": 0.5,
             "max_rotation": 5.0,
             # True: trains on the validation images, too; their metrics are then no test.

@@ -40,7 +40,7 @@ def tasks(dataset):
 
 
 def fine_tuning_task(dataset):
-    """Fine-tuning of the shipped ABS; the hard images have latents at random."""
+    """Fine-tuning of the shipped ABS; the hard images have random latents."""
     config = abs_fine_tuned.get_config("tiny")
     config.train.learning_rate = 2e-3  # that of the others, which the tolerance is for
     trained = find_trained("abs")

@@ -161,7 +161,7 @@ def finish(
     store: CheckpointStore,
     *,
     seconds_before: float = 0.0,
-    **provenance: Mapping[str, Any],
+    pretrained: Mapping[str, Any] | None = None,
 ) -> None:
     """Fits surrogates and calibration to the best checkpoint, and marks the run as finished.
 
@@ -172,7 +172,7 @@ def finish(
         workdir: Of the run.
         store: The run's checkpoints.
         seconds_before: What the run took before training.
-        **provenance: What else the run keeps (`write_run`).
+        pretrained: What the run keeps of the model that it continues, if any.
     """
     start = time.perf_counter()
     # Whole, where devices or processes share the state.
@@ -195,7 +195,7 @@ def finish(
         dataset.num_classes,
         calibration=calibrate(classifier, config, dataset),
         seconds=seconds_before + training_seconds(workdir) + time.perf_counter() - start,
-        **provenance,
+        **({} if pretrained is None else {"pretrained": pretrained}),
     )
 
 

@@ -1,4 +1,4 @@
-"""Pictures of what VAEs draw, for the log of a training."""
+"""Pictures of what VAEs draw, for the log of a training run."""
 
 import functools
 from collections.abc import Mapping

@@ -206,7 +206,7 @@ class ABSTask:
     def _of_classifier(self, state: State) -> dict[str, float]:
         """Accuracy of the full classifier on the first validation images, attacked or not."""
         split, settings = self.dataset.validation, self.config.validation
-        # Surrogates fit one model only; while it changes, the solver that needs none serves.
+        # There are no surrogates before training has ended, so the solver that needs none serves.
         classifier = build_abs(
             self.config,
             self.graphdef,

@@ -121,8 +121,8 @@ def _check_config(config: ml_collections.ConfigDict) -> None:
     train = config.train
     if train.copies and not (train.max_shift or train.max_rotation):
         raise ConfigError(
-            f"train.copies must be 0 without train.max_shift and train.max_rotation, got"
-            f" {train.copies} copies, which would be equal"
+            "train.copies must be 0 without train.max_shift and train.max_rotation, got"
+            f" {train.copies} copies, which would all be equal; set one of the two"
         )
     check_objective_is_held_out(config)
 
@@ -133,6 +133,11 @@ def _check_pretrained(pretrained: Trained, config: ml_collections.ConfigDict) ->
     if pretrained.config.model.name != "abs":
         raise ConfigError(
             f"pretrained must be an ABS model; {name!r} is a {pretrained.config.model.name!r} model"
+        )
+    if pretrained.binary:
+        raise ConfigError(
+            f"pretrained must be an ABS model of gray images, but {name!r} thresholds them; give"
+            " the model that it shares its weights with"
         )
     held, asked = (_shared(each) for each in (pretrained.config, config))
     if lines := differences_between(held, asked, name):

@@ -25,8 +25,8 @@ from abs_model.training.workdir import WorkdirError
 
 _FILE = "hard_images.npz"
 _CHUNK = 2048
-# Of the race that finds candidates, in nats. A calibrated one is six times as large and would leave
-# several times as many; an image that an estimate too high by more than this hides is one less.
+# Margin of the race that finds candidates, in nats. A calibrated one is larger (8.6 for the shipped
+# ABS) and leaves more candidates. An image is missed only if an estimate is too high by more.
 _RACE_MARGIN = 1.0
 # Distinguishes the keys of shifts and rotations from those of training.
 _CHANGES = 2**32 - 1
@@ -84,8 +84,8 @@ def kept_hard_images(
         return found
     except (ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         raise WorkdirError(
-            f"{path} is damaged ({error}); delete it, and start train.py again with the same"
-            " command, which writes it again"
+            f"{path} is damaged ({error}), and checkpoints belong to what it held; start train.py"
+            " again with a new --workdir"
         ) from error
     if found_with != origin:
         raise WorkdirError(
@@ -120,8 +120,8 @@ def find_hard_images(
     rows = candidates[hard]
     if not len(rows):
         raise ConfigError(
-            f"train.max_gap must leave hard images: with {train.max_gap} nats there are none of the"
-            f" {len(split.labels)} training images; give a larger one"
+            f"train.max_gap must be so large that some of the {len(split.labels)} training images"
+            f" are hard, got {train.max_gap} nats; give a larger one"
         )
     originals = split.images[rows]
     keys = jax.random.fold_in(jax.random.key(config.seed), _CHANGES)
@@ -152,7 +152,10 @@ def _changed(images: np.ndarray, key: jax.Array, config: ml_collections.ConfigDi
 
 
 def _estimated_gaps(classifier: ABSClassifier, split: Split) -> np.ndarray:
-    """`_gaps` as a race finds them, where the solver can race; at most a little too large."""
+    """`_gaps`, or lower bounds from a race where the solver can race.
+
+    An estimate that is too high by more than `_RACE_MARGIN` makes a bound too high.
+    """
     if isinstance(classifier.solver, RacingSolver):
         classifier = dataclasses.replace(classifier, race_margin=jnp.float32(_RACE_MARGIN))
     logits = [

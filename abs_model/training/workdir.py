@@ -126,7 +126,7 @@ def _read(workdir: pathlib.Path) -> dict[str, Any]:
 def differences_between(
     held: ml_collections.ConfigDict, asked: ml_collections.ConfigDict, holder: str
 ) -> list[str]:
-    """A message for each key whose values differ; None and no such key are equal.
+    """A message for each key whose values differ; None and an absent key count as equal.
 
     Args:
         held: A configuration that something was made with.

@@ -6,7 +6,7 @@ An entry is two files in `weights/`: weights (safetensors) and a card (JSON)::
     models    by name: whether the model thresholds images, and what was measured of it
     config    of the training run
     run       what the run noted at its end: image shape, calibration, time, commit, hardware,
-              and for a fine-tuned model configuration, time, commit and hardware of the pretrained
+              and for a fine-tuned model also those of the pretrained one, and its configuration
 
 Models of one entry share its weights: Binary ABS is ABS on thresholded images.
 """

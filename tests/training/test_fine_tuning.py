@@ -183,7 +183,7 @@ def test_hard_images_are_kept_and_damage_is_named(unweighted, dataset, tmp_path,
     config = get_config()
     config.train.copies = 0
     split = Split(dataset.train.images[:50], dataset.train.labels[:50])
-    with pytest.raises(ConfigError, match="max_gap must leave hard images"):
+    with pytest.raises(ConfigError, match="max_gap must be so large"):
         config.train.max_gap = -1000.0
         find_hard_images(unweighted, split, config)
     config.train.max_gap = 1000.0
@@ -198,7 +198,7 @@ def test_hard_images_are_kept_and_damage_is_named(unweighted, dataset, tmp_path,
         kept_hard_images(tmp_path, dataclasses.replace(unweighted, solver=solver), split, config)
     path = tmp_path / "hard_images.npz"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(WorkdirError, match=r"hard_images\.npz is damaged.*delete it"):
+    with pytest.raises(WorkdirError, match=r"hard_images\.npz is damaged.*new --workdir"):
         kept_hard_images(tmp_path, unweighted, split, config)
 
 
@@ -215,6 +215,7 @@ def test_hard_images_are_kept_and_damage_is_named(unweighted, dataset, tmp_path,
             {"pretrained": "abs", "dataset.name": "other"},
             'dataset.name: abs has "mnist", you asked for',
         ),
+        ({"pretrained": "binary_abs"}, "of gray images, but 'binary_abs' thresholds them"),
         (
             {"pretrained": "abs", "inference.max_norm": 9.0},
             "inference.max_norm: abs has 5.0, you asked for 9.0",

@@ -38,9 +38,9 @@ def _full() -> ml_collections.ConfigDict:
             # An image is hard when the energy of another class is less than this above that of its
             # own, in nats.
             "max_gap": 4.0,
-            # Of each hard image, shifted and rotated.
+            # Of each hard image, at random shifted, by at most so many pixels, and rotated, by at
+            # most so many degrees.
             "copies": 8,
-            # Largest shift in pixels and rotation in degrees, of copies and of own images.
             "max_shift": 0.5,
             "max_rotation": 5.0,
             # True: trains on the validation images, too; their metrics are then no test.
@@ -56,6 +56,8 @@ def _full() -> ml_collections.ConfigDict:
             "objective": ml_collections.config_dict.placeholder(str),
         }
     )
+    # The cross-entropy has balanced the classes, on the very images that weights are fitted to.
+    config.calibration.fit_abs_class_weights = False
     config.checkpoint.every_epochs = 1
     return config
 

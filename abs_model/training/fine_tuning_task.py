@@ -28,7 +28,6 @@ from jax import lax
 from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.data import Dataset, Split
-from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.surrogates import Surrogate
@@ -41,7 +40,8 @@ from abs_model.training.loop import State
 PyTree = Any
 _Pairs = dict[str, jax.Array]
 # Of gradient descent of the latents: a fixed step, with gradients cut to this norm, so that latents
-# move by at most 0.2. A step that raises the energy is undone afterwards.
+# move by at most 0.2. A step that raises the energy is undone afterwards: 0 to 6% of them in the
+# end, when the energies of drawn pairs are 0.03 to 0.09 nats above their local minima.
 _STEP_SIZE = 0.02
 _MAX_GRADIENT = 10.0
 # Added to the size of each pair's gradient: where all are 0, something must be drawn.
@@ -213,20 +213,14 @@ class FineTuningTask:
         key: jax.Array,
     ) -> tuple[PyTree, _Pairs, jax.Array]:
         """One class's gradient, its pairs' new latents and energies, and reconstruction error."""
-        train = self.config.train
-        weight = train.cross_entropy_weight / self._images_per_class
+        weight = self.config.train.cross_entropy_weight / self._images_per_class
 
         def vae(decoder: PyTree) -> VAE:
             return nnx.merge(self.graphdef, {"encoder": encoder, "decoder": decoder}, statistics)
 
-        change_key, sample_key = jax.random.split(key)
         own = to_float(images[chosen])
-        if train.max_shift or train.max_rotation:
-            own = shift_and_rotate(
-                own, change_key, max_shift=train.max_shift, max_rotation=train.max_rotation
-            )
         mean, log_variance = vae(decoder).encode(own)
-        noise = jax.random.normal(sample_key, mean.shape)
+        noise = jax.random.normal(key, mean.shape)
         samples = mean + jnp.exp(0.5 * log_variance) * noise
         drawn = to_float(hard_images)
         max_norm = self.config.inference.max_norm

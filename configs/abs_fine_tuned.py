@@ -18,11 +18,14 @@ from configs import abs as abs_config
 
 def get_config(variant: str = "full") -> ml_collections.ConfigDict:
     """The configuration of a variant, "full" or "tiny" (for the tests)."""
-    return choose_variant(variant, {"full": _full, "tiny": _tiny})()
+    changes = choose_variant(variant, _VARIANTS)
+    config = _with_fine_tuning(abs_config.get_config(variant))
+    config.update(changes)
+    return config
 
 
-def _full() -> ml_collections.ConfigDict:
-    config = abs_config.get_config()
+def _with_fine_tuning(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """The configuration of a training from scratch, with the sections of fine-tuning instead."""
     # The workdir of a finished training, or the name of a shipped model.
     config.pretrained = ml_collections.config_dict.placeholder(str)
     config.train = ml_collections.ConfigDict(
@@ -62,19 +65,17 @@ def _full() -> ml_collections.ConfigDict:
     return config
 
 
-def _tiny() -> ml_collections.ConfigDict:
-    config, tiny = _full(), abs_config.get_config("tiny")
-    for section in ("dataset", "model", "inference", "surrogate", "calibration"):
-        config[section] = tiny[section]
-    config.train.update(
-        {
+_VARIANTS = {
+    "full": {},
+    "tiny": {
+        "train": {
             "epochs": 2,
             "steps_per_epoch": 3,
             "batch_size_per_class": 4,
             "pairs_per_class": 4,
             "copies": 1,
             "steps_per_dispatch": 2,
-        }
-    )
-    config.validation.update({"abs_images": 20, "image_columns": 4})
-    return config
+        },
+        "validation": {"abs_images": 20, "image_columns": 4},
+    },
+}

@@ -7,6 +7,9 @@ The decoders learn from training images that are misclassified, or classified co
 gap, and from shifted and rotated copies of them. `abs_model/training/fine_tuning_task.py` has the
 loss.
 
+full: from configs/abs.py:long with train.max_shift 0.5 and train.max_rotation 5.0, 99.2% of the
+validation images, Binary ABS 99.0% (98.8% and 98.8% before). 20 minutes on 2 CPU cores (AMD EPYC),
+4 of them for hard images, 9 for surrogates and calibration.
 tiny: for the tests.
 """
 
@@ -36,14 +39,15 @@ def _with_fine_tuning(config: ml_collections.ConfigDict) -> ml_collections.Confi
             "batch_size_per_class": 64,
             "pairs_per_class": 64,
             "learning_rate": 2e-4,
-            # Of the cross-entropy, relative to the reconstruction error.
+            # Of the cross-entropy, relative to the reconstruction error. More lowers the certified
+            # radius (docs/training.md).
             "cross_entropy_weight": 30.0,
             # An image is hard when the energy of another class is less than this above that of its
             # own, in nats.
-            "max_gap": 4.0,
+            "max_gap": 6.0,
             # Of each hard image, at random shifted, by at most so many pixels, and rotated, by at
             # most so many degrees.
-            "copies": 8,
+            "copies": 4,
             "max_shift": 0.5,
             "max_rotation": 5.0,
             # True: trains on the validation images, too; their metrics are then no test.

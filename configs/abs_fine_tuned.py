@@ -28,7 +28,7 @@ def get_config(variant: str = "full") -> ml_collections.ConfigDict:
 
 
 def _with_fine_tuning(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-    """The configuration of a training from scratch, with the sections of fine-tuning instead."""
+    """A configuration of configs/abs.py, with training and validation replaced by fine-tuning's."""
     # The workdir of a finished training, or the name of a shipped model.
     config.pretrained = ml_collections.config_dict.placeholder(str)
     config.train = ml_collections.ConfigDict(

@@ -1,7 +1,7 @@
 """ABS from a configuration: structure, untrained parameters, classifiers from trained ones."""
 
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from flax import nnx
 from rich.console import Console
 from rich.progress import track
 
+from abs_model.inference.energy import Inference
 from abs_model.inference.racing import fit_margin
 from abs_model.inference.solvers import SearchSettings, find_solver, make_solver, read_settings
 from abs_model.inference.solvers.surrogates import (
@@ -135,8 +136,10 @@ def build_abs(
     )
 
 
-def measure_energies(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
-    """Energies in nats, (N, classes), with a progress bar.
+def infer_in_batches(
+    classifier: ABSClassifier, images: np.ndarray, description: str
+) -> Iterator[Inference]:
+    """What `infer` finds, batch by batch, with a progress bar.
 
     Args:
         classifier: The model.
@@ -144,9 +147,14 @@ def measure_energies(classifier: ABSClassifier, images: np.ndarray, description:
         description: What the progress bar says.
     """
     starts = range(0, len(images), classifier.batch_size)
-    batches = (images[start : start + classifier.batch_size] for start in starts)
-    bar = track(batches, description, total=len(starts), console=Console(stderr=True))
-    return np.concatenate([np.asarray(classifier.infer(batch).energies) for batch in bar])
+    for start in track(starts, description, console=Console(stderr=True)):
+        yield classifier.infer(images[start : start + classifier.batch_size])
+
+
+def measure_energies(classifier: ABSClassifier, images: np.ndarray, description: str) -> np.ndarray:
+    """Energies in nats, (N, classes), with a progress bar; arguments as in `infer_in_batches`."""
+    found = infer_in_batches(classifier, images, description)
+    return np.concatenate([np.asarray(batch.energies) for batch in found])
 
 
 def measure_race_margin(

@@ -169,7 +169,7 @@ def finish(
         task: What was trained.
         config: Its configuration.
         dataset: What it was trained on.
-        workdir: Of the run.
+        workdir: Directory of the run.
         store: The run's checkpoints.
         seconds_before: What the run took before training.
         pretrained: What the run keeps of the model that it continues, if any.

@@ -16,17 +16,17 @@ import ml_collections
 import numpy as np
 import optax
 from flax import nnx
-from jax import lax
 
 from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks.pgd import pgd
 from abs_model.data import Dataset
 from abs_model.data.augmentation import shift_and_rotate
-from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
+from abs_model.data.batches import ImagesByClass, group_by_class, to_float
 from abs_model.models.build import build_abs, init_vaes, search_settings
 from abs_model.models.vae import elbo_terms
 from abs_model.training.abs_pictures import draw_pictures
+from abs_model.training.abs_steps import run_steps
 from abs_model.training.loop import State
 
 PyTree = Any
@@ -100,25 +100,25 @@ class ABSTask:
         self, state: State, data: ImagesByClass, first_step: jax.Array, num_steps: jax.Array
     ) -> tuple[State, Mapping[str, jax.Array]]:
         """One program for any number of steps of one epoch."""
-        batch_size = self.config.train.batch_size_per_class
-        key = jax.random.key(self.config.seed)
-        epoch = first_step // self.steps_per_epoch
-        length = self.steps_per_epoch * batch_size
-        order = epoch_order(data, jax.random.fold_in(key, epoch), length)
-        noise_key = jax.random.fold_in(key, self.num_epochs)
 
-        def step(i: jax.Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            state, sums = carry
-            position = (i % self.steps_per_epoch) * batch_size
-            chosen = lax.dynamic_slice_in_dim(order, position, batch_size, axis=1)
-            chosen = constrain(chosen, self._mesh, CLASS, DATA)
-            state, metrics = self._step(state, data, chosen, jax.random.fold_in(noise_key, i), i)
-            return state, jax.tree.map(jnp.add, sums, metrics)
+        def step(
+            state: State, chosen: jax.Array, key: jax.Array, i: jax.Array
+        ) -> tuple[State, PyTree]:
+            return self._step(state, data, constrain(chosen, self._mesh, CLASS, DATA), key, i)
 
-        zeros = dict.fromkeys(("loss", "reconstruction", "kl"), jnp.zeros(()))
-        bounds = (first_step, first_step + num_steps)
-        state, sums = lax.fori_loop(*bounds, step, (state, zeros))
-        return state, jax.tree.map(lambda x: x / num_steps, sums) | {"beta": self._beta(bounds[1])}
+        state, metrics = run_steps(
+            step,
+            state,
+            data,
+            first_step,
+            num_steps,
+            seed=self.config.seed,
+            num_epochs=self.num_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.train.batch_size_per_class,
+            metrics=("loss", "reconstruction", "kl"),
+        )
+        return state, metrics | {"beta": self._beta(first_step + num_steps)}
 
     def _step(
         self, state: State, data: ImagesByClass, chosen: jax.Array, key: jax.Array, step: jax.Array

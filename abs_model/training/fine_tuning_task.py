@@ -23,17 +23,17 @@ import ml_collections
 import numpy as np
 import optax
 from flax import nnx
-from jax import lax
 
 from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.data import Dataset, Split
-from abs_model.data.batches import ImagesByClass, epoch_order, group_by_class, to_float
+from abs_model.data.batches import ImagesByClass, group_by_class, to_float
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.surrogates import Surrogate
 from abs_model.models.build import build_abs, search_settings
 from abs_model.models.vae import VAE
 from abs_model.training.abs_pictures import draw_pictures
+from abs_model.training.abs_steps import run_steps
 from abs_model.training.hard_images import HardImages
 from abs_model.training.loop import State
 
@@ -132,25 +132,25 @@ class FineTuningTask:
         num_steps: jax.Array,
     ) -> tuple[State, Mapping[str, jax.Array]]:
         """One program for any number of steps of one epoch."""
-        batch_size = self.config.train.batch_size_per_class
-        key = jax.random.key(self.config.seed)
-        epoch = first_step // self.steps_per_epoch
-        order_key = jax.random.fold_in(key, epoch)
-        order = epoch_order(data, order_key, self.steps_per_epoch * batch_size)
-        noise_key = jax.random.fold_in(key, self.num_epochs)
 
-        def step(i: jax.Array, carry: tuple[State, PyTree]) -> tuple[State, PyTree]:
-            state, sums = carry
-            position = (i % self.steps_per_epoch) * batch_size
-            chosen = lax.dynamic_slice_in_dim(order, position, batch_size, axis=1)
+        def step(
+            state: State, chosen: jax.Array, key: jax.Array, _: jax.Array
+        ) -> tuple[State, PyTree]:
             chosen = constrain(chosen, self._mesh, CLASS, DATA)
-            step_key = jax.random.fold_in(noise_key, i)
-            state, metrics = self._step(state, data, hard_images, is_own, chosen, step_key)
-            return state, jax.tree.map(jnp.add, sums, metrics)
+            return self._step(state, data, hard_images, is_own, chosen, key)
 
-        zeros = dict.fromkeys(("loss", "reconstruction", "cross_entropy"), jnp.zeros(()))
-        state, sums = lax.fori_loop(first_step, first_step + num_steps, step, (state, zeros))
-        return state, jax.tree.map(lambda x: x / num_steps, sums)
+        return run_steps(
+            step,
+            state,
+            data,
+            first_step,
+            num_steps,
+            seed=self.config.seed,
+            num_epochs=self.num_epochs,
+            steps_per_epoch=self.steps_per_epoch,
+            batch_size=self.config.train.batch_size_per_class,
+            metrics=("loss", "reconstruction", "cross_entropy"),
+        )
 
     def _step(
         self,

@@ -5,7 +5,6 @@ import io
 import pathlib
 import time
 import zipfile
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +20,7 @@ from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import to_float
 from abs_model.inference.racing import RacingSolver
 from abs_model.models.abs import ABSClassifier
+from abs_model.models.build import infer_in_batches
 from abs_model.training.workdir import WorkdirError
 
 _FILE = "hard_images.npz"
@@ -61,7 +61,7 @@ def kept_hard_images(
     """What `find_hard_images` finds: read, or found, which takes minutes, and kept.
 
     Args:
-        workdir: Of the run, whose hard images are kept there.
+        workdir: Directory of the run, which keeps them.
         classifier: As for `find_hard_images`.
         split: As for `find_hard_images`.
         config: As for `find_hard_images`.
@@ -158,10 +158,10 @@ def _estimated_gaps(classifier: ABSClassifier, split: Split) -> np.ndarray:
     """
     if isinstance(classifier.solver, RacingSolver):
         classifier = dataclasses.replace(classifier, race_margin=jnp.float32(_RACE_MARGIN))
-    logits = [
-        classifier.decision_logits(chunk)
-        for chunk in _chunks(split.images, _CHUNK, "finding hard images")
-    ]
+    starts = range(0, len(split.images), _CHUNK)
+    bar = track(starts, "finding hard images", console=Console(stderr=True))
+    chunks = (split.images[start : start + _CHUNK].astype(np.float32) / 255 for start in bar)
+    logits = [classifier.decision_logits(chunk) for chunk in chunks]
     energies = classifier.energies_from_logits(np.concatenate(logits))
     return _gaps(np.asarray(energies), split.labels)
 
@@ -181,15 +181,7 @@ def _explain(
     count, latent_size = classifier.num_classes, classifier.solver.decoder.latent_size
     energies = [np.zeros((0, count), np.float32)]
     latents = [np.zeros((0, count, latent_size), np.float32)]
-    for chunk in _chunks(images, classifier.batch_size, description):
-        found = classifier.infer(chunk)
+    for found in infer_in_batches(classifier, images.astype(np.float32) / 255, description):
         energies.append(np.asarray(found.energies))
         latents.append(np.asarray(found.latents))
     return np.concatenate(energies), np.concatenate(latents)
-
-
-def _chunks(images: np.ndarray, size: int, description: str) -> Iterator[np.ndarray]:
-    """The images as float32 in [0, 1], `size` at a time, with a progress bar."""
-    starts = range(0, len(images), size)
-    for start in track(starts, description, console=Console(stderr=True)):
-        yield images[start : start + size].astype(np.float32) / 255

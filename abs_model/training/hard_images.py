@@ -25,8 +25,9 @@ from abs_model.training.workdir import WorkdirError
 
 _FILE = "hard_images.npz"
 _CHUNK = 2048
-# Margin of the race that finds candidates, in nats. A calibrated one is larger (8.6 for the shipped
-# ABS) and leaves more candidates. An image is missed only if an estimate is too high by more.
+# Margin of the race that finds candidates, in nats. A calibrated one is larger (8.6 for a model
+# trained by configs/abs.py:long) and leaves more candidates. An image is missed only if an estimate
+# is too high by more.
 _RACE_MARGIN = 1.0
 # Distinguishes the keys of shifts and rotations from those of training.
 _CHANGES = 2**32 - 1

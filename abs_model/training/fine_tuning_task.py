@@ -27,6 +27,7 @@ from flax import nnx
 from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.data import Dataset, Split
+from abs_model.data.augmentation import shift_and_rotate
 from abs_model.data.batches import ImagesByClass, group_by_class, to_float
 from abs_model.inference.solvers.norm_ball import project
 from abs_model.inference.solvers.surrogates import Surrogate
@@ -213,14 +214,20 @@ class FineTuningTask:
         key: jax.Array,
     ) -> tuple[PyTree, _Pairs, jax.Array]:
         """One class's gradient, its pairs' new latents and energies, and reconstruction error."""
-        weight = self.config.train.cross_entropy_weight / self._images_per_class
+        train = self.config.train
+        weight = train.cross_entropy_weight / self._images_per_class
 
         def vae(decoder: PyTree) -> VAE:
             return nnx.merge(self.graphdef, {"encoder": encoder, "decoder": decoder}, statistics)
 
+        change_key, sample_key = jax.random.split(key)
         own = to_float(images[chosen])
+        if train.max_shift or train.max_rotation:
+            own = shift_and_rotate(
+                own, change_key, max_shift=train.max_shift, max_rotation=train.max_rotation
+            )
         mean, log_variance = vae(decoder).encode(own)
-        noise = jax.random.normal(key, mean.shape)
+        noise = jax.random.normal(sample_key, mean.shape)
         samples = mean + jnp.exp(0.5 * log_variance) * noise
         drawn = to_float(hard_images)
         max_norm = self.config.inference.max_norm

@@ -1,8 +1,8 @@
 """What fine-tuning of ABS trains: the decoders, on hard images of all classes.
 
-The loss of an image x of class y is ||x - G_y(z)||^2, with z a sample of the posterior, plus the
-cross-entropy CE of softmax(-E(x)) times a weight. With uniform classes, the softmax is Bayes' rule
-for the likelihoods exp(-E_c).
+The loss of an image x of class y is ||x' - G_y(z)||^2 plus a weight times the cross-entropy CE of
+softmax(-E(x)). Here x' is x, shifted and rotated at random, and z is a sample of the encoder's
+posterior of x'. With uniform classes, the softmax is Bayes' rule for the likelihoods exp(-E_c).
 
 By the envelope theorem, the gradient of an energy with respect to the decoder is that at the best
 latents. These are kept for each pair of a hard image and a class, and follow the decoder: whenever
@@ -53,7 +53,8 @@ class FineTuningTask:
     """Fine-tunes decoders; see `abs_model.training.loop.Task`.
 
     The state has, beside "model" and "optimizer", "pairs": latents (classes, N, latent) and
-    energies (classes, N) of the N hard images. The metric "cross_entropy" is the mean over all
+    energies (classes, N) of the N hard images. The metric "reconstruction" is the error of the
+    shifted and rotated images. The metric "cross_entropy" is the mean over all
     training images and as many copies of each as hard images have; it takes the energies as they
     were when last drawn, and that of images that are not hard to be 0.
     """

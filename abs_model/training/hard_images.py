@@ -29,7 +29,7 @@ _CHUNK = 2048
 # trained by configs/abs.py:long) and leaves more candidates. An image is missed only if an estimate
 # is too high by more.
 _RACE_MARGIN = 1.0
-# Distinguishes the keys of shifts and rotations from those of training.
+# Distinguishes the keys of the copies' shifts and rotations from those of training.
 _CHANGES = 2**32 - 1
 
 

@@ -119,6 +119,25 @@ def test_drawn_pairs_move_downhill_and_keep_their_energies(dataset):
     assert (found[changed] < energies[changed]).all()
 
 
+def test_own_images_are_shifted_and_rotated(dataset, monkeypatch):
+    """Encoded and compared are the changed images: blackened digits cost what black images cost."""
+
+    def reconstruction(dataset):
+        task = make_task(dataset, max_shift=2.0, max_rotation=20.0)
+        return float(task.run_steps(task.init_state(), 0, 1)[1]["reconstruction"])
+
+    def blacken(images, key, *, max_shift, max_rotation):
+        del key
+        assert (max_shift, max_rotation) == (2.0, 20.0)
+        return jnp.zeros_like(images)
+
+    train = Split(np.zeros_like(dataset.train.images), dataset.train.labels)
+    expected = reconstruction(dataclasses.replace(dataset, train=train))
+    assert reconstruction(dataset) != pytest.approx(expected, rel=1e-3)
+    monkeypatch.setattr(fine_tuning_task, "shift_and_rotate", blacken)
+    assert reconstruction(dataset) == pytest.approx(expected, rel=1e-5)
+
+
 def test_steps_change_decoders_only_and_dispatches_do_not_matter(dataset):
     task = make_task(dataset)
     initial = jax.tree.map(np.asarray, task.init_state()["model"])

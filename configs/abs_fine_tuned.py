@@ -7,8 +7,7 @@ python train.py --config=configs/abs_fine_tuned.py --config.pretrained=runs/abs_
 
 The decoders learn from training images that are misclassified, or classified correctly by a small
 gap, and from shifted and rotated copies of them. Each class's own images are shifted and rotated,
-too. `abs_model/training/fine_tuning_task.py` has the
-loss.
+too. `abs_model/training/fine_tuning_task.py` has the loss.
 
 full: 99.2% of the validation images, Binary ABS 99.1% (98.8% and 98.8% before fine-tuning); 99.0%
 of the test images for both. 20 minutes on 2 CPU cores (AMD EPYC), 4 of them for hard images and 8

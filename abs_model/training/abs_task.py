@@ -17,7 +17,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from abs_model._runtime.mesh import CLASS, DATA, constrain, place, replicate, training_mesh
+from abs_model._runtime.mesh import CLASS, place, replicate, training_mesh
 from abs_model._runtime.vectorize import map_classes
 from abs_model.attacks.pgd import pgd
 from abs_model.data import Dataset
@@ -104,7 +104,7 @@ class ABSTask:
         def step(
             state: State, chosen: jax.Array, key: jax.Array, i: jax.Array
         ) -> tuple[State, PyTree]:
-            return self._step(state, data, constrain(chosen, self._mesh, CLASS, DATA), key, i)
+            return self._step(state, data, chosen, key, i)
 
         state, metrics = run_steps(
             step,
@@ -112,10 +112,9 @@ class ABSTask:
             data,
             first_step,
             num_steps,
-            seed=self.config.seed,
-            num_epochs=self.num_epochs,
+            config=self.config,
             steps_per_epoch=self.steps_per_epoch,
-            batch_size=self.config.train.batch_size_per_class,
+            mesh=self._mesh,
             metrics=("loss", "reconstruction", "kl"),
         )
         return state, metrics | {"beta": self._beta(first_step + num_steps)}

@@ -54,9 +54,9 @@ class FineTuningTask:
 
     The state has, beside "model" and "optimizer", "pairs": latents (classes, N, latent) and
     energies (classes, N) of the N hard images. The metric "reconstruction" is the error of the
-    shifted and rotated images. The metric "cross_entropy" is the mean over all
-    training images and as many copies of each as hard images have; it takes the energies as they
-    were when last drawn, and that of images that are not hard to be 0.
+    shifted and rotated images. The metric "cross_entropy" is the mean over all training images and
+    as many copies of each as hard images have; it takes the energies as they were when last drawn,
+    and that of images that are not hard to be 0.
     """
 
     best_metric = "validation/cross_entropy"
@@ -138,7 +138,6 @@ class FineTuningTask:
         def step(
             state: State, chosen: jax.Array, key: jax.Array, _: jax.Array
         ) -> tuple[State, PyTree]:
-            chosen = constrain(chosen, self._mesh, CLASS, DATA)
             return self._step(state, data, hard_images, is_own, chosen, key)
 
         return run_steps(
@@ -147,10 +146,9 @@ class FineTuningTask:
             data,
             first_step,
             num_steps,
-            seed=self.config.seed,
-            num_epochs=self.num_epochs,
+            config=self.config,
             steps_per_epoch=self.steps_per_epoch,
-            batch_size=self.config.train.batch_size_per_class,
+            mesh=self._mesh,
             metrics=("loss", "reconstruction", "cross_entropy"),
         )
 

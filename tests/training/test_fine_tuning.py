@@ -23,6 +23,7 @@ from abs_model.training.fine_tuning_task import FineTuningTask
 from abs_model.training.hard_images import HardImages, find_hard_images, kept_hard_images
 from abs_model.training.metrics import read_metrics
 from abs_model.training.workdir import WorkdirError
+from abs_model.zoo.load import find_trained, load_arrays
 from configs.abs_fine_tuned import get_config
 from tests.conftest import run_script, train_arguments
 from tests.training.test_training import final_parameters, start, wait_for_step
@@ -195,22 +196,11 @@ def test_hard_images_are_those_of_small_gaps_and_their_copies(unweighted, datase
     changes = found.images[:count].astype(float) - found.images[count:]
     assert np.abs(changes).mean() < 0.1 * 255
     assert found.latents.shape == (2 * count, 10, 8)
-    expected = energies_by_decoder(unweighted.solver.decoder, found.images, found.latents)
+    expected = energies_of(*load_arrays(find_trained("abs")), found.images, found.latents)
     np.testing.assert_allclose(found.energies, expected, rtol=1e-4)
     # Searches of other batches differ by more where a class is out of contention.
     near = energies[hard] < energies[hard].min(axis=1, keepdims=True) + 10
     np.testing.assert_allclose(found.energies[:count][near], energies[hard][near], atol=0.02)
-
-
-def energies_by_decoder(decoder, images, latents):
-    """Energies of latents (N, classes, latent), by each class's folded decoder."""
-    pixels = decoder.to_pixels(jnp.asarray(images, jnp.float32) / 255)
-    energies = []
-    for index in range(latents.shape[1]):
-        decoded = jax.tree.map(lambda leaf, i=index: leaf[i], decoder)(latents[:, index].T)
-        errors = jnp.sum((pixels - decoded) ** 2, axis=0)
-        energies.append(errors + 0.5 * jnp.sum(latents[:, index] ** 2, axis=1))
-    return jnp.stack(energies, axis=1)
 
 
 def test_hard_images_are_kept_and_damage_is_named(unweighted, dataset, tmp_path, monkeypatch):
